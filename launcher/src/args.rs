@@ -1,0 +1,219 @@
+//! What was typed: flags, environment names, defaults, help. Nothing is checked here that clap does not check.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand};
+use lockstep_models::hub::{HubSource, Network};
+use lockstep_process::telemetry::{LogConfig, LogFormat};
+use lockstep_proto::Bytes;
+use lockstep_shard::decoder::Dtype;
+use thiserror::Error;
+
+use crate::passthrough::RouterFlags;
+
+/// Serves text generation from a model split over shard processes.
+///
+/// Without a subcommand it serves; without a model it serves the demo model that is part of this binary.
+#[derive(Debug, Parser)]
+#[command(name = "lockstep", version, args_conflicts_with_subcommands = true, args_override_self = true)]
+pub struct Cli {
+    /// Which role to play.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// What `serve` takes.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// The roles of the binary.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a model: start its shards and a router and keep them alive (the default).
+    Serve(Box<ServeArgs>),
+    /// Speak HTTP and drive the shards of one group.
+    Router(Box<lockstep_router::args::RouterArgs>),
+    /// Hold one slice of a model and compute steps.
+    Shard(lockstep_shard::args::ShardArgs),
+    /// Download a model from the Hub, and print the folder it is in.
+    Download(DownloadArgs),
+    /// Drive a running server and print latencies and throughput.
+    Bench(lockstep_bench::args::BenchArgs),
+}
+
+/// What `serve` takes.
+#[derive(Args, Debug)]
+pub struct ServeArgs {
+    /// A local folder, or the name of a model on the Hub; absent: the demo model in this binary.
+    #[arg(long, env)]
+    pub model_id: Option<String>,
+    /// What to download from the Hub with.
+    #[command(flatten)]
+    pub hub: HubArgs,
+    /// How many processes the model is split over.
+    #[arg(long, env, default_value_t = 1)]
+    pub num_shard: u32,
+    /// What weights and KV cache are kept in.
+    #[arg(long, env, default_value = "bfloat16")]
+    pub dtype: Dtype,
+    /// Memory for the KV cache over all shards, such as 4GiB; absent: enough for every permitted request at
+    /// full length, or half of what is free after the weights.
+    #[arg(long, env)]
+    pub kv_cache_memory: Option<Memory>,
+    /// The IP address to listen on; what is none means every address.
+    #[arg(long, env, default_value = "0.0.0.0")]
+    pub hostname: String,
+    /// The port to listen on; 0 takes a free one.
+    #[arg(long, short, env, default_value_t = 3000)]
+    pub port: u16,
+    /// Seconds that running requests may take to end after a stop is asked for.
+    #[arg(long, short, env, default_value_t = 90)]
+    pub graceful_termination_timeout: u64,
+    /// Where this user's sockets belong.
+    #[arg(long, env, hide = true)]
+    pub xdg_runtime_dir: Option<PathBuf>,
+    /// How to log.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// Handed on to the router as typed.
+    #[command(flatten)]
+    pub router: RouterFlags,
+}
+
+/// What `download` takes.
+#[derive(Args, Debug)]
+pub struct DownloadArgs {
+    /// The name of a model on the Hub, such as org/name.
+    #[arg(env)]
+    pub model_id: String,
+    /// What to download with.
+    #[command(flatten)]
+    pub hub: HubArgs,
+    /// How to log.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// How to log.
+#[derive(Args, Debug)]
+pub struct LogArgs {
+    /// `info`, `debug`, or a filter such as `info,lockstep_router=debug`.
+    #[arg(long, env, default_value = "info")]
+    pub log_level: String,
+    /// Log JSON lines.
+    #[arg(long, env)]
+    pub json_output: bool,
+}
+
+/// Where the Hub is and how to be let in.
+#[derive(Args, Debug)]
+pub struct HubArgs {
+    /// Branch, tag or commit of the model on the Hub.
+    #[arg(long, env)]
+    pub revision: Option<String>,
+    /// Where downloaded models are kept.
+    #[arg(long, env)]
+    pub huggingface_hub_cache: Option<PathBuf>,
+    /// The Hub's folder; models are kept in `hub` under it.
+    #[arg(long, env, hide = true)]
+    pub hf_home: Option<PathBuf>,
+    /// The secret that opens gated and private models.
+    #[arg(long, env, hide_env_values = true, hide = true)]
+    pub hf_token: Option<String>,
+    /// Another Hub.
+    #[arg(long, env, hide = true)]
+    pub hf_endpoint: Option<String>,
+    /// Use what is downloaded already and no network.
+    #[arg(long, env, hide = true)]
+    pub hf_hub_offline: bool,
+}
+
+/// An amount of memory as typed: `4GiB`, `512MB`, `1000000`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory(pub Bytes);
+
+/// What was typed is no amount of memory.
+#[derive(Debug, Error)]
+#[error("read {found:?} as an amount of memory; write a whole number with B, KB, MB, GB, KiB, MiB or GiB")]
+pub struct MemoryError {
+    found: String,
+}
+
+impl FromStr for Memory {
+    type Err = MemoryError;
+
+    fn from_str(text: &str) -> Result<Self, MemoryError> {
+        let failed = || MemoryError { found: text.to_owned() };
+        let digits = text.trim().trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let unit = text.trim()[digits.len()..].to_ascii_lowercase();
+        let factor: u64 = match unit.as_str() {
+            "" | "b" => 1,
+            "kb" => 1_000,
+            "mb" => 1_000_000,
+            "gb" => 1_000_000_000,
+            "kib" | "k" => 1 << 10,
+            "mib" | "m" => 1 << 20,
+            "gib" | "g" => 1 << 30,
+            _ => return Err(failed()),
+        };
+        let count: u64 = digits.trim().parse().map_err(|_| failed())?;
+        count.checked_mul(factor).map(|bytes| Self(Bytes(bytes))).ok_or_else(failed)
+    }
+}
+
+impl LogArgs {
+    /// The same as telemetry takes it.
+    pub fn config(&self) -> LogConfig {
+        let format = if self.json_output { LogFormat::Json } else { LogFormat::Text };
+        LogConfig { filter: self.log_level.clone(), format }
+    }
+}
+
+impl HubArgs {
+    /// The same as the downloader takes it.
+    pub fn source(&self) -> HubSource {
+        let under_home = self.hf_home.as_ref().map(|home| home.join("hub"));
+        HubSource {
+            revision: self.revision.clone(),
+            cache: self.huggingface_hub_cache.clone().or(under_home),
+            token: self.hf_token.clone(),
+            endpoint: self.hf_endpoint.clone(),
+            network: if self.hf_hub_offline { Network::Offline } else { Network::Online },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn serve_is_what_happens_without_a_subcommand() {
+        let cli = Cli::parse_from(["lockstep", "--port", "8080", "--num-shard", "2"]);
+        assert!(cli.command.is_none());
+        assert_eq!((cli.serve.port, cli.serve.num_shard), (8080, 2));
+    }
+
+    #[test]
+    fn amounts_of_memory_read_as_written() {
+        let cases = [
+            ("1", Some(1)),
+            ("4GiB", Some(4 << 30)),
+            ("512mb", Some(512_000_000)),
+            ("2 GiB", Some(2 << 30)),
+        ];
+        for (text, bytes) in cases {
+            assert_eq!(text.parse::<Memory>().ok().map(|memory| memory.0.0), bytes, "{text}");
+        }
+        for text in ["", "GiB", "4GX", "-1", "1.5GiB", "99999999999999GiB"] {
+            assert!(text.parse::<Memory>().is_err(), "{text}");
+        }
+    }
+}

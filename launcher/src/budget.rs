@@ -1,0 +1,165 @@
+//! How the memory of a run is spent: weights, KV cache, and what is left alone. Refuses what does not fit.
+
+use std::fmt;
+
+use lockstep_proto::{Blocks, Bytes, Tokens};
+
+use crate::config::KvCacheMemory;
+use crate::error::LaunchError;
+
+/// Left to each process for its code, activations, logits and buffers.
+const RESERVED_PER_PROCESS: Bytes = Bytes(64 << 20);
+
+/// What a model takes on each of its ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelSizes {
+    /// How many ranks it is split over.
+    pub ranks: u32,
+    /// Bytes of weights on each rank.
+    pub weights: Bytes,
+    /// Bytes one KV block takes on each rank, over all layers.
+    pub block_bytes: Bytes,
+    /// Tokens a KV block holds.
+    pub block_size: Tokens,
+    /// Longest context the model's positions allow.
+    pub max_positions: Tokens,
+}
+
+/// What the run wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// For the KV cache, over all ranks.
+    pub kv_cache: KvCacheMemory,
+    /// How many requests are permitted at once.
+    pub requests: u32,
+}
+
+/// How the memory is spent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryBudget {
+    sizes: ModelSizes,
+    kv_cache_per_rank: Bytes,
+    available: Option<Bytes>,
+}
+
+impl MemoryBudget {
+    /// Spends `available` memory; where it is not known, nothing is refused.
+    ///
+    /// # Errors
+    /// When the weights, or the KV cache asked for, or one request at full length do not fit.
+    pub fn new(sizes: ModelSizes, wish: Wish, available: Option<Bytes>) -> Result<Self, LaunchError> {
+        let ranks = u64::from(sizes.ranks);
+        let fixed = Bytes(sizes.weights.0 * ranks + RESERVED_PER_PROCESS.0 * (ranks + 1));
+        let free = available.map(|available| available.saturating_sub(fixed));
+        let block = Bytes(sizes.block_bytes.0 * ranks);
+        let one_request = Bytes(u64::from(sizes.max_positions.blocks_ceil(sizes.block_size).0) * block.0);
+        let every_request = Bytes(one_request.0.saturating_mul(u64::from(wish.requests)));
+        let (kv_cache, hint) = match wish.kv_cache {
+            KvCacheMemory::Fixed(asked) if asked < block => {
+                return Err(LaunchError::KvCacheTooSmall { asked, block });
+            }
+            KvCacheMemory::Fixed(asked) => (asked, "free memory or lower --kv-cache-memory"),
+            KvCacheMemory::Fitting => {
+                let half = free.map_or(Bytes(u64::MAX), |free| Bytes(free.0 / 2));
+                (every_request.min(half).max(one_request), "free memory or serve a smaller model")
+            }
+        };
+        let needed = fixed + kv_cache;
+        if let Some(available) = available
+            && available < needed
+        {
+            let parts = format!("weights {}, KV cache {kv_cache}", Bytes(sizes.weights.0 * ranks));
+            return Err(LaunchError::NotEnoughMemory { needed, parts, available, hint });
+        }
+        let kv_cache_per_rank = Bytes(kv_cache.0 / ranks);
+        Ok(Self { sizes, kv_cache_per_rank, available })
+    }
+
+    /// Bytes each rank may spend on KV blocks.
+    pub fn kv_cache_per_rank(&self) -> Bytes {
+        self.kv_cache_per_rank
+    }
+
+    /// Blocks that fit on each rank.
+    pub fn blocks(&self) -> Blocks {
+        let blocks = self.kv_cache_per_rank.0.checked_div(self.sizes.block_bytes.0).unwrap_or(0);
+        Blocks(u32::try_from(blocks).unwrap_or(u32::MAX))
+    }
+
+    /// Tokens that fit in them.
+    pub fn tokens(&self) -> Tokens {
+        self.blocks().tokens(self.sizes.block_size)
+    }
+}
+
+impl fmt::Display for MemoryBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ModelSizes { ranks, weights, block_size, .. } = self.sizes;
+        let each = if ranks == 1 { String::new() } else { format!(" on each of {ranks} ranks") };
+        write!(
+            f,
+            "memory: weights {weights}, KV cache {}{each}; {} blocks of {block_size}: {} tokens fit",
+            self.kv_cache_per_rank,
+            self.blocks(),
+            self.tokens(),
+        )?;
+        match self.available {
+            Some(available) => write!(f, "; {available} are available"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const SIZES: ModelSizes = ModelSizes {
+        ranks: 2,
+        weights: Bytes(100 * MIB),
+        block_bytes: Bytes(MIB),
+        block_size: Tokens(16),
+        max_positions: Tokens(160),
+    };
+    // Two ranks and a router keep 3 × 64 MiB; the weights take 200 MiB.
+    const FIXED: u64 = 392 * MIB;
+
+    fn budget(kv_cache: KvCacheMemory, available: Option<u64>) -> Result<MemoryBudget, String> {
+        let wish = Wish { kv_cache, requests: 8 };
+        MemoryBudget::new(SIZES, wish, available.map(Bytes)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_cache_is_what_every_request_needs_or_half_of_what_is_free() {
+        // Eight requests of ten blocks, on two ranks: 160 MiB.
+        let cases = [
+            (None, 80),
+            (Some(FIXED + 1000 * MIB), 80),
+            (Some(FIXED + 100 * MIB), 25),
+            (Some(FIXED + 20 * MIB), 10),
+        ];
+        for (available, blocks) in cases {
+            let budget = budget(KvCacheMemory::Fitting, available).expect("it fits");
+            assert_eq!(budget.blocks(), Blocks(blocks), "{available:?}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_a_hint() {
+        let error = budget(KvCacheMemory::Fitting, Some(FIXED + 19 * MIB)).expect_err("too little");
+        insta::assert_snapshot!(error, @"fit the model in memory: 412 MiB are needed (weights 200 MiB, KV cache 20.0 MiB), 411 MiB are available; free memory or serve a smaller model");
+        let error =
+            budget(KvCacheMemory::Fixed(Bytes(64 * MIB)), Some(FIXED + 63 * MIB)).expect_err("too little");
+        insta::assert_snapshot!(error, @"fit the model in memory: 456 MiB are needed (weights 200 MiB, KV cache 64.0 MiB), 455 MiB are available; free memory or lower --kv-cache-memory");
+        let error = budget(KvCacheMemory::Fixed(Bytes(MIB)), None).expect_err("less than a block");
+        insta::assert_snapshot!(error, @"make a KV cache of 1.0 MiB: one block takes 2.0 MiB over all shards; raise --kv-cache-memory");
+    }
+
+    #[test]
+    fn the_plan_reads_as_a_sentence() {
+        let budget =
+            budget(KvCacheMemory::Fixed(Bytes(64 * MIB)), Some(FIXED + 64 * MIB)).expect("it fits");
+        insta::assert_snapshot!(budget, @"memory: weights 100 MiB, KV cache 32.0 MiB on each of 2 ranks; 32 blocks of 16: 512 tokens fit; 456 MiB are available");
+    }
+}

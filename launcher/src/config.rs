@@ -1,0 +1,168 @@
+//! What was typed, checked and complete: nothing here means "unset".
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lockstep_models::{FileError, ModelFiles, hub};
+use lockstep_process::telemetry::LogConfig;
+use lockstep_proto::Bytes;
+use lockstep_shard::decoder::Dtype;
+use tracing::warn;
+
+use crate::args::ServeArgs;
+use crate::error::LaunchError;
+use crate::passthrough::RouterFlags;
+
+/// The name the embedded model is served under.
+const DEMO_NAME: &str = "lockstep/demo";
+
+const WEIGHTS: &str = ".safetensors";
+
+/// Everything a run is made of.
+#[derive(Clone, Debug)]
+pub struct ServeConfig {
+    /// Where the model's files are.
+    pub model: ModelFiles,
+    /// The name it is served under.
+    pub model_name: String,
+    /// How many processes it is split over.
+    pub ranks: u32,
+    /// What weights and KV cache are kept in.
+    pub dtype: Dtype,
+    /// How much memory the KV cache takes.
+    pub kv_cache: KvCacheMemory,
+    /// Where the router listens.
+    pub address: SocketAddr,
+    /// How long running requests may take to end after a stop is asked for.
+    pub grace: Duration,
+    /// How everyone logs.
+    pub log: LogConfig,
+    /// Handed on to the router as typed.
+    pub router: RouterFlags,
+    /// The binary every role is played by.
+    pub program: PathBuf,
+    /// Where this user's sockets belong, if the system says so.
+    pub runtime_folder: Option<PathBuf>,
+}
+
+/// How much memory the KV cache takes over all ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvCacheMemory {
+    /// So much.
+    Fixed(Bytes),
+    /// Enough for every permitted request at full length, or half of what is free after the weights.
+    Fitting,
+}
+
+impl ServeConfig {
+    /// Checks what was typed, and claims the address before anything expensive: a taken port is the most
+    /// common mistake.
+    ///
+    /// # Errors
+    /// When the address cannot be had or the model cannot be found.
+    pub fn from_args(args: &ServeArgs) -> Result<Self, LaunchError> {
+        if args.num_shard == 0 {
+            return Err(LaunchError::NoShards);
+        }
+        let address = free_address(SocketAddr::new(listening_ip(&args.hostname), args.port))?;
+        let (model, model_name) = find_model(args)?;
+        Ok(Self {
+            model,
+            model_name,
+            ranks: args.num_shard,
+            dtype: args.dtype,
+            kv_cache: args
+                .kv_cache_memory
+                .map_or(KvCacheMemory::Fitting, |memory| KvCacheMemory::Fixed(memory.0)),
+            address,
+            grace: Duration::from_secs(args.graceful_termination_timeout),
+            log: args.log.config(),
+            router: args.router.clone(),
+            // Names this very file even when a newer one has taken its place on disk: roles of one run are
+            // of one version.
+            program: PathBuf::from("/proc/self/exe"),
+            runtime_folder: args.xdg_runtime_dir.clone().filter(|folder| folder.is_dir()),
+        })
+    }
+}
+
+/// Containers set `HOSTNAME` to a name; a server in one listens on every address.
+fn listening_ip(hostname: &str) -> IpAddr {
+    if hostname == "localhost" {
+        return IpAddr::V4(Ipv4Addr::LOCALHOST);
+    }
+    hostname.parse().unwrap_or_else(|_| {
+        warn!(hostname, "not an IP address; listening on every address");
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+    })
+}
+
+/// The same address, with a free port in place of port 0, if it can be listened on.
+fn free_address(address: SocketAddr) -> Result<SocketAddr, LaunchError> {
+    match TcpListener::bind(address).and_then(|listener| listener.local_addr()) {
+        Ok(address) => Ok(address),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            Err(LaunchError::PortTaken { address })
+        }
+        Err(source) => Err(LaunchError::Listen { address, source }),
+    }
+}
+
+fn find_model(args: &ServeArgs) -> Result<(ModelFiles, String), LaunchError> {
+    let Some(id) = &args.model_id else {
+        return Ok((ModelFiles::EmbeddedDemo, DEMO_NAME.to_owned()));
+    };
+    let model = match local_folder(id) {
+        Some(folder) => ModelFiles::Folder(folder),
+        None => ModelFiles::Folder(hub::download(id, &args.hub.source())?),
+    };
+    for name in ["config.json", "tokenizer.json"] {
+        model.require(name)?;
+    }
+    if model.names_ending_in(WEIGHTS)?.is_empty() {
+        return Err(FileError::Missing { name: format!("*{WEIGHTS}"), place: model.to_string() }.into());
+    }
+    Ok((model, id.clone()))
+}
+
+/// The folder `id` names: an existing one, or one that is written like a path and nothing else.
+fn local_folder(id: &str) -> Option<PathBuf> {
+    let path = Path::new(id);
+    let written_like_a_path = path.is_absolute() || id.starts_with('.') || id.matches('/').count() != 1;
+    if path.is_dir() || written_like_a_path {
+        // Absolute, since roles may be looked at from elsewhere.
+        return Some(std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_is_an_error_with_a_hint() {
+        let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = taken.local_addr().expect("it is bound");
+        let error = free_address(address).expect_err("it is taken");
+        let expected = format!(
+            "listen on {address}: the port is taken; stop what has it or choose another with --port"
+        );
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn port_0_becomes_a_free_one() {
+        let address = free_address(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("one is free");
+        assert_ne!(address.port(), 0);
+    }
+
+    #[test]
+    fn a_hub_name_is_no_path() {
+        assert_eq!(local_folder("org/name"), None);
+        for path in ["./dir", "/models/a", "../b", "a/b/c", "folder"] {
+            assert!(local_folder(path).is_some_and(|folder| folder.is_absolute()), "{path}");
+        }
+    }
+}

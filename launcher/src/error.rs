@@ -1,0 +1,130 @@
+//! What can keep a server from starting or end it, each in one line with a hint.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+use lockstep_models::FileError;
+use lockstep_models::hub::HubError;
+use lockstep_process::telemetry::TelemetryError;
+use lockstep_proto::Bytes;
+use lockstep_shard::decoder::{SpecError, SplitError};
+use thiserror::Error;
+
+use crate::supervisor::UnitId;
+
+/// Reads after "failed to".
+#[derive(Debug, Error)]
+pub enum LaunchError {
+    /// Someone else listens there.
+    #[error("listen on {address}: the port is taken; stop what has it or choose another with --port")]
+    PortTaken {
+        /// Where.
+        address: SocketAddr,
+    },
+    /// The address cannot be listened on.
+    #[error("listen on {address}: {source}; choose another with --hostname and --port")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// No rank at all.
+    #[error("split a model over 0 shards; --num-shard is at least 1")]
+    NoShards,
+    /// A file of the model is missing or broken.
+    #[error(transparent)]
+    Files(#[from] FileError),
+    /// The model cannot be had from the Hub.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// The model's configuration is not understood.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The model cannot be run by so many ranks.
+    #[error("{0}; choose their number with --num-shard")]
+    Split(#[from] SplitError),
+    /// It does not fit.
+    #[error("fit the model in memory: {needed} are needed ({parts}), {available} are available; {hint}")]
+    NotEnoughMemory {
+        /// At least.
+        needed: Bytes,
+        /// What for.
+        parts: String,
+        /// What there is.
+        available: Bytes,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A KV cache without a block.
+    #[error("make a KV cache of {asked}: one block takes {block} over all shards; raise --kv-cache-memory")]
+    KvCacheTooSmall {
+        /// What was asked for.
+        asked: Bytes,
+        /// What a block takes.
+        block: Bytes,
+    },
+    /// No private folder for the sockets.
+    #[error("make a folder for sockets in {place}: {source}")]
+    SocketFolder {
+        /// Where.
+        place: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// No runtime or no signal handler.
+    #[error("set up the process: {0}")]
+    SetUp(#[source] io::Error),
+    /// A unit never came up.
+    #[error("start the {}: gave up after {attempts} attempts; {last}", unit_name(*unit))]
+    GaveUp {
+        /// Which.
+        unit: UnitId,
+        /// How often it was tried.
+        attempts: u32,
+        /// What the last one said.
+        last: LastWords,
+    },
+    /// Logging.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    /// The router role failed.
+    #[error(transparent)]
+    Router(#[from] lockstep_router::RouterError),
+    /// The shard role failed.
+    #[error(transparent)]
+    Shard(#[from] lockstep_shard::ShardError),
+    /// The load generator failed.
+    #[error(transparent)]
+    Bench(#[from] lockstep_bench::BenchError),
+}
+
+/// How a process ended and what it said last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LastWords {
+    /// `shard-1`, `router`.
+    pub process: String,
+    /// `exit status: 1`, `signal: 9 (SIGKILL)`.
+    pub end: String,
+    /// Its last lines on standard error.
+    pub lines: Vec<String>,
+}
+
+impl fmt::Display for LastWords {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the last {} ended with {}", self.process, self.end)?;
+        if self.lines.is_empty() {
+            return f.write_str(" and said nothing");
+        }
+        f.write_str(" and said last:")?;
+        self.lines.iter().try_for_each(|line| write!(f, "\n  {line}"))
+    }
+}
+
+fn unit_name(unit: UnitId) -> &'static str {
+    match unit {
+        UnitId::Shards => "shards",
+        UnitId::Router => "router",
+    }
+}

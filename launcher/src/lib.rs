@@ -1,0 +1,75 @@
+//! The lockstep binary: resolves the model, spawns, supervises and restarts the roles.
+//!
+//! In the order a start takes: what was typed ([`args`]), what it means ([`config`]), what memory it takes
+//! ([`memory`]), which commands that makes ([`plan`]), and the shell that runs them ([`run`]) as the
+//! [`supervisor`] says.
+
+pub mod args;
+pub mod budget;
+pub mod config;
+pub mod error;
+pub mod memory;
+mod output;
+pub mod passthrough;
+pub mod plan;
+mod process;
+mod readiness;
+pub mod run;
+mod signals;
+mod sockets;
+pub mod supervisor;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command, DownloadArgs, ServeArgs};
+use crate::config::ServeConfig;
+use crate::error::LaunchError;
+
+/// What `main` of the binary does: parses the command line, plays the role, maps the end to an exit code.
+pub fn main() -> ExitCode {
+    let started = Instant::now();
+    let cli = Cli::parse();
+    match play(cli, started) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to do where standard error is gone as well.
+            let _ = writeln!(std::io::stderr().lock(), "lockstep: failed to {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn play(cli: Cli, started: Instant) -> Result<(), LaunchError> {
+    match cli.command {
+        None => serve(&cli.serve, started),
+        Some(Command::Serve(args)) => serve(&args, started),
+        Some(Command::Router(args)) => {
+            process::name_this("lockstep-router");
+            Ok(lockstep_router::run(*args)?)
+        }
+        Some(Command::Shard(args)) => {
+            process::name_this("lockstep-shard");
+            Ok(lockstep_shard::run(args)?)
+        }
+        Some(Command::Download(args)) => download(&args),
+        Some(Command::Bench(args)) => Ok(lockstep_bench::run(&args)?),
+    }
+}
+
+fn serve(args: &ServeArgs, started: Instant) -> Result<(), LaunchError> {
+    lockstep_process::telemetry::init(&args.log.config())?;
+    let config = ServeConfig::from_args(args)?;
+    run::serve(&config, started)
+}
+
+fn download(args: &DownloadArgs) -> Result<(), LaunchError> {
+    lockstep_process::telemetry::init(&args.log.config())?;
+    let folder = lockstep_models::hub::download(&args.model_id, &args.hub.source())?;
+    // Printed alone, so that a script can use it.
+    let _ = writeln!(std::io::stdout().lock(), "{}", folder.display());
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! The router's own flags, offered by `serve` as well and handed on as typed: declared once, in the router.
+
+use std::ffi::OsString;
+use std::str::FromStr;
+
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use lockstep_router::args::RouterArgs;
+
+/// Flags of the router that `serve` sets itself, by their long names.
+const SET_BY_SERVE: &[&str] = &[
+    "model",
+    "model-id",
+    "shard",
+    "hostname",
+    "port",
+    "graceful-termination-timeout",
+    "parent",
+    "log-level",
+    "json-output",
+];
+
+/// What these flags stand under in the help.
+const HEADING: &str = "Requests and limits";
+
+/// The flag whose value the memory plan needs as well.
+const MAX_CONCURRENT_REQUESTS: &str = "max_concurrent_requests";
+
+/// The flag whose value the shards need as well.
+const STEP_TIMEOUT: &str = "step_timeout";
+
+/// What was typed for the router, ready for its command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouterFlags {
+    /// `--flag value …` as typed. What comes from the environment is not here: the router inherits it.
+    pub typed: Vec<OsString>,
+    /// How many requests the router permits at once.
+    pub max_concurrent_requests: u32,
+    /// Seconds after which a step counts as hung, for the router and for the ranks that wait for each other.
+    pub step_timeout_s: u64,
+}
+
+impl Args for RouterFlags {
+    fn augment_args(command: Command) -> Command {
+        offered().into_iter().fold(command, Command::arg)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for RouterFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut typed = Vec::new();
+        for arg in offered() {
+            let source = matches.value_source(arg.get_id().as_str());
+            if source == Some(ValueSource::CommandLine) {
+                typed.extend(as_typed(&arg, matches));
+            }
+        }
+        Ok(Self {
+            typed,
+            max_concurrent_requests: number(matches, MAX_CONCURRENT_REQUESTS)?,
+            step_timeout_s: number(matches, STEP_TIMEOUT)?,
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+fn number<T: FromStr>(matches: &ArgMatches, id: &str) -> Result<T, clap::Error> {
+    let raw = matches.get_raw(id).and_then(|mut values| values.next());
+    raw.and_then(|raw| raw.to_str()?.parse().ok()).ok_or_else(|| {
+        let flag = id.replace('_', "-");
+        clap::Error::raw(ErrorKind::ValueValidation, format!("read --{flag}: a whole number is needed\n"))
+    })
+}
+
+fn offered() -> Vec<Arg> {
+    let router = RouterArgs::augment_args(Command::new("router"));
+    let own = |arg: &Arg| arg.get_long().is_none_or(|long| SET_BY_SERVE.contains(&long));
+    let handed_on = router.get_arguments().filter(|arg| !own(arg));
+    handed_on.map(|arg| arg.clone().help_heading(HEADING)).collect()
+}
+
+fn as_typed(arg: &Arg, matches: &ArgMatches) -> Vec<OsString> {
+    let flag = OsString::from(format!("--{}", arg.get_long().unwrap_or_default()));
+    if matches!(arg.get_action(), ArgAction::SetTrue | ArgAction::SetFalse) {
+        return vec![flag];
+    }
+    let values = matches.get_raw(arg.get_id().as_str()).into_iter().flatten();
+    values.flat_map(|value| [flag.clone(), value.to_owned()]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(typed: &[&str]) -> RouterFlags {
+        let command = RouterFlags::augment_args(Command::new("serve").no_binary_name(true));
+        let matches = command.try_get_matches_from(typed).expect("they are the router's flags");
+        RouterFlags::from_arg_matches(&matches).expect("they are whole")
+    }
+
+    #[test]
+    fn what_was_typed_is_handed_on_and_nothing_else() {
+        let typed = ["--max-concurrent-requests", "7", "--step-timeout", "9"];
+        let flags = parse(&typed);
+        assert_eq!((flags.max_concurrent_requests, flags.step_timeout_s), (7, 9));
+        let mut pairs: Vec<_> = flags.typed.chunks(2).map(|pair| pair.to_vec()).collect();
+        pairs.sort();
+        assert_eq!(pairs, [["--max-concurrent-requests", "7"], ["--step-timeout", "9"]]);
+        assert_eq!(parse(&[]).typed, Vec::<OsString>::new());
+    }
+
+    #[test]
+    fn what_serve_sets_itself_is_not_offered_twice() {
+        let offered = offered();
+        let doubled = offered.iter().filter_map(Arg::get_long).find(|long| SET_BY_SERVE.contains(long));
+        assert_eq!(doubled, None);
+    }
+}

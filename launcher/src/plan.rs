@@ -1,0 +1,137 @@
+//! Which commands a run is made of. Pure: a config and a place in, command lines out.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use lockstep_process::telemetry::{LogConfig, LogFormat};
+use lockstep_proto::{Bytes, Epoch, Rank};
+
+use crate::config::ServeConfig;
+
+/// What is known of a run beside its config.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The private folder of this run's sockets.
+    pub sockets: PathBuf,
+    /// The launcher's process id: who to die with.
+    pub launcher: u32,
+    /// Threads each rank may use.
+    pub threads_per_rank: usize,
+    /// KV cache of each rank.
+    pub kv_cache_per_rank: Bytes,
+}
+
+/// How the ranks of one epoch talk to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Communicator {
+    /// One rank has nobody to talk to.
+    Solo,
+    /// Through shared memory that is this open file of the launcher's.
+    SharedMemory {
+        /// The file's descriptor in the launcher.
+        descriptor: i32,
+    },
+}
+
+/// What one process is started with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandLine {
+    /// What its lines in the log are marked with: `router`, `shard-0`.
+    pub process: String,
+    /// After the program's name.
+    pub arguments: Vec<OsString>,
+}
+
+/// Where a rank listens, the same in every epoch.
+pub fn socket_of(sockets: &Path, rank: Rank) -> PathBuf {
+    sockets.join(format!("shard-{rank}.sock"))
+}
+
+/// The router's command line.
+pub fn router(config: &ServeConfig, place: &Place) -> CommandLine {
+    let mut line = Builder::new("router");
+    line.option("--model", config.model.to_argument());
+    line.option("--model-id", &config.model_name);
+    for rank in 0..config.ranks {
+        line.option("--shard", unix(&socket_of(&place.sockets, Rank(rank))));
+    }
+    line.option("--hostname", config.address.ip().to_string());
+    line.option("--port", config.address.port().to_string());
+    line.option("--graceful-termination-timeout", config.grace.as_secs().to_string());
+    line.arguments.extend(config.router.typed.iter().cloned());
+    line.option("--parent", place.launcher.to_string());
+    line.logging(&config.log);
+    CommandLine { process: "router".to_owned(), arguments: line.arguments }
+}
+
+/// The command line of one rank in one epoch.
+pub fn shard(config: &ServeConfig, place: &Place, incarnation: &ShardIncarnation) -> CommandLine {
+    let ShardIncarnation { rank, epoch, communicator } = *incarnation;
+    let mut line = Builder::new("shard");
+    line.option("--model", config.model.to_argument());
+    line.option("--rank", rank.to_string());
+    line.option("--world-size", config.ranks.to_string());
+    line.option("--epoch", epoch.to_string());
+    line.option("--listen", unix(&socket_of(&place.sockets, rank)));
+    line.option("--communicator", communicator.to_argument(place.launcher));
+    line.option("--dtype", config.dtype.to_string());
+    line.option("--kv-cache-bytes", place.kv_cache_per_rank.0.to_string());
+    line.option("--threads", place.threads_per_rank.to_string());
+    line.option("--step-timeout", config.router.step_timeout_s.to_string());
+    line.option("--parent", place.launcher.to_string());
+    line.logging(&config.log);
+    CommandLine { process: format!("shard-{rank}"), arguments: line.arguments }
+}
+
+/// What tells the starts of a shard apart.
+#[derive(Clone, Copy, Debug)]
+pub struct ShardIncarnation {
+    /// Its place in the group.
+    pub rank: Rank,
+    /// Which start of the group it is.
+    pub epoch: Epoch,
+    /// How the ranks of this epoch talk.
+    pub communicator: Communicator,
+}
+
+/// Threads for each of `ranks` that share `cores`.
+pub fn threads_per_rank(cores: usize, ranks: u32) -> usize {
+    (cores / ranks.max(1) as usize).max(1)
+}
+
+impl Communicator {
+    fn to_argument(self, launcher: u32) -> String {
+        match self {
+            Self::Solo => "solo".to_owned(),
+            Self::SharedMemory { descriptor } => format!("shm:/proc/{launcher}/fd/{descriptor}"),
+        }
+    }
+}
+
+struct Builder {
+    arguments: Vec<OsString>,
+}
+
+impl Builder {
+    fn new(role: &str) -> Self {
+        Self { arguments: vec![role.into()] }
+    }
+
+    fn option(&mut self, name: &str, value: impl Into<OsString>) {
+        self.arguments.extend([name.into(), value.into()]);
+    }
+
+    fn logging(&mut self, log: &LogConfig) {
+        self.option("--log-level", &log.filter);
+        match log.format {
+            LogFormat::Json => self.arguments.push("--json-output".into()),
+            LogFormat::Text => {}
+        }
+    }
+}
+
+fn unix(socket: &Path) -> OsString {
+    let mut address = OsString::from("unix:");
+    address.push(socket);
+    address
+}

@@ -1,0 +1,316 @@
+//! The shell around the supervisor: turns the world's events into its events, and carries out what it says.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use lockstep_process::tasks::Tasks;
+use lockstep_process::telemetry::LogFormat;
+use lockstep_proto::{Epoch, Rank};
+use lockstep_shard::batch::BLOCK_SIZE;
+use lockstep_shard::decoder::ModelSpec;
+use lockstep_shard::plan::MemoryPlan;
+use tokio::sync::mpsc;
+use tokio::time::sleep_until;
+use tracing::{error, info, warn};
+
+use crate::budget::{MemoryBudget, ModelSizes, Wish};
+use crate::config::ServeConfig;
+use crate::error::{LastWords, LaunchError};
+use crate::memory;
+use crate::plan::{self, Communicator, Place, ShardIncarnation};
+use crate::process::{Exited, Process, Starter};
+use crate::readiness;
+use crate::signals::StopSignals;
+use crate::sockets::SocketFolder;
+use crate::supervisor::{Action, Event, Incarnation, Member, Outcome, Policy, Supervisor, UnitId};
+
+/// Every process reports its end once, and is started again only after that was read: as many as there can
+/// be ranks on a host, and the router.
+const EXITS_WAITING: usize = 64;
+const FIRST_DELAY: Duration = Duration::from_millis(200);
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
+const FAILURES_ALLOWED: u32 = 5;
+/// The router counts the grace itself; it is killed only where it fails to.
+const ROUTER_MARGIN: Duration = Duration::from_secs(5);
+/// A rank that is asked to leave ends its step and goes.
+const SHARDS_GRACE: Duration = Duration::from_secs(10);
+/// How often to say that the service is not ready yet.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Serves until it is asked to stop.
+///
+/// # Errors
+/// When the model does not fit, the process cannot be set up, or a unit never comes up.
+pub fn serve(config: &ServeConfig, started: Instant) -> Result<(), LaunchError> {
+    let wish = Wish { kv_cache: config.kv_cache, requests: config.router.max_concurrent_requests };
+    let budget = MemoryBudget::new(model_sizes(config)?, wish, memory::available())?;
+    announce(config, &budget.to_string());
+    // One thread, and the main one: the kernel tells a child of its parent's death when the thread that
+    // made it ends.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(LaunchError::SetUp)?;
+    runtime.block_on(async {
+        let sockets = SocketFolder::create(config.runtime_folder.as_deref())?;
+        let shell = Shell::new(config, &budget, &sockets, started);
+        shell.run().await
+    })
+}
+
+/// What the model takes, read from its configuration: no weight is touched.
+fn model_sizes(config: &ServeConfig) -> Result<ModelSizes, LaunchError> {
+    let spec = ModelSpec::read(&config.model)?;
+    let plan = MemoryPlan::new(&spec, config.dtype, config.ranks)?;
+    Ok(ModelSizes {
+        ranks: config.ranks,
+        weights: plan.weights,
+        block_bytes: plan.block,
+        block_size: BLOCK_SIZE,
+        max_positions: spec.max_positions(),
+    })
+}
+
+struct Shell<'a> {
+    config: &'a ServeConfig,
+    place: Place,
+    supervisor: Supervisor,
+    starter: Starter,
+    exits: mpsc::Receiver<Exited>,
+    processes: BTreeMap<Member, Process>,
+    /// What the ranks of the current epoch talk through; gone with the epoch.
+    shared_memory: Option<OwnedFd>,
+    /// Waits for the service to be ready, while it is not.
+    readiness: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    last_words: BTreeMap<UnitId, LastWords>,
+    announced: Announced,
+    started: Instant,
+}
+
+/// Whether the ready line was printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Announced {
+    NotYet,
+    Once,
+}
+
+impl<'a> Shell<'a> {
+    fn new(
+        config: &'a ServeConfig,
+        budget: &MemoryBudget,
+        sockets: &SocketFolder,
+        started: Instant,
+    ) -> Self {
+        let (exits_tx, exits) = mpsc::channel(EXITS_WAITING);
+        let policy = Policy {
+            first_delay: FIRST_DELAY,
+            longest_delay: LONGEST_DELAY,
+            failures_allowed: FAILURES_ALLOWED,
+            router_grace: config.grace + ROUTER_MARGIN,
+            shards_grace: SHARDS_GRACE,
+        };
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let place = Place {
+            sockets: sockets.path(),
+            launcher: std::process::id(),
+            threads_per_rank: plan::threads_per_rank(cores, config.ranks),
+            kv_cache_per_rank: budget.kv_cache_per_rank(),
+        };
+        let starter = Starter {
+            program: config.program.clone(),
+            format: config.log.format,
+            tasks: Tasks::new(),
+            exits: exits_tx,
+        };
+        Self {
+            config,
+            place,
+            supervisor: Supervisor::new(policy, config.ranks),
+            starter,
+            exits,
+            processes: BTreeMap::new(),
+            shared_memory: None,
+            readiness: None,
+            last_words: BTreeMap::new(),
+            announced: Announced::NotYet,
+            started,
+        }
+    }
+
+    async fn run(mut self) -> Result<(), LaunchError> {
+        let mut signals = StopSignals::listen().map_err(LaunchError::SetUp)?;
+        let mut actions = self.supervisor.start();
+        loop {
+            for action in actions {
+                if let Some(outcome) = self.carry_out(action) {
+                    return self.leave(outcome).await;
+                }
+            }
+            let event = self.next_event(&mut signals).await;
+            actions = self.supervisor.on_event(event, Instant::now());
+        }
+    }
+
+    async fn next_event(&mut self, signals: &mut StopSignals) -> Event {
+        let deadline = self.supervisor.next_deadline();
+        let reminder = tokio::time::sleep(PATIENCE);
+        tokio::pin!(reminder);
+        loop {
+            tokio::select! {
+                biased;
+                () = signals.next() => {
+                    info!("asked to stop");
+                    return Event::StopRequested;
+                }
+                Some(exited) = self.exits.recv() => return self.on_exited(exited),
+                () = at(deadline) => return Event::Tick,
+                () = ready(&mut self.readiness) => {
+                    self.on_ready();
+                    return Event::Ready;
+                }
+                () = &mut reminder, if self.readiness.is_some() => {
+                    info!("not ready yet");
+                    reminder.as_mut().reset(tokio::time::Instant::now() + PATIENCE);
+                }
+            }
+        }
+    }
+
+    fn on_exited(&mut self, exited: Exited) -> Event {
+        let Exited { member, last_words } = exited;
+        self.processes.remove(&member);
+        info!(process = last_words.process, end = last_words.end, "process ended");
+        // The first of a unit to end is the one that has something to say; the others were killed for it.
+        if self.supervisor.is_up(member.unit) {
+            self.last_words.insert(member.unit, last_words);
+        }
+        Event::Exited(member)
+    }
+
+    fn on_ready(&mut self) {
+        self.readiness = None;
+        match self.announced {
+            Announced::NotYet => announce(self.config, &ready_lines(self.config, self.started.elapsed())),
+            Announced::Once => info!("the service is ready again"),
+        }
+        self.announced = Announced::Once;
+    }
+
+    fn carry_out(&mut self, action: Action) -> Option<Outcome> {
+        match action {
+            Action::Spawn(unit, incarnation) => self.spawn(unit, incarnation),
+            Action::Terminate(unit) => {
+                info!(?unit, "asking to end");
+                self.of(unit).for_each(Process::terminate);
+            }
+            Action::Kill(unit) => {
+                warn!(?unit, "killing what is left");
+                self.of(unit).for_each(Process::kill);
+            }
+            Action::Finish(outcome) => return Some(outcome),
+        }
+        None
+    }
+
+    fn spawn(&mut self, unit: UnitId, incarnation: Incarnation) {
+        info!(?unit, incarnation = incarnation.0, "starting");
+        let member = |index| Member { unit, incarnation, index };
+        match unit {
+            UnitId::Router => {
+                let line = plan::router(self.config, &self.place);
+                self.processes.insert(member(0), self.starter.start(&line, member(0)));
+            }
+            UnitId::Shards => {
+                let communicator = self.communicator();
+                for rank in 0..self.config.ranks {
+                    let shard =
+                        ShardIncarnation { rank: Rank(rank), epoch: Epoch(incarnation.0), communicator };
+                    let line = plan::shard(self.config, &self.place, &shard);
+                    self.processes.insert(member(rank), self.starter.start(&line, member(rank)));
+                }
+            }
+        }
+        self.readiness = Some(Box::pin(readiness::until_ready(self.config.address)));
+    }
+
+    /// A fresh one for each epoch: what a dead rank left half written is gone.
+    fn communicator(&mut self) -> Communicator {
+        self.shared_memory = None;
+        if self.config.ranks == 1 {
+            return Communicator::Solo;
+        }
+        match lockstep_shard::comm::shared_memory::create(self.config.ranks) {
+            Ok(file) => {
+                let descriptor = file.as_raw_fd();
+                self.shared_memory = Some(file);
+                Communicator::SharedMemory { descriptor }
+            }
+            Err(error) => {
+                // The ranks will say that they cannot open it, and the group is tried again.
+                error!(%error, "no shared memory");
+                Communicator::SharedMemory { descriptor: -1 }
+            }
+        }
+    }
+
+    fn of(&self, unit: UnitId) -> impl Iterator<Item = &Process> {
+        self.processes.iter().filter(move |(member, _)| member.unit == unit).map(|(_, process)| process)
+    }
+
+    async fn leave(mut self, outcome: Outcome) -> Result<(), LaunchError> {
+        self.starter.tasks.stop_and_wait().await;
+        match outcome {
+            Outcome::Stopped => {
+                info!("stopped");
+                Ok(())
+            }
+            Outcome::GaveUp(unit) => {
+                let last = self.last_words.remove(&unit).unwrap_or_default();
+                Err(LaunchError::GaveUp { unit, attempts: FAILURES_ALLOWED, last })
+            }
+        }
+    }
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn ready(readiness: &mut Option<Pin<Box<dyn Future<Output = ()>>>>) {
+    match readiness {
+        Some(readiness) => readiness.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What tells a person that the service is there and what to do with it.
+fn ready_lines(config: &ServeConfig, took: Duration) -> String {
+    let address = readiness::reachable(config.address);
+    let version = env!("CARGO_PKG_VERSION");
+    let model = match &config.model {
+        lockstep_models::ModelFiles::EmbeddedDemo => "the demo model",
+        lockstep_models::ModelFiles::Folder(_) => &config.model_name,
+    };
+    let shards = if config.ranks == 1 { "1 shard".to_owned() } else { format!("{} shards", config.ranks) };
+    format!(
+        "lockstep {version} serves {model} on http://{address} ({shards}, {}, ready in {:.1} s)\n  \
+         curl http://{address}/generate_stream -H 'content-type: application/json' \
+         -d '{{\"inputs\":\"Once upon a time\",\"parameters\":{{\"max_new_tokens\":60}}}}'",
+        config.dtype,
+        took.as_secs_f64(),
+    )
+}
+
+/// Says it on standard output to a person, in the log to a machine.
+fn announce(config: &ServeConfig, text: &str) {
+    match config.log.format {
+        // Where nobody listens, serving goes on all the same.
+        LogFormat::Text => drop(writeln!(std::io::stdout().lock(), "{text}")),
+        LogFormat::Json => info!("{text}"),
+    }
+}

@@ -1,0 +1,306 @@
+//! The rules one by one, and all of them against random crashes.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const POLICY: Policy = Policy {
+    first_delay: Duration::from_millis(200),
+    longest_delay: Duration::from_secs(10),
+    failures_allowed: 5,
+    router_grace: Duration::from_secs(90),
+    shards_grace: Duration::from_secs(10),
+};
+
+/// Carries out actions on paper: which processes live, and what was asked of them.
+struct World {
+    supervisor: Supervisor,
+    ranks: u32,
+    now: Instant,
+    alive: BTreeSet<Member>,
+    told_to_end: BTreeSet<Member>,
+    spawns: Vec<(UnitId, Instant)>,
+    finished: Option<Outcome>,
+}
+
+impl World {
+    fn start(ranks: u32) -> Self {
+        let mut world = Self {
+            supervisor: Supervisor::new(POLICY, ranks),
+            ranks,
+            now: Instant::now(),
+            alive: BTreeSet::new(),
+            told_to_end: BTreeSet::new(),
+            spawns: Vec::new(),
+            finished: None,
+        };
+        let actions = world.supervisor.start();
+        world.carry_out(&actions);
+        world
+    }
+
+    fn event(&mut self, event: Event) -> Vec<Action> {
+        let actions = self.supervisor.on_event(event, self.now);
+        self.carry_out(&actions);
+        actions
+    }
+
+    fn exit(&mut self, member: Member) -> Vec<Action> {
+        assert!(self.alive.remove(&member), "{member:?} is not alive");
+        self.told_to_end.remove(&member);
+        self.event(Event::Exited(member))
+    }
+
+    fn exit_all_told(&mut self) {
+        while let Some(member) = self.told_to_end.first().copied() {
+            self.exit(member);
+        }
+    }
+
+    fn pass(&mut self, time: Duration) -> Vec<Action> {
+        self.now += time;
+        self.event(Event::Tick)
+    }
+
+    fn carry_out(&mut self, actions: &[Action]) {
+        for action in actions {
+            assert_eq!(self.finished, None, "{action:?} after the end");
+            match *action {
+                Action::Spawn(unit, incarnation) => self.spawn(unit, incarnation),
+                Action::Terminate(unit) | Action::Kill(unit) => {
+                    self.told_to_end.extend(self.alive.iter().filter(|member| member.unit == unit));
+                }
+                Action::Finish(outcome) => {
+                    assert!(self.alive.is_empty(), "left behind: {:?}", self.alive);
+                    self.finished = Some(outcome);
+                }
+            }
+        }
+    }
+
+    fn spawn(&mut self, unit: UnitId, incarnation: Incarnation) {
+        let others = self.of(unit);
+        assert!(others.is_empty(), "{unit:?} started beside {others:?}");
+        let size = match unit {
+            UnitId::Shards => self.ranks,
+            UnitId::Router => 1,
+        };
+        self.alive.extend((0..size).map(|index| Member { unit, incarnation, index }));
+        self.spawns.push((unit, self.now));
+    }
+
+    fn of(&self, unit: UnitId) -> Vec<Member> {
+        self.alive.iter().copied().filter(|member| member.unit == unit).collect()
+    }
+
+    fn one_of(&self, unit: UnitId) -> Member {
+        *self.of(unit).last().expect("the unit is up")
+    }
+}
+
+#[test]
+fn a_dead_rank_takes_its_group_down_and_brings_it_back() {
+    let mut world = World::start(4);
+    world.event(Event::Ready);
+    assert_eq!(world.exit(world.one_of(UnitId::Shards)), [Action::Kill(UnitId::Shards)]);
+    world.exit_all_told();
+    assert_eq!(world.of(UnitId::Shards), []);
+    assert_eq!(world.of(UnitId::Router).len(), 1, "the router stays");
+    assert_eq!(world.pass(POLICY.first_delay), [Action::Spawn(UnitId::Shards, Incarnation(2))]);
+}
+
+#[test]
+fn a_dead_router_comes_back_alone() {
+    let mut world = World::start(2);
+    assert_eq!(world.exit(world.one_of(UnitId::Router)), []);
+    assert_eq!(world.pass(POLICY.first_delay), [Action::Spawn(UnitId::Router, Incarnation(2))]);
+    assert_eq!(world.of(UnitId::Shards).len(), 2);
+}
+
+#[test]
+fn waits_double_up_to_the_longest() {
+    let delays = [(1, 200), (2, 400), (3, 800), (6, 6400), (7, 10_000), (60, 10_000)];
+    for (failures, expected_ms) in delays {
+        assert_eq!(unit::delay_after(failures, &POLICY), Duration::from_millis(expected_ms), "{failures}");
+    }
+}
+
+#[test]
+fn a_unit_that_never_comes_up_is_given_up_and_nothing_is_left() {
+    let mut world = World::start(1);
+    for _ in 1..POLICY.failures_allowed {
+        world.exit(world.one_of(UnitId::Shards));
+        world.pass(POLICY.longest_delay);
+    }
+    assert_eq!(world.exit(world.one_of(UnitId::Shards)), [Action::Kill(UnitId::Router)]);
+    world.exit_all_told();
+    assert_eq!(world.finished, Some(Outcome::GaveUp(UnitId::Shards)));
+}
+
+#[test]
+fn being_ready_forgives_earlier_failures() {
+    let mut world = World::start(1);
+    for _ in 0..3 * POLICY.failures_allowed {
+        world.event(Event::Ready);
+        world.exit(world.one_of(UnitId::Shards));
+        world.pass(POLICY.longest_delay);
+    }
+    assert_eq!(world.finished, None);
+}
+
+#[test]
+fn a_stop_drains_the_router_before_the_shards() {
+    let mut world = World::start(2);
+    assert_eq!(world.event(Event::StopRequested), [Action::Terminate(UnitId::Router)]);
+    assert_eq!(world.exit(world.one_of(UnitId::Router)), [Action::Terminate(UnitId::Shards)]);
+    world.exit_all_told();
+    assert_eq!(world.finished, Some(Outcome::Stopped));
+}
+
+#[test]
+fn a_router_that_does_not_drain_in_time_is_killed() {
+    let mut world = World::start(1);
+    world.event(Event::StopRequested);
+    assert_eq!(world.pass(POLICY.router_grace - Duration::from_millis(1)), []);
+    assert_eq!(world.pass(Duration::from_millis(1)), [Action::Kill(UnitId::Router)]);
+    assert_eq!(world.supervisor.next_deadline(), None, "asked once");
+}
+
+#[test]
+fn a_second_stop_kills() {
+    let mut world = World::start(2);
+    world.event(Event::StopRequested);
+    let actions = world.event(Event::StopRequested);
+    assert_eq!(actions, [Action::Kill(UnitId::Router), Action::Kill(UnitId::Shards)]);
+    world.exit_all_told();
+    assert_eq!(world.finished, Some(Outcome::Stopped));
+}
+
+#[test]
+fn a_stop_while_backing_off_starts_nothing_more() {
+    let mut world = World::start(1);
+    world.exit(world.one_of(UnitId::Shards));
+    world.event(Event::StopRequested);
+    world.exit_all_told();
+    assert_eq!(world.finished, Some(Outcome::Stopped));
+    assert_eq!(world.pass(Duration::from_secs(3600)), []);
+}
+
+#[test]
+fn a_report_about_an_earlier_incarnation_changes_nothing() {
+    let mut world = World::start(1);
+    let first = world.one_of(UnitId::Shards);
+    world.exit(first);
+    world.pass(POLICY.first_delay);
+    assert_eq!(world.event(Event::Exited(first)), []);
+    assert_eq!(world.of(UnitId::Shards).len(), 1);
+}
+
+#[derive(Clone, Debug)]
+enum Fault {
+    Crash(prop::sample::Index),
+    ReapOneTold,
+    Ready,
+    Stop,
+    Pass(u64),
+    PassToDeadline,
+}
+
+fn fault() -> impl Strategy<Value = Fault> {
+    prop_oneof![
+        6 => any::<prop::sample::Index>().prop_map(Fault::Crash),
+        6 => Just(Fault::ReapOneTold),
+        2 => Just(Fault::Ready),
+        1 => Just(Fault::Stop),
+        4 => (0..20_000u64).prop_map(Fault::Pass),
+        8 => Just(Fault::PassToDeadline),
+    ]
+}
+
+fn apply(world: &mut World, fault: &Fault) {
+    match fault {
+        Fault::Crash(which) if !world.alive.is_empty() => {
+            let members: Vec<Member> = world.alive.iter().copied().collect();
+            world.exit(*which.get(&members));
+        }
+        Fault::Crash(_) => {}
+        Fault::ReapOneTold => {
+            if let Some(member) = world.told_to_end.first().copied() {
+                world.exit(member);
+            }
+        }
+        Fault::Ready => {
+            if [UnitId::Shards, UnitId::Router].into_iter().all(|unit| world.supervisor.is_up(unit)) {
+                world.event(Event::Ready);
+            }
+        }
+        Fault::Stop => {
+            world.event(Event::StopRequested);
+        }
+        Fault::Pass(milliseconds) => {
+            world.pass(Duration::from_millis(*milliseconds));
+        }
+        Fault::PassToDeadline => {
+            if let Some(deadline) = world.supervisor.next_deadline() {
+                world.now = world.now.max(deadline);
+                world.event(Event::Tick);
+            }
+        }
+    }
+}
+
+/// What must hold after every event: either something is awaited, or all is over.
+fn check(world: &World) {
+    let deadline = world.supervisor.next_deadline();
+    assert!(deadline.is_none() || world.finished.is_none(), "a deadline after the end");
+    let waiting = deadline.is_some() || !world.alive.is_empty();
+    assert!(waiting || world.finished.is_some(), "nothing alive, nothing awaited, not finished: a zombie");
+}
+
+proptest! {
+    /// `World` asserts along the way that no unit runs twice and that nothing lives after the end.
+    #[test]
+    fn random_crashes_never_make_a_zombie_or_a_busy_loop(
+        ranks in 1u32..5,
+        faults in prop::collection::vec(fault(), 0..200),
+    ) {
+        let mut world = World::start(ranks);
+        for fault in &faults {
+            apply(&mut world, fault);
+            check(&world);
+        }
+        for unit in [UnitId::Shards, UnitId::Router] {
+            let starts: Vec<Instant> =
+                world.spawns.iter().filter(|(id, _)| *id == unit).map(|(_, at)| *at).collect();
+            for pair in starts.windows(2) {
+                prop_assert!(pair[1] - pair[0] >= POLICY.first_delay, "restarted without a wait");
+            }
+        }
+        // However it went: asked twice to stop, and with every process reaped, it is over.
+        world.event(Event::StopRequested);
+        world.event(Event::StopRequested);
+        world.exit_all_told();
+        prop_assert!(world.finished.is_some());
+        prop_assert!(world.alive.is_empty());
+    }
+
+    /// A tick at the deadline always moves it: the shell never spins.
+    #[test]
+    fn a_tick_at_the_deadline_moves_it(
+        ranks in 1u32..5,
+        faults in prop::collection::vec(fault(), 0..100),
+    ) {
+        let mut world = World::start(ranks);
+        for fault in &faults {
+            apply(&mut world, fault);
+        }
+        for _ in 0..8 {
+            let Some(deadline) = world.supervisor.next_deadline() else { break };
+            world.now = world.now.max(deadline);
+            world.event(Event::Tick);
+            prop_assert!(world.supervisor.next_deadline().is_none_or(|next| next > world.now));
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Whole plans as snapshots.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lockstep_launcher::config::{KvCacheMemory, ServeConfig};
+use lockstep_launcher::passthrough::RouterFlags;
+use lockstep_launcher::plan::{self, CommandLine, Communicator, Place, ShardIncarnation};
+use lockstep_models::ModelFiles;
+use lockstep_process::telemetry::{LogConfig, LogFormat};
+use lockstep_proto::{Bytes, Epoch, Rank};
+use lockstep_shard::decoder::Dtype;
+
+fn config(ranks: u32) -> ServeConfig {
+    ServeConfig {
+        model: ModelFiles::EmbeddedDemo,
+        model_name: "lockstep/demo".to_owned(),
+        ranks,
+        dtype: Dtype::Bfloat16,
+        kv_cache: KvCacheMemory::Fitting,
+        address: SocketAddr::from(([0, 0, 0, 0], 3000)),
+        grace: Duration::from_secs(90),
+        log: LogConfig { filter: "info".to_owned(), format: LogFormat::Text },
+        router: RouterFlags { typed: vec![], max_concurrent_requests: 128, step_timeout_s: 60 },
+        program: PathBuf::from("/proc/self/exe"),
+        runtime_folder: None,
+    }
+}
+
+fn place() -> Place {
+    Place {
+        sockets: PathBuf::from("/run/user/1000/lockstep-x"),
+        launcher: 42,
+        threads_per_rank: 2,
+        kv_cache_per_rank: Bytes(1 << 30),
+    }
+}
+
+/// One option a line, as a person would write it.
+fn written(line: &CommandLine) -> String {
+    let mut text = line.process.clone() + ":";
+    for argument in &line.arguments {
+        let argument = argument.to_string_lossy();
+        text += if argument.starts_with("--") { "\n  " } else { " " };
+        text += &argument;
+    }
+    text
+}
+
+#[test]
+fn a_router_and_its_shards() {
+    let config = config(2);
+    insta::assert_snapshot!(written(&plan::router(&config, &place())), @r"
+    router: router
+      --model demo
+      --model-id lockstep/demo
+      --shard unix:/run/user/1000/lockstep-x/shard-0.sock
+      --shard unix:/run/user/1000/lockstep-x/shard-1.sock
+      --hostname 0.0.0.0
+      --port 3000
+      --graceful-termination-timeout 90
+      --parent 42
+      --log-level info
+    ");
+    let communicator = Communicator::SharedMemory { descriptor: 9 };
+    let shard = ShardIncarnation { rank: Rank(1), epoch: Epoch(3), communicator };
+    insta::assert_snapshot!(written(&plan::shard(&config, &place(), &shard)), @r"
+    shard-1: shard
+      --model demo
+      --rank 1
+      --world-size 2
+      --epoch 3
+      --listen unix:/run/user/1000/lockstep-x/shard-1.sock
+      --communicator shm:/proc/42/fd/9
+      --dtype bfloat16
+      --kv-cache-bytes 1073741824
+      --threads 2
+      --step-timeout 60
+      --parent 42
+      --log-level info
+    ");
+}
+
+#[test]
+fn what_was_typed_reaches_the_roles() {
+    let mut config = config(1);
+    config.model = ModelFiles::Folder(PathBuf::from("/models/small"));
+    config.model_name = "org/small".to_owned();
+    config.address = SocketAddr::from(([127, 0, 0, 1], 8080));
+    config.dtype = Dtype::Float32;
+    config.log = LogConfig { filter: "debug".to_owned(), format: LogFormat::Json };
+    config.router.typed = vec!["--max-best-of".into(), "3".into()];
+    insta::assert_snapshot!(written(&plan::router(&config, &place())), @r"
+    router: router
+      --model /models/small
+      --model-id org/small
+      --shard unix:/run/user/1000/lockstep-x/shard-0.sock
+      --hostname 127.0.0.1
+      --port 8080
+      --graceful-termination-timeout 90
+      --max-best-of 3
+      --parent 42
+      --log-level debug
+      --json-output
+    ");
+    let shard = ShardIncarnation { rank: Rank(0), epoch: Epoch(1), communicator: Communicator::Solo };
+    insta::assert_snapshot!(written(&plan::shard(&config, &place(), &shard)), @r"
+    shard-0: shard
+      --model /models/small
+      --rank 0
+      --world-size 1
+      --epoch 1
+      --listen unix:/run/user/1000/lockstep-x/shard-0.sock
+      --communicator solo
+      --dtype float32
+      --kv-cache-bytes 1073741824
+      --threads 2
+      --step-timeout 60
+      --parent 42
+      --log-level debug
+      --json-output
+    ");
+}
+
+#[test]
+fn ranks_share_the_cores_and_each_has_one() {
+    for (cores, ranks, threads) in [(2, 1, 2), (2, 2, 1), (2, 4, 1), (16, 4, 4), (7, 2, 3)] {
+        assert_eq!(plan::threads_per_rank(cores, ranks), threads, "{cores} cores, {ranks} ranks");
+    }
+}

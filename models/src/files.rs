@@ -1,0 +1,212 @@
+//! One way to read a model's files, wherever they are.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+use crate::demo;
+
+/// Where a model's files are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelFiles {
+    /// Compiled into this binary.
+    EmbeddedDemo,
+    /// In a local folder, in Hugging Face layout.
+    Folder(PathBuf),
+}
+
+/// A file that is needed and cannot be had.
+#[derive(Debug, Error)]
+pub enum FileError {
+    /// It is not there.
+    #[error("find {name} in {place}: a model folder holds config.json, tokenizer.json and *.safetensors")]
+    Missing {
+        /// The file's name.
+        name: String,
+        /// Where it was looked for.
+        place: String,
+    },
+    /// It is there and cannot be read.
+    #[error("read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not the JSON that was expected.
+    #[error("parse {name} in {place}: {source}")]
+    Parse {
+        /// The file's name.
+        name: String,
+        /// Where it is.
+        place: String,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+/// A file's bytes, mapped or embedded: reading a part touches that part only.
+pub enum FileBytes {
+    /// Part of the binary.
+    Embedded(&'static [u8]),
+    /// Mapped from disk.
+    Mapped(Mmap),
+}
+
+impl Deref for FileBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Embedded(bytes) => bytes,
+            Self::Mapped(map) => map,
+        }
+    }
+}
+
+impl ModelFiles {
+    /// The value that names these files on a command line; [`Self::from_argument`] reads it back.
+    pub fn to_argument(&self) -> String {
+        match self {
+            Self::EmbeddedDemo => "demo".to_owned(),
+            Self::Folder(path) => path.display().to_string(),
+        }
+    }
+
+    /// Reads what [`Self::to_argument`] wrote.
+    pub fn from_argument(argument: &str) -> Self {
+        match argument {
+            "demo" => Self::EmbeddedDemo,
+            path => Self::Folder(PathBuf::from(path)),
+        }
+    }
+
+    /// Names of the files ending in `suffix`, sorted.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed.
+    pub fn names_ending_in(&self, suffix: &str) -> Result<Vec<String>, FileError> {
+        let mut names: Vec<String> = match self {
+            Self::EmbeddedDemo => demo::FILES.iter().map(|(name, _)| (*name).to_owned()).collect(),
+            Self::Folder(folder) => list(folder)?,
+        };
+        names.retain(|name| name.ends_with(suffix));
+        names.sort();
+        Ok(names)
+    }
+
+    /// The file's bytes, or `None` when there is no such file.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read.
+    pub fn open(&self, name: &str) -> Result<Option<FileBytes>, FileError> {
+        match self {
+            Self::EmbeddedDemo => {
+                let found = demo::FILES.iter().find(|(candidate, _)| *candidate == name);
+                Ok(found.map(|(_, bytes)| FileBytes::Embedded(bytes)))
+            }
+            Self::Folder(folder) => map(&folder.join(name)),
+        }
+    }
+
+    /// The file's bytes.
+    ///
+    /// # Errors
+    /// When it is not there or cannot be read.
+    pub fn require(&self, name: &str) -> Result<FileBytes, FileError> {
+        self.open(name)?
+            .ok_or_else(|| FileError::Missing { name: name.to_owned(), place: self.to_string() })
+    }
+
+    /// The file parsed as JSON, or `None` when there is no such file.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not such JSON.
+    pub fn open_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, FileError> {
+        let Some(bytes) = self.open(name)? else { return Ok(None) };
+        let parsed = serde_json::from_slice(&bytes);
+        parsed.map(Some).map_err(|source| FileError::Parse {
+            name: name.to_owned(),
+            place: self.to_string(),
+            source,
+        })
+    }
+
+    /// The file parsed as JSON.
+    ///
+    /// # Errors
+    /// When it is not there, cannot be read or is not such JSON.
+    pub fn require_json<T: DeserializeOwned>(&self, name: &str) -> Result<T, FileError> {
+        self.open_json(name)?
+            .ok_or_else(|| FileError::Missing { name: name.to_owned(), place: self.to_string() })
+    }
+}
+
+impl fmt::Display for ModelFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EmbeddedDemo => f.write_str("the embedded demo model"),
+            Self::Folder(path) => path.display().fmt(f),
+        }
+    }
+}
+
+fn list(folder: &Path) -> Result<Vec<String>, FileError> {
+    let failed = |source| FileError::Read { path: folder.to_path_buf(), source };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+    }
+    Ok(names)
+}
+
+fn map(path: &Path) -> Result<Option<FileBytes>, FileError> {
+    let failed = |source| FileError::Read { path: path.to_path_buf(), source };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    #[expect(unsafe_code, reason = "mapping a file is how weights are read in part")]
+    // SAFETY: the mapping is read-only and private to this process. Model files are not changed while they
+    // are served; one that is truncated under us ends the process with SIGBUS, which the launcher handles
+    // like any other death of a rank.
+    let mapped = unsafe { Mmap::map(&file) };
+    mapped.map(|bytes| Some(FileBytes::Mapped(bytes))).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_argument_names_the_same_files_again() {
+        for files in [ModelFiles::EmbeddedDemo, ModelFiles::Folder(PathBuf::from("/models/a"))] {
+            assert_eq!(ModelFiles::from_argument(&files.to_argument()), files);
+        }
+    }
+
+    #[test]
+    fn a_missing_file_says_what_a_model_folder_holds() {
+        let files = ModelFiles::Folder(PathBuf::from("/nonexistent"));
+        let Err(error) = files.require("config.json") else { panic!("found a file in /nonexistent") };
+        let expected = "find config.json in /nonexistent: \
+                        a model folder holds config.json, tokenizer.json and *.safetensors";
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn the_demo_model_is_whole() {
+        let demo = ModelFiles::EmbeddedDemo;
+        for name in ["config.json", "tokenizer.json", "model.safetensors", "tokenizer_config.json"] {
+            assert!(demo.require(name).is_ok_and(|bytes| !bytes.is_empty()), "{name}");
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! What every role needs of its process: telemetry, tasks with a fate, shutdown.
+
+pub mod shutdown;
+pub mod tasks;
+pub mod telemetry;

@@ -1,0 +1,298 @@
+//! The composition root: the parts of a router over any group of shards, without a socket.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use lockstep_process::tasks::{Fate, Tasks};
+use metrics_exporter_prometheus::BuildError;
+use thiserror::Error;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::cpu_pool::CpuPool;
+use crate::engine::{Engine, EngineConfig, EngineTask, GroupState};
+use crate::error::ApiError;
+use crate::http::{self, Registry};
+use crate::metrics::Metrics;
+use crate::model::Model;
+use crate::shards::{GroupFacts, ShardGroup};
+use crate::validation::RequestLimits;
+
+/// How often histogram samples are folded away.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+/// How long a model usually takes to load, for the guess that clients are given.
+const USUAL_LOADING: Duration = Duration::from_secs(10);
+/// Longest time a client is told to stay away.
+const LONGEST_RETRY_AFTER_S: u64 = 60;
+
+/// What the parts are configured with.
+#[derive(Clone, Debug)]
+pub struct AppConfig {
+    /// Requests under way at most; one more is answered 429.
+    pub max_concurrent_requests: usize,
+    /// Prompts of one request at most, on routes that take several.
+    pub max_client_batch_size: usize,
+    /// Body size at most.
+    pub payload_limit_bytes: usize,
+    /// Threads of the CPU pool.
+    pub validation_workers: usize,
+    /// What one request may ask for.
+    pub limits: RequestLimits,
+    /// How the engine is run.
+    pub engine: EngineConfig,
+    /// Value of `x-compute-type`; absent means what the shards say of themselves.
+    pub compute_type: Option<String>,
+}
+
+/// Requests of `/tokenize` and `/chat_tokenize` under way; one more is answered 429. Enough to keep every
+/// thread of the pool busy, and at a few milliseconds each no generation waits long behind them.
+const TOKENIZE_PLACES: usize = 16;
+
+/// The parts cannot be put together.
+#[derive(Debug, Error)]
+pub enum AppError {
+    /// A histogram's buckets are refused.
+    #[error("set up metrics: {0}")]
+    Metrics(#[from] BuildError),
+    /// The system starts no more threads.
+    #[error("start the CPU pool: {0}")]
+    Pool(std::io::Error),
+}
+
+/// The parts, as routes see them.
+pub struct App {
+    /// What they are configured with.
+    pub config: AppConfig,
+    /// The model's text side.
+    pub model: Arc<Model>,
+    /// Where templates and tokenizers run.
+    pub pool: CpuPool,
+    /// Where sequences are computed.
+    pub engine: Engine,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Running requests by id.
+    pub requests: Registry,
+    /// How long requests take, lately.
+    pub load: Load,
+    permits: Arc<Semaphore>,
+    tokenize_places: Arc<Semaphore>,
+    group: watch::Receiver<GroupState>,
+    draining: CancellationToken,
+    was_ready: Arc<AtomicBool>,
+}
+
+impl App {
+    /// Puts the parts together and starts their tasks.
+    ///
+    /// # Errors
+    /// When metrics or threads cannot be set up.
+    pub fn start<G: ShardGroup>(
+        mut config: AppConfig,
+        model: Model,
+        group: G,
+        tasks: &Tasks,
+    ) -> Result<Arc<Self>, AppError> {
+        let vocabulary_size = u32::try_from(model.tokenizer.vocabulary().len()).unwrap_or(u32::MAX);
+        let max_context = model.max_positions.unwrap_or(config.limits.max_total_tokens);
+        config.limits = RequestLimits { vocabulary_size, ..config.limits.within(max_context) };
+        let metrics = Arc::new(Metrics::new()?);
+        // A request has at most one job in the pool, and every one that may have a job holds a permit; the
+        // same room again is for jobs whose clients have left, which are skipped when their turn comes.
+        // Tokenizing has places of its own, so it never takes those.
+        let queue_capacity_jobs =
+            config.max_concurrent_requests.saturating_mul(2).saturating_add(TOKENIZE_PLACES);
+        let pool =
+            CpuPool::start(config.validation_workers, queue_capacity_jobs).map_err(AppError::Pool)?;
+        let vocabulary = Arc::clone(model.tokenizer.vocabulary());
+        let stop = tasks.stop_token().clone();
+        let (task, engine) = EngineTask::new(group, config.engine, vocabulary, Arc::clone(&metrics), stop);
+        tasks.spawn("engine", Fate::StopServer, task.run());
+        tasks.spawn("metrics upkeep", Fate::Log, upkeep(Arc::clone(&metrics), tasks.stop_token().clone()));
+        let was_ready = Arc::new(AtomicBool::new(false));
+        tasks.spawn(
+            "readiness",
+            Fate::Log,
+            note_ready(engine.state(), Arc::clone(&was_ready), tasks.stop_token().clone()),
+        );
+        Ok(Arc::new(Self {
+            permits: Arc::new(Semaphore::new(config.max_concurrent_requests)),
+            tokenize_places: Arc::new(Semaphore::new(TOKENIZE_PLACES)),
+            group: engine.state(),
+            config,
+            model: Arc::new(model),
+            pool,
+            engine,
+            metrics,
+            requests: Registry::default(),
+            load: Load::default(),
+            draining: CancellationToken::new(),
+            was_ready,
+        }))
+    }
+
+    /// Every route.
+    pub fn router(self: &Arc<Self>) -> Router {
+        http::router(Arc::clone(self))
+    }
+
+    /// A place among the requests under way.
+    ///
+    /// # Errors
+    /// When all are taken, or the server is stopping.
+    pub fn admit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        if self.is_draining() {
+            return Err(ApiError::draining());
+        }
+        Arc::clone(&self.permits).try_acquire_owned().map_err(|_| self.overloaded())
+    }
+
+    /// A place among the prompts that are only tokenized.
+    ///
+    /// # Errors
+    /// When all are taken.
+    pub fn admit_tokenizing(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        Arc::clone(&self.tokenize_places).try_acquire_owned().map_err(|_| self.overloaded())
+    }
+
+    /// Requests under way.
+    pub fn requests_under_way(&self) -> usize {
+        self.config.max_concurrent_requests.saturating_sub(self.permits.available_permits())
+    }
+
+    /// Too many requests, and when to try again.
+    pub fn overloaded(&self) -> ApiError {
+        ApiError::overloaded(self.load.retry_after_s(self.config.max_concurrent_requests))
+    }
+
+    /// The model is not there, and when it should be.
+    pub fn loading(&self) -> ApiError {
+        let elapsed = match &*self.group.borrow() {
+            GroupState::Away { since } => since.elapsed(),
+            GroupState::Ready(_) => Duration::ZERO,
+        };
+        let estimate = USUAL_LOADING.saturating_sub(elapsed).max(Duration::from_secs(1));
+        ApiError::loading(&self.model.id, estimate.as_secs_f32().ceil())
+    }
+
+    /// Whether the shards can be asked.
+    pub fn is_ready(&self) -> bool {
+        matches!(&*self.group.borrow(), GroupState::Ready(_))
+    }
+
+    /// Whether they could be asked once.
+    pub fn was_ready(&self) -> bool {
+        self.was_ready.load(Ordering::Relaxed) || self.is_ready()
+    }
+
+    /// Waits until the shards can be asked.
+    ///
+    /// # Errors
+    /// When the server begins to stop.
+    pub async fn wait_until_ready(&self) -> Result<(), ApiError> {
+        let mut group = self.group.clone();
+        tokio::select! {
+            biased;
+            () = self.draining.cancelled() => Err(ApiError::draining()),
+            state = group.wait_for(|state| matches!(state, GroupState::Ready(_))) => {
+                state.map(|_| ()).map_err(|_| ApiError::draining())
+            }
+        }
+    }
+
+    /// Takes no new requests from here on.
+    pub fn begin_draining(&self) {
+        self.draining.cancel();
+    }
+
+    /// Whether no new requests are taken.
+    pub fn is_draining(&self) -> bool {
+        self.draining.is_cancelled()
+    }
+
+    /// What one request may ask for, as configured and as the shards allow.
+    pub fn limits(&self) -> RequestLimits {
+        match self.facts() {
+            Some(facts) => {
+                self.config.limits.within(facts.max_context()).within_vocabulary(facts.vocabulary_size)
+            }
+            None => self.config.limits,
+        }
+    }
+
+    /// The value of `x-compute-type`.
+    pub fn compute_type(&self) -> String {
+        match (&self.config.compute_type, self.facts()) {
+            (Some(configured), _) => configured.clone(),
+            (None, Some(facts)) => format!("{}-{}", facts.world_size, facts.arithmetic),
+            (None, None) => "unknown".to_owned(),
+        }
+    }
+
+    /// Names version, model revision and arithmetic: equal names mean equal bytes for equal seeds.
+    pub fn fingerprint(&self) -> String {
+        let version = env!("CARGO_PKG_VERSION");
+        let revision = self.model.sha.as_deref().unwrap_or("local");
+        let arithmetic =
+            self.facts().map_or_else(|| "unknown".to_owned(), |facts| facts.arithmetic.clone());
+        format!("lockstep-{version}-{revision}-{arithmetic}")
+    }
+
+    fn facts(&self) -> Option<Arc<GroupFacts>> {
+        match &*self.group.borrow() {
+            GroupState::Ready(facts) => Some(Arc::clone(facts)),
+            GroupState::Away { .. } => None,
+        }
+    }
+}
+
+/// A running mean of how long requests take.
+#[derive(Debug, Default)]
+pub struct Load {
+    mean_micros: AtomicU64,
+}
+
+impl Load {
+    /// A request was answered.
+    pub fn on_finished(&self, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let before = self.mean_micros.load(Ordering::Relaxed);
+        // Each request counts for an eighth. Two at once may lose one's share: it is an estimate.
+        let mean = if before == 0 { micros } else { before - before / 8 + micros / 8 };
+        self.mean_micros.store(mean, Ordering::Relaxed);
+    }
+
+    /// When one of `places` should be free: each is taken for the mean time.
+    pub fn retry_after_s(&self, places: usize) -> u32 {
+        let micros = self.mean_micros.load(Ordering::Relaxed) / (places.max(1) as u64);
+        let seconds = micros.div_ceil(1_000_000).clamp(1, LONGEST_RETRY_AFTER_S);
+        u32::try_from(seconds).unwrap_or(u32::MAX)
+    }
+}
+
+async fn upkeep(metrics: Arc<Metrics>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(METRICS_UPKEEP);
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => metrics.run_upkeep(),
+        }
+    }
+}
+
+async fn note_ready(
+    mut group: watch::Receiver<GroupState>,
+    was_ready: Arc<AtomicBool>,
+    stop: CancellationToken,
+) {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        state = group.wait_for(|state| matches!(state, GroupState::Ready(_))) => {
+            was_ready.store(state.is_ok(), Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What was typed: flags and environment names of the router.
+
+use clap::{ArgAction, Args};
+
+/// Serves HTTP and drives the shards of one model.
+#[derive(Args, Clone, Debug)]
+pub struct RouterArgs {
+    /// The model's files: "demo" or a folder.
+    #[arg(long, default_value = "demo")]
+    pub model: String,
+
+    /// The name clients see.
+    #[arg(long, env = "MODEL_ID", default_value = "lockstep/demo")]
+    pub model_id: String,
+
+    /// Where a rank listens, once for each rank in their order: unix:/path.sock or tcp:host:port.
+    #[arg(long = "shard", required = true, value_name = "ADDRESS")]
+    pub shards: Vec<String>,
+
+    /// Address to listen on.
+    #[arg(long, env = "HOSTNAME", default_value = "0.0.0.0")]
+    pub hostname: String,
+
+    /// Port to listen on.
+    #[arg(long, short, env = "PORT", default_value_t = 3000)]
+    pub port: u16,
+
+    /// Requests under way at most; one more is answered 429.
+    #[arg(long, env = "MAX_CONCURRENT_REQUESTS", default_value_t = 128)]
+    pub max_concurrent_requests: u32,
+
+    /// Largest `best_of`.
+    #[arg(long, env = "MAX_BEST_OF", default_value_t = 2)]
+    pub max_best_of: u32,
+
+    /// Most stop sequences of one request.
+    #[arg(long, env = "MAX_STOP_SEQUENCES", default_value_t = 4)]
+    pub max_stop_sequences: usize,
+
+    /// Largest `top_n_tokens` and `top_logprobs`.
+    #[arg(long, env = "MAX_TOP_N_TOKENS", default_value_t = 5)]
+    pub max_top_n_tokens: u32,
+
+    /// Tokens of a prompt at most [default: one less than --max-total-tokens].
+    #[arg(long, alias = "max-input-length", env = "MAX_INPUT_TOKENS")]
+    pub max_input_tokens: Option<u32>,
+
+    /// Tokens of prompt and output together at most [default: what model and cache hold].
+    #[arg(long, env = "MAX_TOTAL_TOKENS")]
+    pub max_total_tokens: Option<u32>,
+
+    /// Tokens of output where a request names no number [default: what is left of the context].
+    #[arg(long, env = "DEFAULT_MAX_NEW_TOKENS")]
+    pub default_max_new_tokens: Option<u32>,
+
+    /// Tokens one step carries at most.
+    #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS", default_value_t = 4096)]
+    pub max_batch_prefill_tokens: u32,
+
+    /// Sequences computed at once [default: --max-concurrent-requests].
+    #[arg(long, env = "MAX_BATCH_SIZE")]
+    pub max_batch_size: Option<u32>,
+
+    /// Whether KV blocks are kept for later requests that begin alike.
+    #[arg(long, env = "PREFIX_CACHING", default_value_t = true, action = ArgAction::Set)]
+    pub prefix_caching: bool,
+
+    /// Bytes of a request's body at most.
+    #[arg(long, env = "PAYLOAD_LIMIT", default_value_t = 2_000_000)]
+    pub payload_limit: usize,
+
+    /// Prompts of one request at most.
+    #[arg(long, env = "MAX_CLIENT_BATCH_SIZE", default_value_t = 4)]
+    pub max_client_batch_size: usize,
+
+    /// Threads that tokenize and render chat templates.
+    #[arg(long, env = "VALIDATION_WORKERS", default_value_t = 2)]
+    pub validation_workers: usize,
+
+    /// Seconds after which a step counts as hung and its shards as lost.
+    #[arg(long, env = "STEP_TIMEOUT", default_value_t = 60)]
+    pub step_timeout: u64,
+
+    /// Seconds that running requests wait for lost shards.
+    #[arg(long, env = "GROUP_LOSS_TIMEOUT", default_value_t = 120)]
+    pub group_loss_timeout: u64,
+
+    /// Seconds that running requests may take to finish after SIGTERM or Ctrl-C.
+    #[arg(long, env = "GRACEFUL_TERMINATION_TIMEOUT", default_value_t = 90)]
+    pub graceful_termination_timeout: u64,
+
+    /// Value of the x-compute-type header [default: ranks and arithmetic].
+    #[arg(long, env = "COMPUTE_TYPE")]
+    pub compute_type: Option<String>,
+
+    /// Process to die with.
+    #[arg(long, value_name = "PID")]
+    pub parent: Option<u32>,
+
+    /// What to log: info, debug, or a filter such as info,lockstep_router=debug.
+    #[arg(long, env = "LOG_LEVEL", default_value = "info")]
+    pub log_level: String,
+
+    /// Log one JSON object a line.
+    #[arg(long, env = "JSON_OUTPUT")]
+    pub json_output: bool,
+}

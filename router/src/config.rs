@@ -1,0 +1,216 @@
+//! What was typed, checked and complete: no `Option` that means "default".
+
+use std::time::Duration;
+
+use lockstep_models::ModelFiles;
+use lockstep_process::telemetry::{LogConfig, LogFormat};
+use lockstep_proto::Tokens;
+use lockstep_scheduler::{Limits, PrefixCaching};
+use thiserror::Error;
+
+use crate::app::AppConfig;
+use crate::args::RouterArgs;
+use crate::engine::EngineConfig;
+use crate::shards::{AddressError, ShardAddress};
+use crate::validation::RequestLimits;
+
+/// What stands for "no limit of its own": the model's and the cache's limits hold.
+const UNLIMITED: u32 = u32::MAX;
+
+/// A flag has a value that makes no sense.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// An address of no known kind.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// A number is too small.
+    #[error("accept --{flag} {found}: it must be at least {least}")]
+    TooSmall {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        found: u64,
+        /// The smallest that works.
+        least: u64,
+    },
+    /// Prompts may be as long as the whole context.
+    #[error(
+        "accept --max-input-tokens {input}: it must be less than --max-total-tokens {total}, to leave room for an answer"
+    )]
+    NoRoom {
+        /// `--max-input-tokens`.
+        input: u32,
+        /// `--max-total-tokens`.
+        total: u32,
+    },
+}
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Address or name.
+    pub hostname: String,
+    /// Port.
+    pub port: u16,
+}
+
+/// How the process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopping {
+    /// How long running requests may take to finish.
+    pub drain_timeout: Duration,
+    /// Process to die with.
+    pub parent: Option<u32>,
+}
+
+/// Everything the router is told.
+#[derive(Clone, Debug)]
+pub struct RouterConfig {
+    /// The model's files.
+    pub files: ModelFiles,
+    /// The name clients see.
+    pub model_id: String,
+    /// The ranks, in order.
+    pub shards: Vec<ShardAddress>,
+    /// Where to listen.
+    pub listen: Listen,
+    /// What the parts are configured with.
+    pub app: AppConfig,
+    /// How the process ends.
+    pub stopping: Stopping,
+    /// How to log.
+    pub log: LogConfig,
+}
+
+impl RouterConfig {
+    /// Checks and completes what was typed.
+    ///
+    /// # Errors
+    /// When a value makes no sense.
+    pub fn from_args(args: RouterArgs) -> Result<Self, ConfigError> {
+        let shards = args.shards.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
+        let app = app_config(&args)?;
+        let format = if args.json_output { LogFormat::Json } else { LogFormat::Text };
+        Ok(Self {
+            files: ModelFiles::from_argument(&args.model),
+            model_id: args.model_id,
+            shards,
+            listen: Listen { hostname: args.hostname, port: args.port },
+            app,
+            stopping: Stopping {
+                drain_timeout: Duration::from_secs(args.graceful_termination_timeout),
+                parent: args.parent,
+            },
+            log: LogConfig { filter: args.log_level, format },
+        })
+    }
+}
+
+fn app_config(args: &RouterArgs) -> Result<AppConfig, ConfigError> {
+    let at_least_one = [
+        ("max-concurrent-requests", u64::from(args.max_concurrent_requests)),
+        ("max-batch-prefill-tokens", u64::from(args.max_batch_prefill_tokens)),
+        ("max-batch-size", u64::from(args.max_batch_size.unwrap_or(1))),
+        ("max-best-of", u64::from(args.max_best_of)),
+        ("default-max-new-tokens", u64::from(args.default_max_new_tokens.unwrap_or(1))),
+        ("validation-workers", size(args.validation_workers)),
+        ("payload-limit", size(args.payload_limit)),
+        ("step-timeout", args.step_timeout),
+    ];
+    if let Some((flag, found)) = at_least_one.into_iter().find(|(_, found)| *found == 0) {
+        return Err(ConfigError::TooSmall { flag, found, least: 1 });
+    }
+    Ok(AppConfig {
+        max_concurrent_requests: args.max_concurrent_requests as usize,
+        max_client_batch_size: args.max_client_batch_size,
+        payload_limit_bytes: args.payload_limit,
+        validation_workers: args.validation_workers,
+        limits: request_limits(args)?,
+        engine: EngineConfig {
+            limits: scheduler_limits(args),
+            step_timeout: Duration::from_secs(args.step_timeout),
+            group_loss_timeout: Duration::from_secs(args.group_loss_timeout),
+        },
+        compute_type: args.compute_type.clone(),
+    })
+}
+
+fn request_limits(args: &RouterArgs) -> Result<RequestLimits, ConfigError> {
+    let total = args.max_total_tokens.unwrap_or(UNLIMITED);
+    if total < 2 {
+        return Err(ConfigError::TooSmall { flag: "max-total-tokens", found: u64::from(total), least: 2 });
+    }
+    let input = args.max_input_tokens.unwrap_or(total - 1);
+    if input == 0 {
+        return Err(ConfigError::TooSmall { flag: "max-input-tokens", found: 0, least: 1 });
+    }
+    if input >= total {
+        return Err(ConfigError::NoRoom { input, total });
+    }
+    Ok(RequestLimits {
+        max_best_of: args.max_best_of,
+        max_stop_sequences: args.max_stop_sequences,
+        max_top_n_tokens: args.max_top_n_tokens,
+        max_input_tokens: Tokens(input),
+        max_total_tokens: Tokens(total),
+        default_max_new_tokens: Tokens(args.default_max_new_tokens.unwrap_or(UNLIMITED)),
+        vocabulary_size: UNLIMITED,
+    })
+}
+
+fn scheduler_limits(args: &RouterArgs) -> Limits {
+    Limits {
+        // The permits of the HTTP side are the limit. A cancelled sequence may be known a step longer than
+        // its permit is held, so the scheduler's own limit is twice that and never bites first.
+        max_requests: args.max_concurrent_requests.saturating_mul(2),
+        max_running: args.max_batch_size.unwrap_or(args.max_concurrent_requests),
+        max_step_tokens: Tokens(args.max_batch_prefill_tokens),
+        max_total: Tokens(args.max_total_tokens.unwrap_or(UNLIMITED)),
+        prefix_cache: if args.prefix_caching { PrefixCaching::Enabled } else { PrefixCaching::Disabled },
+    }
+}
+
+fn size(value: usize) -> u64 {
+    u64::try_from(value).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        router: RouterArgs,
+    }
+
+    fn config(flags: &[&str]) -> Result<RouterConfig, ConfigError> {
+        let words = ["router", "--shard", "unix:/tmp/a.sock"].iter().chain(flags);
+        RouterConfig::from_args(Cli::try_parse_from(words).unwrap().router)
+    }
+
+    #[test]
+    fn defaults_are_the_reference_servers() {
+        let config = config(&[]).unwrap();
+        assert_eq!(config.app.max_concurrent_requests, 128);
+        assert_eq!(config.app.payload_limit_bytes, 2_000_000);
+        assert_eq!((config.app.limits.max_best_of, config.app.limits.max_stop_sequences), (2, 4));
+        assert_eq!(config.stopping.drain_timeout, Duration::from_secs(90));
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_named() {
+        let cases: [(&[&str], &str); 4] = [
+            (&["--max-concurrent-requests", "0"], "--max-concurrent-requests 0"),
+            (&["--max-total-tokens", "1"], "--max-total-tokens 1"),
+            (&["--max-total-tokens", "10", "--max-input-tokens", "10"], "--max-input-tokens 10"),
+            (&["--shard", "nowhere"], "\"nowhere\""),
+        ];
+        for (flags, expected) in cases {
+            let error = config(flags).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

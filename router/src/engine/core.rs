@@ -1,0 +1,196 @@
+//! Scheduler and deliveries together: what arrives goes to the one, what comes of it to the other.
+
+use std::time::Instant;
+
+use lockstep_proto::{Epoch, Outcome, Sampling, Step, StepOutput, Tokens};
+use lockstep_scheduler::{CacheShape, Limits, Scheduler, SequenceEvent, StepMismatch};
+use tokio::sync::mpsc;
+
+use super::deliver::{Deliveries, channel_capacity_events};
+use super::{Command, EngineError, GenerationEvent};
+use crate::metrics::{Metrics, StepKind};
+use crate::shards::GroupFacts;
+
+/// The state behind the engine's task. Never awaits.
+pub(super) struct Core {
+    scheduler: Scheduler,
+    deliveries: Deliveries,
+    metrics: std::sync::Arc<Metrics>,
+    in_flight: Option<InFlight>,
+    /// Entries in a row of the group's logits.
+    vocabulary_size: u32,
+}
+
+#[derive(Clone, Copy)]
+struct InFlight {
+    started: Instant,
+    kind: StepKind,
+}
+
+impl Core {
+    pub(super) fn new(limits: Limits, deliveries: Deliveries, metrics: std::sync::Arc<Metrics>) -> Self {
+        Self { scheduler: Scheduler::new(limits), deliveries, metrics, in_flight: None, vocabulary_size: 0 }
+    }
+
+    /// A sequence arrived.
+    pub(super) fn on_command(&mut self, command: Command, now: Instant) {
+        let Command::Submit { sequence, assignment, reply } = command;
+        let prompt = Tokens::of_len(assignment.submission.prompt.len());
+        let capacity = channel_capacity_events(prompt, assignment.submission.max_new_tokens);
+        if let Err(refusal) = self.scheduler.on_submit(sequence, assignment.submission, now) {
+            // Whoever asked may have left meanwhile.
+            let _ = reply.send(Err(refusal.into()));
+            return;
+        }
+        let (tx, rx) = mpsc::channel::<GenerationEvent>(capacity);
+        self.deliveries.open(sequence, assignment.stops, tx, now);
+        // If nobody takes the receiver, it is closed and the sequence is swept up.
+        let _ = reply.send(Ok(rx));
+        self.observe();
+    }
+
+    /// A sequence arrived that there is no hope for.
+    pub(super) fn refuse(command: Command, error: EngineError) {
+        let Command::Submit { reply, .. } = command;
+        // Whoever asked may have left meanwhile.
+        let _ = reply.send(Err(error));
+    }
+
+    /// Cancels what nobody waits for.
+    pub(super) fn sweep(&mut self) {
+        for sequence in self.deliveries.take_abandoned() {
+            self.scheduler.on_cancel(sequence);
+        }
+        self.observe();
+    }
+
+    /// The next step.
+    pub(super) fn plan(&mut self, now: Instant) -> Option<Step> {
+        let step = self.scheduler.plan_step(now)?;
+        let kind = kind_of(&step);
+        self.in_flight = Some(InFlight { started: now, kind });
+        self.metrics.on_step_planned(kind, step.work.len());
+        Some(step)
+    }
+
+    /// A step is done.
+    pub(super) fn on_step_done(&mut self, output: &StepOutput, now: Instant) -> Result<(), StepMismatch> {
+        check_ids(output, self.vocabulary_size)?;
+        let events = self.scheduler.on_step_done(output, now)?;
+        if let Some(InFlight { started, kind }) = self.in_flight.take() {
+            self.metrics.on_step_done(kind, now.saturating_duration_since(started), &output.timings);
+        }
+        self.hand_on(events, now);
+        self.observe();
+        Ok(())
+    }
+
+    /// A group is there.
+    pub(super) fn on_group_ready(&mut self, facts: &GroupFacts, now: Instant) {
+        self.vocabulary_size = facts.vocabulary_size;
+        let cache = CacheShape { blocks: facts.blocks, block_size: facts.block_size };
+        let events = self.scheduler.on_group_ready(facts.epoch, cache);
+        self.hand_on(events, now);
+        self.observe();
+    }
+
+    /// The group is gone; what ran waits again, or fails if it seems to be the cause.
+    pub(super) fn on_group_lost(&mut self, lost: Epoch, now: Instant) {
+        if let Some(InFlight { kind, .. }) = self.in_flight.take() {
+            self.metrics.on_step_failed(kind);
+        }
+        self.metrics.on_group_lost();
+        let events = self.scheduler.on_group_lost();
+        self.hand_on(events, now);
+        tracing::warn!(epoch = lost.0, sequences = self.deliveries.count(), "shards lost");
+        self.observe();
+    }
+
+    /// Everyone who waits gets `error`.
+    pub(super) fn fail_all(&mut self, error: &EngineError) {
+        for sequence in self.deliveries.fail_all(error) {
+            self.scheduler.on_cancel(sequence);
+        }
+        self.observe();
+    }
+
+    /// How many sequences are under way.
+    pub(super) fn count(&self) -> usize {
+        self.deliveries.count()
+    }
+
+    fn hand_on(&mut self, events: Vec<SequenceEvent>, now: Instant) {
+        for sequence in self.deliveries.on_events(events, now) {
+            self.scheduler.on_cancel(sequence);
+        }
+    }
+
+    fn observe(&self) {
+        self.metrics.observe_scheduler(&self.scheduler.stats());
+    }
+}
+
+/// Steps that only give each sequence its next token are decoding. Several tokens at once, or tokens after
+/// which nothing is sampled, are of prompts or of what a sequence lost.
+fn kind_of(step: &Step) -> StepKind {
+    let decodes =
+        step.work.iter().all(|work| work.tokens.count() <= Tokens(1) && work.sampling == Sampling::Sample);
+    if decodes { StepKind::Decode } else { StepKind::Prefill }
+}
+
+/// Whether every id is one the model has. The shards are another process; an id beyond would be sent back
+/// to them in a context and fail every group to come.
+fn check_ids(output: &StepOutput, vocabulary_size: u32) -> Result<(), StepMismatch> {
+    let sampled = output.results.iter().filter_map(|result| match &result.outcome {
+        Outcome::Sampled(token) => Some(token),
+        Outcome::Computed | Outcome::Failed(_) => None,
+    });
+    let told = sampled.chain(output.results.iter().flat_map(|result| &result.prompt));
+    let mut ids = told
+        .flat_map(|token| std::iter::once(token.token).chain(token.top.iter().map(|rival| rival.token)));
+    match ids.find(|id| id.0 >= vocabulary_size) {
+        None => Ok(()),
+        Some(id) => {
+            let detail = format!("found token {id}, expected one below {vocabulary_size}");
+            Err(StepMismatch::Malformed { detail })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_proto::{Position, PromptLogprobs, SequenceId, StepId, TokenId, Work, WorkTokens};
+
+    use super::*;
+
+    #[test]
+    fn a_step_is_a_prefill_if_any_of_its_work_is() {
+        let work = |tokens, sampling| Work {
+            sequence: SequenceId(1),
+            first_position: Position(3),
+            tokens,
+            new_blocks: Vec::new(),
+            sampling,
+            prompt_logprobs: PromptLogprobs::Skip,
+        };
+        let ids = |count| WorkTokens::Ids(vec![TokenId(1); count]);
+        let decode = || work(WorkTokens::LastSampled, Sampling::Sample);
+        let cases = [
+            (vec![decode()], StepKind::Decode),
+            (vec![decode(), work(ids(1), Sampling::Sample)], StepKind::Decode),
+            (vec![decode(), work(ids(1), Sampling::Skip)], StepKind::Prefill),
+            (vec![decode(), work(ids(2), Sampling::Sample)], StepKind::Prefill),
+        ];
+        for (work, expected) in cases {
+            let step = Step {
+                epoch: Epoch(1),
+                step_id: StepId(1),
+                starts: Vec::new(),
+                work,
+                masks: Vec::new(),
+                releases: Vec::new(),
+            };
+            assert_eq!(kind_of(&step), expected, "{step:?}");
+        }
+    }
+}

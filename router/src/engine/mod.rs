@@ -1,0 +1,171 @@
+//! From submitted sequences to streams of events: the only part that talks to scheduler and shards.
+
+mod core;
+mod deliver;
+mod run;
+mod stop;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use lockstep_proto::{SequenceId, TokenLogprobs, Tokens};
+use lockstep_scheduler::{AdmissionError, Submission};
+use thiserror::Error;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use crate::shards::GroupFacts;
+
+pub use run::{EngineConfig, EngineTask};
+pub use stop::{StopStrings, StopText};
+
+/// Why a sequence was not taken, or cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum EngineError {
+    /// The scheduler refuses it.
+    #[error(transparent)]
+    Refused(#[from] AdmissionError),
+    /// A shard cannot go on with it.
+    #[error("generate: {0}")]
+    Failed(String),
+    /// The shards were lost and did not come back in time.
+    #[error("generate: the shards were lost and did not come back within {} s", waited.as_secs())]
+    GroupLost {
+        /// How long they were waited for.
+        waited: Duration,
+    },
+    /// The engine has stopped or is stopping.
+    #[error("generate: the server is stopping")]
+    Stopping,
+}
+
+/// Whether the shards can be asked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum GroupState {
+    /// Not yet, or not again yet.
+    Away {
+        /// Since when.
+        since: Instant,
+    },
+    /// They can.
+    Ready(Arc<GroupFacts>),
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop string is in its text.
+    StopSequence,
+    /// Its last token is an end-of-sequence token.
+    EndOfSequence,
+    /// It has as many tokens as were asked for.
+    Length,
+}
+
+/// One generated token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GeneratedToken {
+    /// The token and its rivals, with log-probabilities.
+    pub token: TokenLogprobs,
+    /// The text it brought to completion, cut where the answer ends; a special token's name.
+    pub text: String,
+    /// What it adds to the answer's text, stop strings obeyed. Joined, these are the answer.
+    pub delta: String,
+    /// Whether it is control, not text.
+    pub special: bool,
+    /// Set on the last one.
+    pub finish: Option<FinishReason>,
+}
+
+/// What a sequence's owner hears of it, in this order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum GenerationEvent {
+    /// It left the queue.
+    Admitted {
+        /// How long it waited there.
+        queued: Duration,
+        /// How much of its prompt came from the prefix cache.
+        cached: Tokens,
+    },
+    /// More log-probabilities of the prompt, from its second token on.
+    Prompt(Vec<TokenLogprobs>),
+    /// A token; the last one says why.
+    Token(GeneratedToken),
+    /// It cannot go on.
+    Failed(EngineError),
+}
+
+/// A sequence to generate and how its text is watched.
+#[derive(Clone, Debug)]
+pub struct Assignment {
+    /// What is computed.
+    pub submission: Submission,
+    /// What ends its text.
+    pub stops: StopStrings,
+}
+
+pub(crate) enum Command {
+    Submit { sequence: SequenceId, assignment: Box<Assignment>, reply: oneshot::Sender<Accepted> },
+}
+
+type Accepted = Result<mpsc::Receiver<GenerationEvent>, EngineError>;
+
+/// The way to the engine; clones lead to the same one.
+#[derive(Clone)]
+pub struct Engine {
+    commands: mpsc::Sender<Command>,
+    wake: Arc<Notify>,
+    next_sequence: Arc<AtomicU64>,
+    state: watch::Receiver<GroupState>,
+}
+
+impl Engine {
+    /// Hands a sequence to the scheduler.
+    ///
+    /// # Errors
+    /// When the scheduler refuses it or the engine has stopped.
+    pub async fn submit(&self, assignment: Assignment) -> Result<Generation, EngineError> {
+        let sequence = SequenceId(self.next_sequence.fetch_add(1, Ordering::Relaxed));
+        let (reply, accepted) = oneshot::channel();
+        let command = Command::Submit { sequence, assignment: Box::new(assignment), reply };
+        self.commands.send(command).await.map_err(|_| EngineError::Stopping)?;
+        let events = accepted.await.map_err(|_| EngineError::Stopping)??;
+        Ok(Generation { sequence, events, _wake: WakeOnDrop(Arc::clone(&self.wake)) })
+    }
+
+    /// Whether the shards can be asked; changes are signalled.
+    pub fn state(&self) -> watch::Receiver<GroupState> {
+        self.state.clone()
+    }
+}
+
+/// A running sequence. Dropping it cancels it: its blocks are back within one step.
+pub struct Generation {
+    sequence: SequenceId,
+    // Declared before `_wake`: the engine is woken when this is closed already.
+    events: mpsc::Receiver<GenerationEvent>,
+    _wake: WakeOnDrop,
+}
+
+struct WakeOnDrop(Arc<Notify>);
+
+impl Drop for WakeOnDrop {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+impl Generation {
+    /// Its name in steps and logs.
+    pub fn sequence(&self) -> SequenceId {
+        self.sequence
+    }
+
+    /// What happened next; `None` after the last token or a failure.
+    ///
+    /// # Cancel safety
+    /// No event is lost.
+    pub async fn next(&mut self) -> Option<GenerationEvent> {
+        self.events.recv().await
+    }
+}

@@ -1,0 +1,81 @@
+//! Around every route: request ids, errors in the family's shape, panics, counts.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tracing::{Instrument, Level};
+
+use crate::app::App;
+use crate::error::{ApiError, ErrorKind, Family};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Longest id a client may choose, in bytes; longer ones are replaced.
+const REQUEST_ID_BYTES: usize = 128;
+
+/// Names a request in its response, in logs and for `DELETE /requests/{id}`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RequestId(pub(crate) String);
+
+impl RequestId {
+    fn of(headers: &HeaderMap) -> Self {
+        let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+        let usable = given.filter(|id| !id.is_empty() && id.len() <= REQUEST_ID_BYTES);
+        Self(usable.map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned))
+    }
+}
+
+/// Gives a request its id, and its errors the shape of the route's family.
+pub(super) async fn frame(mut request: Request, next: Next) -> Response {
+    let id = RequestId::of(request.headers());
+    let family = Family::of_path(request.uri().path());
+    let span = tracing::info_span!("request", id = %id.0, path = request.uri().path());
+    request.extensions_mut().insert(id.clone());
+    let mut response = next.run(request).instrument(span.clone()).await;
+    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+        span.in_scope(|| log(&error));
+        response = error.render(family);
+    }
+    if let Ok(value) = HeaderValue::from_str(&id.0) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// Counts the failures of routes that generate.
+pub(super) async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    app.metrics.on_request();
+    let response = next.run(request).await;
+    if let Some(error) = response.extensions().get::<ApiError>() {
+        app.metrics.on_failure(error.kind);
+    }
+    response
+}
+
+/// Says an error once, as loud as its kind is.
+pub(super) fn log(error: &ApiError) {
+    let (error_type, message) = (error.kind.error_type(), error.message.as_str());
+    match error.kind.level() {
+        Level::ERROR => tracing::error!(error_type, message, "request failed"),
+        Level::WARN => tracing::warn!(error_type, message, "request failed"),
+        Level::INFO => tracing::info!(error_type, message, "request failed"),
+        _ => tracing::debug!(error_type, message, "request failed"),
+    }
+}
+
+pub(super) fn on_panic(_cause: Box<dyn Any + Send>) -> Response {
+    ApiError::new(ErrorKind::Internal, "The server met a bug while answering this request").into_response()
+}
+
+pub(super) async fn no_route(uri: Uri) -> ApiError {
+    ApiError::new(ErrorKind::NotFound, format!("There is no route {}", uri.path()))
+}
+
+pub(super) async fn no_method(method: Method, uri: Uri) -> ApiError {
+    let message = format!("{method} is not allowed on {}", uri.path());
+    ApiError::new(ErrorKind::MethodNotAllowed, message)
+}

@@ -1,0 +1,54 @@
+//! `GET /info` and `GET /v1/models`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::app::App;
+
+/// What `/info` tells; the names are the reference server's.
+#[derive(Serialize)]
+pub(super) struct Info {
+    model_id: String,
+    model_sha: Option<String>,
+    model_pipeline_tag: Option<&'static str>,
+    max_concurrent_requests: usize,
+    max_best_of: u32,
+    max_stop_sequences: usize,
+    max_input_tokens: u32,
+    max_total_tokens: u32,
+    validation_workers: usize,
+    max_client_batch_size: usize,
+    router: &'static str,
+    version: &'static str,
+    sha: Option<&'static str>,
+    docker_label: Option<&'static str>,
+}
+
+pub(super) async fn info(State(app): State<Arc<App>>) -> Json<Info> {
+    let limits = app.limits();
+    Json(Info {
+        model_id: app.model.id.clone(),
+        model_sha: app.model.sha.clone(),
+        model_pipeline_tag: Some("text-generation"),
+        max_concurrent_requests: app.config.max_concurrent_requests,
+        max_best_of: limits.max_best_of,
+        max_stop_sequences: limits.max_stop_sequences,
+        max_input_tokens: limits.max_input_tokens.0,
+        max_total_tokens: limits.max_total_tokens.0,
+        validation_workers: app.config.validation_workers,
+        max_client_batch_size: app.config.max_client_batch_size,
+        router: env!("CARGO_PKG_NAME"),
+        version: env!("CARGO_PKG_VERSION"),
+        sha: None,
+        docker_label: None,
+    })
+}
+
+pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
+    let model = json!({"id": app.model.id, "object": "model", "created": 0, "owned_by": app.model.id});
+    Json(json!({"object": "list", "data": [model]}))
+}

@@ -1,0 +1,194 @@
+//! Chat requests in: string or list, null or absent, honoured or refused.
+
+use lockstep_proto::PromptLogprobs;
+use serde_json::{Map, Value};
+
+use crate::chat::Conversation;
+use crate::engine::StopText;
+use crate::error::ApiError;
+use crate::http::fields::Fields;
+use crate::http::native::{logit_bias, unknown_adapter};
+use crate::validation::{EndOfSequence, PromptSource, SamplingRequest, StoppingRequest, TextRequest};
+
+use super::stream::Logprobs;
+
+/// Which chunks of a stream carry usage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::http) struct Usage {
+    /// One more chunk at the end.
+    pub(in crate::http) at_end: bool,
+    /// Every chunk.
+    pub(in crate::http) always: bool,
+}
+
+/// How an answer is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::http) enum Delivery {
+    Whole,
+    Stream(Usage),
+}
+
+/// A chat request.
+pub(in crate::http) struct ChatRequest {
+    pub(in crate::http) text: TextRequest,
+    /// The name the client gave the model.
+    pub(in crate::http) model: Option<String>,
+    pub(in crate::http) logprobs: Logprobs,
+    pub(in crate::http) delivery: Delivery,
+}
+
+impl ChatRequest {
+    pub(in crate::http) fn parse(body: &mut Fields) -> Result<Self, ApiError> {
+        let conversation = conversation(body)?;
+        let logprobs = if body.flag("logprobs")? { Logprobs::Report } else { Logprobs::Omit };
+        let top_logprobs: Option<u32> = body.take("top_logprobs")?;
+        if logprobs == Logprobs::Omit && top_logprobs.is_some_and(|top| top > 0) {
+            return Err(ApiError::invalid("top_logprobs", "`top_logprobs` needs `logprobs` to be true"));
+        }
+        let ends = if body.flag("ignore_eos")? { EndOfSequence::Ignore } else { EndOfSequence::Obey };
+        let text = TextRequest {
+            prompt: PromptSource::Chat(conversation),
+            sampling: sampling(body)?,
+            stopping: StoppingRequest {
+                stop: string_or_list(body, "stop")?,
+                stop_text: StopText::Cut,
+                max_new_tokens: max_tokens(body)?,
+                end_tokens: ends,
+            },
+            top_n_tokens: top_logprobs,
+            prompt_logprobs: PromptLogprobs::Skip,
+            truncate: None,
+        };
+        let request = Self { text, model: body.take("model")?, logprobs, delivery: delivery(body)? };
+        refuse_what_is_not_served(body)?;
+        Ok(request)
+    }
+}
+
+/// `temperature: 0` is greedy; otherwise chat samples, as OpenAI's does.
+fn sampling(body: &mut Fields) -> Result<SamplingRequest, ApiError> {
+    let temperature: Option<f32> = body.take("temperature")?;
+    let is_greedy = temperature == Some(0.0);
+    Ok(SamplingRequest {
+        do_sample: Some(!is_greedy),
+        temperature: temperature.filter(|_| !is_greedy),
+        top_k: body.take("top_k")?,
+        top_p: body.take("top_p")?,
+        typical_p: body.take("typical_p")?,
+        min_p: body.take("min_p")?,
+        repetition_penalty: body.take("repetition_penalty")?,
+        frequency_penalty: body.take("frequency_penalty")?,
+        presence_penalty: body.take("presence_penalty")?,
+        logit_bias: logit_bias(body)?,
+        seed: body.take("seed")?,
+        best_of: None,
+    })
+}
+
+fn max_tokens(body: &mut Fields) -> Result<Option<u32>, ApiError> {
+    let old: Option<u32> = body.take("max_tokens")?;
+    let new: Option<u32> = body.take("max_completion_tokens")?;
+    if old.is_some() && new.is_some() && old != new {
+        let message = "`max_tokens` and `max_completion_tokens` must be equal when both are set";
+        return Err(ApiError::invalid("max_tokens", message));
+    }
+    Ok(new.or(old))
+}
+
+fn delivery(body: &mut Fields) -> Result<Delivery, ApiError> {
+    let mut options = body.object("stream_options")?;
+    let usage =
+        Usage { at_end: options.flag("include_usage")?, always: options.flag("continuous_usage_stats")? };
+    Ok(if body.flag("stream")? { Delivery::Stream(usage) } else { Delivery::Whole })
+}
+
+fn string_or_list(body: &mut Fields, name: &'static str) -> Result<Vec<String>, ApiError> {
+    match body.take_value(name) {
+        None => Ok(Vec::new()),
+        Some(Value::String(one)) => Ok(vec![one]),
+        Some(list) => serde_json::from_value(list).map_err(|_| {
+            ApiError::invalid(name, format_args!("`{name}` must be a string or a list of strings"))
+        }),
+    }
+}
+
+/// Messages go to the template as they are, but for their content: parts of text become one text.
+fn conversation(body: &mut Fields) -> Result<Conversation, ApiError> {
+    let messages: Vec<Map<String, Value>> = body.require("messages")?;
+    if messages.is_empty() {
+        return Err(ApiError::invalid("messages", "`messages` cannot be empty"));
+    }
+    let messages = messages.into_iter().map(message).collect::<Result<_, _>>()?;
+    Ok(Conversation { messages })
+}
+
+fn message(mut message: Map<String, Value>) -> Result<Value, ApiError> {
+    if !message.get("role").is_some_and(Value::is_string) {
+        return Err(ApiError::invalid("messages", "each of `messages` needs a `role`"));
+    }
+    let content = match message.remove("content") {
+        None | Some(Value::Null) => Value::from(""),
+        Some(Value::String(text)) => Value::String(text),
+        Some(Value::Array(parts)) => Value::String(parts.iter().map(part).collect::<Result<_, _>>()?),
+        Some(Value::Bool(_) | Value::Number(_) | Value::Object(_)) => {
+            let message = "`content` of each of `messages` must be a text or a list of parts";
+            return Err(ApiError::invalid("messages", message));
+        }
+    };
+    message.insert("content".to_owned(), content);
+    Ok(Value::Object(message))
+}
+
+fn part(part: &Value) -> Result<&str, ApiError> {
+    let kind = part.get("type").and_then(Value::as_str).unwrap_or("untyped");
+    let text = part.get("text").and_then(Value::as_str).filter(|_| kind == "text");
+    text.ok_or_else(|| ApiError::invalid("messages", format_args!("{kind} modality is not supported")))
+}
+
+/// What is refused unless it changes nothing. `user`, `metadata`, `safety_identifier` and
+/// `prompt_cache_key` are marks for the operator's side: no answer depends on them.
+fn refuse_what_is_not_served(body: &mut Fields) -> Result<(), ApiError> {
+    fn is_empty(value: &Value) -> bool {
+        value.as_array().is_some_and(Vec::is_empty)
+    }
+    fn is_one_of(value: &Value, words: &[&str]) -> bool {
+        value.as_str().is_some_and(|word| words.contains(&word))
+    }
+    body.refuse_unless("n", |value| value.as_u64() == Some(1))?;
+    body.refuse_unless("best_of", |value| value.as_u64() == Some(1))?;
+    body.refuse_unless("tools", is_empty)?;
+    body.refuse_unless("functions", is_empty)?;
+    body.refuse_unless("tool_choice", |value| is_one_of(value, &["none", "auto"]))?;
+    body.refuse_unless("function_call", |value| is_one_of(value, &["none", "auto"]))?;
+    body.refuse_unless("response_format", |value| {
+        value.get("type").and_then(Value::as_str) == Some("text")
+    })?;
+    for name in
+        ["grammar", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"]
+    {
+        body.refuse_unless(name, Value::is_null)?;
+    }
+    for name in ["audio", "prediction", "web_search_options", "reasoning_effort"] {
+        body.refuse_unless(name, Value::is_null)?;
+    }
+    body.refuse_unless("modalities", |value| value == &Value::from(vec!["text"]))?;
+    body.refuse_unless("verbosity", |value| is_one_of(value, &["medium"]))?;
+    body.refuse_unless("service_tier", |value| is_one_of(value, &["auto", "default"]))?;
+    body.refuse_unless("store", |value| value == &Value::Bool(false))?;
+    body.refuse_unless("echo", |value| value == &Value::Bool(false))?;
+    body.refuse_unless("watermark", |value| value == &Value::Bool(false))?;
+    unknown_adapter(body.take("adapter_id")?)
+}
+
+/// The same error with the names this dialect has for its fields.
+pub(in crate::http) fn in_openai_words(mut error: ApiError) -> ApiError {
+    let words =
+        [("inputs", "messages"), ("max_new_tokens", "max_tokens"), ("top_n_tokens", "top_logprobs")];
+    for (native, ours) in words {
+        error.message = error.message.replace(&format!("`{native}`"), &format!("`{ours}`"));
+        if error.param == Some(native) {
+            error.param = Some(ours);
+        }
+    }
+    error
+}

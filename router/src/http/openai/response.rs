@@ -1,0 +1,149 @@
+//! Chat responses out.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use crate::engine::FinishReason;
+
+/// What every answer and chunk says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::http) struct Envelope {
+    pub(in crate::http) id: String,
+    pub(in crate::http) created: u64,
+    pub(in crate::http) model: String,
+    pub(in crate::http) system_fingerprint: String,
+}
+
+impl Envelope {
+    /// Of an answer that begins now.
+    pub(in crate::http) fn new(model: String, system_fingerprint: String) -> Self {
+        let id = format!("chatcmpl-{}", uuid::Uuid::new_v4().simple());
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Self { id, created, model, system_fingerprint }
+    }
+}
+
+/// Tokens that were counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(in crate::http) struct Usage {
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    total_tokens: u32,
+    prompt_tokens_details: PromptTokensDetails,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct PromptTokensDetails {
+    cached_tokens: u32,
+}
+
+impl Usage {
+    pub(in crate::http) fn new(prompt_tokens: u32, cached_tokens: u32, completion_tokens: u32) -> Self {
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens.saturating_add(completion_tokens),
+            prompt_tokens_details: PromptTokensDetails { cached_tokens },
+        }
+    }
+}
+
+/// An answer that comes whole.
+#[derive(Serialize)]
+pub(in crate::http) struct ChatCompletion {
+    id: String,
+    object: &'static str,
+    created: u64,
+    model: String,
+    system_fingerprint: String,
+    choices: [Choice; 1],
+    usage: Usage,
+}
+
+#[derive(Serialize)]
+struct Choice {
+    index: u32,
+    message: Message,
+    logprobs: Option<ChoiceLogprobs>,
+    finish_reason: &'static str,
+}
+
+#[derive(Serialize)]
+struct Message {
+    role: &'static str,
+    content: String,
+}
+
+/// The log-probabilities of an answer or a chunk.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(in crate::http) struct ChoiceLogprobs {
+    pub(in crate::http) content: Vec<LogprobEntry>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(in crate::http) struct LogprobEntry {
+    #[serde(flatten)]
+    pub(in crate::http) token: TokenLogprob,
+    pub(in crate::http) top_logprobs: Vec<TokenLogprob>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(in crate::http) struct TokenLogprob {
+    pub(in crate::http) token: String,
+    pub(in crate::http) logprob: f32,
+    pub(in crate::http) bytes: Vec<u8>,
+}
+
+impl ChatCompletion {
+    pub(in crate::http) fn new(
+        envelope: Envelope,
+        content: String,
+        logprobs: Option<ChoiceLogprobs>,
+        finish: FinishReason,
+        usage: Usage,
+    ) -> Self {
+        let Envelope { id, created, model, system_fingerprint } = envelope;
+        let message = Message { role: "assistant", content };
+        let choice = Choice { index: 0, message, logprobs, finish_reason: finish_reason(finish) };
+        Self { id, object: "chat.completion", created, model, system_fingerprint, choices: [choice], usage }
+    }
+}
+
+/// A piece of a streamed answer.
+#[derive(Debug, PartialEq, Serialize)]
+pub(in crate::http) struct Chunk {
+    pub(super) id: String,
+    pub(super) object: &'static str,
+    pub(super) created: u64,
+    pub(super) model: String,
+    pub(super) system_fingerprint: String,
+    pub(super) choices: Vec<ChunkChoice>,
+    /// Absent unless the client asked for usage; null in chunks that have none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) usage: Option<Option<Usage>>,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+pub(super) struct ChunkChoice {
+    pub(super) index: u32,
+    pub(super) delta: Delta,
+    pub(super) logprobs: Option<ChoiceLogprobs>,
+    pub(super) finish_reason: Option<&'static str>,
+}
+
+#[derive(Debug, Default, PartialEq, Serialize)]
+pub(super) struct Delta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) content: Option<String>,
+}
+
+/// OpenAI's word for why an answer ended.
+pub(super) fn finish_reason(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Length => "length",
+        FinishReason::EndOfSequence | FinishReason::StopSequence => "stop",
+    }
+}

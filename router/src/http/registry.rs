@@ -1,0 +1,72 @@
+//! Running requests by id, so that they can be cancelled by id.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::Json;
+use axum::extract::{Path, State};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::frame::RequestId;
+use crate::app::App;
+use crate::error::{ApiError, ErrorKind};
+
+/// Running requests by id; clients may choose the same id twice.
+#[derive(Default)]
+pub struct Registry {
+    running: Mutex<Running>,
+}
+
+#[derive(Default)]
+struct Running {
+    next: u64,
+    tokens: BTreeMap<(RequestId, u64), CancellationToken>,
+}
+
+/// A request's place in the registry; dropping it takes it out.
+pub(super) struct Registration {
+    app: Arc<App>,
+    key: (RequestId, u64),
+    pub(super) cancelled: CancellationToken,
+}
+
+impl Registration {
+    pub(super) fn new(app: Arc<App>, id: RequestId) -> Self {
+        let cancelled = CancellationToken::new();
+        let mut running = app.requests.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (id, running.next);
+        running.next += 1;
+        running.tokens.insert(key.clone(), cancelled.clone());
+        drop(running);
+        Self { app, key, cancelled }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let mut running = self.app.requests.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.tokens.remove(&self.key);
+    }
+}
+
+impl Registry {
+    /// Cancels every running request of this id; returns how many there were.
+    fn cancel(&self, id: &RequestId) -> usize {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_id = running.tokens.range((id.clone(), 0)..=(id.clone(), u64::MAX));
+        of_id.map(|(_, token)| token.cancel()).count()
+    }
+}
+
+/// `DELETE /requests/{x-request-id}`
+pub(super) async fn cancel(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let id = RequestId(id);
+    match app.requests.cancel(&id) {
+        0 => Err(ApiError::new(ErrorKind::NotFound, format!("No running request has the id {}", id.0))),
+        count => Ok(Json(json!({"id": id.0, "cancelled": count}))),
+    }
+}

@@ -1,0 +1,30 @@
+//! Speaks HTTP, owns every request, assembles steps and drives the shards.
+//!
+//! In the order of a request: `http` reads it, `chat` and `tokenizer` turn it into tokens on the
+//! `cpu_pool`, `validation` checks it, `engine` schedules it and delivers its text, `shards` computes.
+
+#![forbid(unsafe_code)]
+
+pub mod args;
+pub mod config;
+pub mod serve;
+
+pub mod app;
+
+pub mod http;
+
+pub mod chat;
+pub mod tokenizer;
+pub mod validation;
+
+pub mod engine;
+pub mod shards;
+
+pub mod cpu_pool;
+pub mod error;
+pub mod metrics;
+pub mod model;
+pub mod testing;
+
+pub use args::RouterArgs;
+pub use serve::{RouterError, run};

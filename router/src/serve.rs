@@ -1,0 +1,231 @@
+//! The router as a process: runtime, listener, and the three phases of its end.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::serve::ListenerExt;
+use lockstep_process::shutdown::{ParentState, StopSignal, die_with_parent};
+use lockstep_process::tasks::{Fate, Tasks};
+use lockstep_process::telemetry::{self, TelemetryError};
+use thiserror::Error;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{debug, error, info, warn};
+
+use crate::app::{App, AppError};
+use crate::args::RouterArgs;
+use crate::config::{ConfigError, Listen, RouterConfig, Stopping};
+use crate::model::{Model, ModelError};
+use crate::shards::RemoteGroup;
+
+/// How often the end of running requests is looked for while draining.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+/// How long connections may take to send their last bytes once all requests have ended.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The router cannot start or go on.
+#[derive(Debug, Error)]
+pub enum RouterError {
+    /// A flag makes no sense.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Logging cannot be set up.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    /// The launcher is gone.
+    #[error("start under process {parent}: it is gone")]
+    Orphaned {
+        /// The launcher.
+        parent: u32,
+    },
+    /// Another process listens there.
+    #[error("listen on {address}: the port is taken; stop what uses it or choose another with --port")]
+    PortTaken {
+        /// Where.
+        address: String,
+    },
+    /// Listening fails for another reason.
+    #[error("listen on {address}: {source}; check --hostname and --port")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The model's text side cannot be read.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The parts cannot be put together.
+    #[error(transparent)]
+    App(#[from] AppError),
+    /// The engine or the listener ended by itself.
+    #[error("go on: a vital task has ended; the log says which and why")]
+    VitalTaskEnded,
+    /// The runtime cannot be built or signals cannot be heard.
+    #[error("serve: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Serves until told to stop.
+///
+/// # Errors
+/// When it cannot start, or the listener breaks.
+pub fn run(args: RouterArgs) -> Result<(), RouterError> {
+    let config = RouterConfig::from_args(args)?;
+    telemetry::init(&config.log)?;
+    if let Some(parent) = config.stopping.parent
+        && die_with_parent(parent) == ParentState::Gone
+    {
+        return Err(RouterError::Orphaned { parent });
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("router").build()?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: RouterConfig) -> Result<(), RouterError> {
+    // Before anything slow: a taken port is told at once, and early clients wait instead of failing.
+    let listener = listen(&config.listen).await?;
+    let address = listener.local_addr()?;
+    let model = Model::load(&config.files, config.model_id)?;
+    let tasks = Tasks::new();
+    let group = RemoteGroup::new(config.shards);
+    let app = App::start(config.app, model, group, &tasks)?;
+    let closing = tasks.stop_token().clone().cancelled_owned();
+    let listener = listener.tap_io(send_at_once);
+    let server = axum::serve(listener, app.router()).with_graceful_shutdown(closing);
+    tasks.spawn("http", Fate::StopServer, async move {
+        if let Err(error) = server.await {
+            error!(%error, "the listener broke");
+        }
+    });
+    info!(%address, model = app.model.id, "listening");
+    let cause = wait_for_stop(&app, &tasks, &config.stopping).await?;
+    // The engine ends what still runs, which ends the streams, which lets connections close.
+    if tokio::time::timeout(CLOSE_TIMEOUT, tasks.stop_and_wait()).await.is_err() {
+        warn!("some connections did not close in time");
+    }
+    match cause {
+        StopCause::Asked => {
+            info!("stopped");
+            Ok(())
+        }
+        StopCause::VitalTaskEnded => Err(RouterError::VitalTaskEnded),
+    }
+}
+
+async fn listen(listen: &Listen) -> Result<TcpListener, RouterError> {
+    let address = format!("{}:{}", listen.hostname, listen.port);
+    match TcpListener::bind((listen.hostname.as_str(), listen.port)).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(RouterError::PortTaken { address }),
+        Err(source) => Err(RouterError::Listen { address, source }),
+    }
+}
+
+/// A token is a small packet: none waits until the client has acknowledged the one before.
+fn send_at_once(connection: &mut TcpStream) {
+    if let Err(error) = connection.set_nodelay(true) {
+        debug!(%error, "TCP_NODELAY is refused");
+    }
+}
+
+/// Why everything may be cancelled.
+enum StopCause {
+    Asked,
+    VitalTaskEnded,
+}
+
+/// Returns when everything may be cancelled: after a signal and the end of running requests, after a
+/// second signal, after the time is up, or because a vital task has ended.
+async fn wait_for_stop(
+    app: &Arc<App>,
+    tasks: &Tasks,
+    stopping: &Stopping,
+) -> Result<StopCause, RouterError> {
+    let mut signals = StopSignals::new(stopping)?;
+    tokio::select! {
+        biased;
+        () = tasks.stop_token().cancelled() => return Ok(StopCause::VitalTaskEnded),
+        signal = signals.next() => info!(?signal, "draining"),
+    }
+    app.begin_draining();
+    if stopping.parent.is_some_and(|parent| die_with_parent(parent) == ParentState::Gone) {
+        // The shards die with it too: what runs cannot finish.
+        return Ok(StopCause::Asked);
+    }
+    tokio::select! {
+        biased;
+        () = tasks.stop_token().cancelled() => return Ok(StopCause::VitalTaskEnded),
+        signal = signals.next() => info!(?signal, "second signal: stopping at once"),
+        () = drained(app) => info!("all requests have ended"),
+        () = tokio::time::sleep(stopping.drain_timeout) => {
+            warn!(under_way = app.requests_under_way(), "requests did not end in time");
+        }
+    }
+    Ok(StopCause::Asked)
+}
+
+/// Signals that are meant for the router. One that comes while nobody waits is kept for the next wait.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+    has_parent: bool,
+}
+
+impl StopSignals {
+    fn new(stopping: &Stopping) -> io::Result<Self> {
+        let terminate = signal(SignalKind::terminate())?;
+        let interrupt = signal(SignalKind::interrupt())?;
+        Ok(Self { terminate, interrupt, has_parent: stopping.parent.is_some() })
+    }
+
+    /// The next one. A terminal's Ctrl-C reaches every process of the foreground; under a launcher it is
+    /// the launcher's, which tells us with SIGTERM.
+    ///
+    /// # Cancel safety
+    /// No signal is lost.
+    async fn next(&mut self) -> StopSignal {
+        loop {
+            tokio::select! {
+                biased;
+                _ = self.terminate.recv() => return StopSignal::Terminate,
+                _ = self.interrupt.recv() => {
+                    if !self.has_parent {
+                        return StopSignal::Interrupt;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Waits until no request is under way.
+pub async fn drained(app: &App) {
+    while app.requests_under_way() > 0 {
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn terminate_this_process() {
+        let id = std::process::id().to_string();
+        assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    }
+
+    #[tokio::test]
+    async fn a_signal_between_two_waits_is_not_lost() {
+        let stopping = Stopping { drain_timeout: Duration::ZERO, parent: None };
+        let mut signals = StopSignals::new(&stopping).unwrap();
+        let mut witness = signal(SignalKind::terminate()).unwrap();
+        for _ in 0..2 {
+            terminate_this_process();
+            // It has been delivered, and nobody waits on `signals`.
+            witness.recv().await;
+            assert_eq!(signals.next().await, StopSignal::Terminate);
+        }
+    }
+}

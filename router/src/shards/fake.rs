@@ -1,0 +1,297 @@
+//! A deterministic group in this process, for tests: its tokens are a function of the context alone, it can
+//! be paused between steps, lost and brought back, and it refuses steps that no group could compute.
+
+use std::collections::BTreeMap;
+use std::hash::Hasher;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lockstep_proto::{
+    Bytes, Epoch, Outcome, PromptLogprobs, Rank, Sampling, SequenceId, SequenceResult, ShardDescription,
+    Step, StepOutput, StepTimings, TokenId, TokenLogprob, TokenLogprobs, Tokens, Work, WorkTokens,
+};
+use tokio::sync::{Semaphore, watch};
+
+use super::{GroupConfig, ShardError, ShardGroup};
+
+/// Steps a group that is not paused may take: as good as endless.
+const UNPAUSED_STEPS: usize = 1 << 40;
+
+/// What a fake group computes.
+#[derive(Clone, Debug)]
+pub enum FakeModel {
+    /// These tokens after any prompt, then the last of them for ever.
+    Script(Vec<TokenId>),
+    /// A hash of the whole context.
+    Hash,
+}
+
+/// A fake group's size.
+#[derive(Clone, Debug)]
+pub struct FakeShape {
+    /// Entries in a row of logits.
+    pub vocabulary_size: u32,
+    /// Longest context.
+    pub max_positions: Tokens,
+    /// Tokens a block holds.
+    pub block_size: Tokens,
+    /// Blocks it has.
+    pub blocks: u32,
+}
+
+/// Steers a [`FakeGroup`] from outside.
+#[derive(Clone)]
+pub struct FakeControl {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// The incarnation that answers; `None` while none does.
+    epoch: watch::Sender<Option<Epoch>>,
+    steps: Semaphore,
+    observed: Mutex<Observed>,
+}
+
+#[derive(Default)]
+struct Observed {
+    last_epoch: u64,
+    steps: u64,
+    failure: Option<String>,
+}
+
+/// The group itself.
+pub struct FakeGroup {
+    model: FakeModel,
+    shape: FakeShape,
+    shared: Arc<Shared>,
+    sequences: BTreeMap<SequenceId, FakeSequence>,
+    /// The incarnation that was configured.
+    configured: Option<Epoch>,
+}
+
+struct FakeSequence {
+    context: Vec<TokenId>,
+    prompt: usize,
+    computed: usize,
+    blocks: usize,
+    top: u32,
+}
+
+impl FakeGroup {
+    /// A group that is not there yet; [`FakeControl::come_back`] brings it up.
+    pub fn new(model: FakeModel, shape: FakeShape) -> (Self, FakeControl) {
+        let shared = Arc::new(Shared {
+            epoch: watch::Sender::new(None),
+            steps: Semaphore::new(UNPAUSED_STEPS),
+            observed: Mutex::default(),
+        });
+        let control = FakeControl { shared: Arc::clone(&shared) };
+        (Self { model, shape, shared, sequences: BTreeMap::new(), configured: None }, control)
+    }
+}
+
+impl FakeControl {
+    /// Every call fails from here on, the step in flight too.
+    pub fn lose(&self) {
+        self.shared.epoch.send_replace(None);
+    }
+
+    /// A new incarnation answers.
+    pub fn come_back(&self) {
+        let mut observed = self.shared.observed();
+        observed.last_epoch += 1;
+        self.shared.epoch.send_replace(Some(Epoch(observed.last_epoch)));
+    }
+
+    /// No step is computed until [`Self::allow_steps`] or [`Self::resume`].
+    pub fn pause(&self) {
+        self.shared.steps.forget_permits(usize::MAX);
+    }
+
+    /// Computes this many steps more.
+    pub fn allow_steps(&self, steps: usize) {
+        self.shared.steps.add_permits(steps);
+    }
+
+    /// Computes without limit again.
+    pub fn resume(&self) {
+        self.shared.steps.add_permits(UNPAUSED_STEPS);
+    }
+
+    /// The first sequence of the next step fails for this reason.
+    pub fn fail_next(&self, reason: &str) {
+        self.shared.observed().failure = Some(reason.to_owned());
+    }
+
+    /// Steps computed so far.
+    pub fn steps(&self) -> u64 {
+        self.shared.observed().steps
+    }
+}
+
+impl Shared {
+    fn observed(&self) -> std::sync::MutexGuard<'_, Observed> {
+        self.observed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn present(&self) -> Result<Epoch, ShardError> {
+        let epoch = *self.epoch.borrow();
+        epoch.ok_or_else(|| ShardError::NoGroup("the fake group is lost".to_owned()))
+    }
+}
+
+impl ShardGroup for FakeGroup {
+    async fn describe(&mut self) -> Result<Vec<ShardDescription>, ShardError> {
+        let epoch = self.shared.present()?;
+        let block_bytes = Bytes(1024);
+        Ok(vec![ShardDescription {
+            rank: Rank(0),
+            world_size: 1,
+            epoch,
+            vocabulary_size: self.shape.vocabulary_size,
+            max_positions: self.shape.max_positions,
+            block_size: self.shape.block_size,
+            block_bytes,
+            kv_budget: Bytes(block_bytes.0 * u64::from(self.shape.blocks)),
+            weights: Bytes(1 << 20),
+            arithmetic: "fake".to_owned(),
+        }])
+    }
+
+    async fn configure(&mut self, config: GroupConfig) -> Result<(), ShardError> {
+        let epoch = self.shared.present()?;
+        if config.epoch != epoch {
+            return Err(ShardError::NoGroup(format!("configured for {}, this is {epoch}", config.epoch)));
+        }
+        self.sequences.clear();
+        self.configured = Some(epoch);
+        Ok(())
+    }
+
+    async fn step(&mut self, step: Step) -> Result<StepOutput, ShardError> {
+        let shared = Arc::clone(&self.shared);
+        let mut epoch = shared.epoch.subscribe();
+        tokio::select! {
+            biased;
+            _ = epoch.wait_for(|current| *current != Some(step.epoch)) => {
+                return Err(ShardError::NoGroup("the fake group was lost".to_owned()));
+            }
+            permit = shared.steps.acquire() => {
+                let permit = permit.map_err(|_| ShardError::NoGroup("the fake group is closed".to_owned()))?;
+                permit.forget();
+            }
+        }
+        Ok(self.compute(step))
+    }
+
+    async fn lost(&mut self) -> ShardError {
+        let mut epoch = self.shared.epoch.subscribe();
+        let _ = epoch.wait_for(|current| *current != self.configured).await;
+        ShardError::NoGroup("the fake group was lost".to_owned())
+    }
+}
+
+impl FakeGroup {
+    fn compute(&mut self, step: Step) -> StepOutput {
+        for released in &step.releases {
+            self.sequences.remove(released);
+        }
+        for start in step.starts {
+            let sequence = FakeSequence {
+                prompt: start.prompt_tokens.len(),
+                context: start.context,
+                computed: 0,
+                blocks: 0,
+                top: start.sampling.top_logprobs,
+            };
+            self.sequences.insert(start.sequence, sequence);
+        }
+        let mut failure = {
+            let mut observed = self.shared.observed();
+            observed.steps += 1;
+            observed.failure.take()
+        };
+        let mut results = Vec::with_capacity(step.work.len());
+        for work in step.work {
+            let sequence = work.sequence;
+            let outcome = match failure.take() {
+                Some(reason) => Err(reason),
+                None => self.chunk(work),
+            };
+            let (prompt, outcome) = outcome.unwrap_or_else(|reason| (Vec::new(), Outcome::Failed(reason)));
+            results.push(SequenceResult { sequence, prompt, outcome });
+        }
+        let timings = StepTimings { forward_ns: 1000, sample_ns: 100, comm_ns: 0 };
+        StepOutput { epoch: step.epoch, step_id: step.step_id, results, timings }
+    }
+
+    fn chunk(&mut self, work: Work) -> Result<(Vec<TokenLogprobs>, Outcome), String> {
+        let model = self.model.clone();
+        let vocabulary = self.shape.vocabulary_size;
+        let sequence =
+            self.sequences.get_mut(&work.sequence).ok_or("work for a sequence that never started")?;
+        let first = work.first_position.index();
+        let count = work.tokens.count().len();
+        if sequence.blocks == 0 {
+            // What comes before the first chunk is in blocks of the prefix cache.
+            sequence.computed = first;
+        }
+        sequence.blocks += work.new_blocks.len();
+        let end = first + count;
+        if sequence.computed != first || end > sequence.context.len() {
+            return Err(format!("work for {first}..{end}, computed {}", sequence.computed));
+        }
+        if sequence.blocks * self.shape.block_size.len() < end {
+            return Err(format!("{} blocks for {end} tokens", sequence.blocks));
+        }
+        if let WorkTokens::Ids(ids) = &work.tokens
+            && sequence.context[first..end] != ids[..]
+        {
+            return Err(format!("other tokens than the context's at {first}..{end}"));
+        }
+        if let Some(unknown) = sequence.context[first..end].iter().find(|token| token.0 >= vocabulary) {
+            return Err(format!("token {unknown}, ids end before {vocabulary}"));
+        }
+        sequence.computed = end;
+        let mut prompt = Vec::new();
+        if work.prompt_logprobs == PromptLogprobs::Return {
+            let known = end.min(sequence.context.len().saturating_sub(1));
+            prompt.extend(
+                (first..known).map(|at| logprobs(sequence.context[at + 1], sequence.top, vocabulary)),
+            );
+        }
+        if work.sampling == Sampling::Skip {
+            return Ok((prompt, Outcome::Computed));
+        }
+        let token = model.next(&sequence.context[..end], sequence.prompt, vocabulary);
+        if sequence.context.len() == end {
+            sequence.context.push(token);
+        }
+        Ok((prompt, Outcome::Sampled(logprobs(token, sequence.top, vocabulary))))
+    }
+}
+
+impl FakeModel {
+    fn next(&self, context: &[TokenId], prompt: usize, vocabulary: u32) -> TokenId {
+        match self {
+            Self::Script(tokens) => {
+                let place = context.len().saturating_sub(prompt);
+                tokens.get(place).or(tokens.last()).copied().unwrap_or(TokenId(0))
+            }
+            Self::Hash => {
+                let mut hasher = std::hash::DefaultHasher::new();
+                context.iter().for_each(|token| hasher.write_u32(token.0));
+                TokenId(u32::try_from(hasher.finish() % u64::from(vocabulary.max(1))).unwrap_or(0))
+            }
+        }
+    }
+}
+
+/// Halves of probability: the token itself first, then its neighbours.
+fn logprobs(token: TokenId, top: u32, vocabulary: u32) -> TokenLogprobs {
+    let logprob = -0.5;
+    let rival = |place: u32| TokenLogprob {
+        token: TokenId((token.0 + place) % vocabulary.max(1)),
+        logprob: logprob - f32::from(u8::try_from(place).unwrap_or(u8::MAX)),
+    };
+    TokenLogprobs { token, logprob, top: (0..top).map(rival).collect() }
+}

@@ -1,0 +1,51 @@
+//! All ranks as one: every rank gets the same step, the first to fail fails it.
+
+use futures::StreamExt;
+use futures::future::try_join_all;
+use futures::stream::FuturesUnordered;
+use lockstep_proto::{Rank, ShardDescription, Step, StepOutput};
+
+use super::client::RankClient;
+use super::{GroupConfig, ShardAddress, ShardError, ShardGroup};
+
+/// Ranks in other processes or on other hosts, reached by gRPC.
+pub struct RemoteGroup {
+    addresses: Vec<ShardAddress>,
+    ranks: Vec<RankClient>,
+}
+
+impl RemoteGroup {
+    /// Ranks at `addresses`, in the order of ranks. Nothing is connected yet.
+    pub fn new(addresses: Vec<ShardAddress>) -> Self {
+        Self { addresses, ranks: Vec::new() }
+    }
+}
+
+impl ShardGroup for RemoteGroup {
+    async fn describe(&mut self) -> Result<Vec<ShardDescription>, ShardError> {
+        // Connections of an earlier incarnation lead nowhere.
+        self.ranks.clear();
+        let connecting =
+            (0..).zip(&self.addresses).map(|(rank, address)| RankClient::connect(Rank(rank), address));
+        self.ranks = try_join_all(connecting).await?;
+        try_join_all(self.ranks.iter_mut().map(RankClient::describe)).await
+    }
+
+    async fn configure(&mut self, config: GroupConfig) -> Result<(), ShardError> {
+        try_join_all(self.ranks.iter_mut().map(|rank| rank.configure(config))).await?;
+        Ok(())
+    }
+
+    async fn step(&mut self, step: Step) -> Result<StepOutput, ShardError> {
+        let computing = self.ranks.iter_mut().map(|rank| rank.step(step.clone()));
+        let outputs = try_join_all(computing).await?;
+        let first = outputs.into_iter().next();
+        first.ok_or_else(|| ShardError::NoGroup("there are no ranks".to_owned()))
+    }
+
+    async fn lost(&mut self) -> ShardError {
+        let mut watching: FuturesUnordered<_> = self.ranks.iter_mut().map(RankClient::lost).collect();
+        let first = watching.next().await;
+        first.unwrap_or_else(|| ShardError::NoGroup("there are no ranks".to_owned()))
+    }
+}

@@ -1,0 +1,117 @@
+//! The ranks that compute, as one group.
+
+mod address;
+mod bring_up;
+mod client;
+pub mod fake;
+mod group;
+
+use std::future::Future;
+use std::time::Duration;
+
+use lockstep_proto::{Blocks, Epoch, Rank, ShardDescription, Step, StepOutput, WireError};
+use thiserror::Error;
+
+pub use address::{AddressError, ShardAddress};
+pub use bring_up::{BackOff, GroupFacts, bring_up};
+pub use group::RemoteGroup;
+
+/// The group cannot be reached, or gave an answer no group gives. Whatever the cause, what it held is lost.
+#[derive(Debug, Error)]
+pub enum ShardError {
+    /// No connection.
+    #[error("connect to the shard at {address}: {reason}")]
+    Connect {
+        /// Where.
+        address: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A call failed.
+    #[error("call {call} of the shard at {address}: {reason}")]
+    Call {
+        /// Where.
+        address: String,
+        /// Which call.
+        call: &'static str,
+        /// What it answered.
+        reason: String,
+    },
+    /// A rank's stream of steps ended.
+    #[error("read an answer of rank {rank}: its stream ended")]
+    StreamEnded {
+        /// Which rank.
+        rank: Rank,
+    },
+    /// An answer is not one to the question.
+    #[error(
+        "read an answer of rank {rank}: found epoch {found_epoch} step {found_step}, expected epoch {epoch} step {step}"
+    )]
+    Mismatch {
+        /// Which rank.
+        rank: Rank,
+        /// What it answered for.
+        found_epoch: Epoch,
+        /// What it answered for.
+        found_step: u64,
+        /// What was asked.
+        epoch: Epoch,
+        /// What was asked.
+        step: u64,
+    },
+    /// A message no peer of this release sends.
+    #[error("read an answer of rank {rank}: {source}")]
+    Wire {
+        /// Which rank.
+        rank: Rank,
+        /// What is wrong with it.
+        source: WireError,
+    },
+    /// A rank answers though nothing was asked.
+    #[error("wait for a step: rank {rank} answers step {step}, which was not asked")]
+    Unasked {
+        /// Which rank.
+        rank: Rank,
+        /// What it answered.
+        step: u64,
+    },
+    /// The ranks do not form one group.
+    #[error("form a group: {0}")]
+    NoGroup(String),
+    /// It took too long.
+    #[error("finish within {} s", limit.as_secs())]
+    TooSlow {
+        /// How long it was given.
+        limit: Duration,
+    },
+}
+
+/// Size of what a group is asked to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupConfig {
+    /// The incarnation that is meant.
+    pub epoch: Epoch,
+    /// KV blocks on every rank.
+    pub blocks: Blocks,
+    /// Most tokens a step carries.
+    pub max_step_tokens: u32,
+}
+
+/// All ranks as one. Any error means that what the group held is lost.
+pub trait ShardGroup: Send + 'static {
+    /// Connects to every rank and asks what it is; in the order of ranks.
+    fn describe(&mut self) -> impl Future<Output = Result<Vec<ShardDescription>, ShardError>> + Send;
+
+    /// Sizes the KV cache and opens the stream of steps.
+    fn configure(&mut self, config: GroupConfig) -> impl Future<Output = Result<(), ShardError>> + Send;
+
+    /// Computes one step on every rank; the output is rank 0's. The first rank to fail fails the step.
+    /// Not cancellation-safe: a step that is dropped is a lost group.
+    fn step(&mut self, step: Step) -> impl Future<Output = Result<StepOutput, ShardError>> + Send;
+
+    /// Waits, while no step is in flight, until the group is lost, and says how.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing but the wait.
+    fn lost(&mut self) -> impl Future<Output = ShardError> + Send;
+}

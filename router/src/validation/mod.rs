@@ -1,0 +1,243 @@
+//! What was asked → what will be done. The first broken rule, in the order clients know, is the answer.
+
+mod limits;
+mod sampling;
+
+use lockstep_proto::{PromptLogprobs, TokenId, Tokens};
+use lockstep_scheduler::{CacheSalt, Submission};
+
+use crate::chat::Conversation;
+use crate::engine::{Assignment, StopStrings, StopText};
+use crate::error::ApiError;
+use crate::tokenizer::SpecialTokens;
+
+pub use limits::RequestLimits;
+pub use sampling::SamplingRequest;
+
+/// Where the prompt comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PromptSource {
+    /// A text.
+    Text {
+        /// The text.
+        text: String,
+        /// Whether the tokenizer's own special tokens go around it.
+        special: SpecialTokens,
+    },
+    /// A conversation for the chat template.
+    Chat(Conversation),
+}
+
+/// What ends an answer, as asked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoppingRequest {
+    /// Any of these texts.
+    pub stop: Vec<String>,
+    /// What becomes of the text that matched.
+    pub stop_text: StopText,
+    /// This many tokens; absent means as many as fit.
+    pub max_new_tokens: Option<u32>,
+    /// Whether end-of-sequence tokens end it.
+    pub end_tokens: EndOfSequence,
+}
+
+/// Whether end-of-sequence tokens end an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndOfSequence {
+    /// They do.
+    Obey,
+    /// They are tokens like others.
+    Ignore,
+}
+
+/// A request for text as any route understands it, unchecked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextRequest {
+    /// What to continue.
+    pub prompt: PromptSource,
+    /// How tokens are chosen.
+    pub sampling: SamplingRequest,
+    /// What ends the answer.
+    pub stopping: StoppingRequest,
+    /// How many of the most probable tokens to report.
+    pub top_n_tokens: Option<u32>,
+    /// Whether log-probabilities of the prompt are wanted.
+    pub prompt_logprobs: PromptLogprobs,
+    /// Keep only this many of the prompt's last tokens.
+    pub truncate: Option<u32>,
+}
+
+/// A request whose parameters keep the rules; its prompt is not tokenized yet.
+#[derive(Clone, Debug)]
+pub struct CheckedRequest {
+    /// What to continue.
+    pub prompt: PromptSource,
+    rest: Rest,
+}
+
+#[derive(Clone, Debug)]
+struct Rest {
+    sampling: sampling::CheckedSampling,
+    stopping: StoppingRequest,
+    prompt_logprobs: PromptLogprobs,
+    truncate: Option<u32>,
+}
+
+/// A prompt, tokenized.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// Its text.
+    pub text: String,
+    /// Its tokens.
+    pub tokens: Vec<TokenId>,
+}
+
+/// A request that keeps every rule.
+#[derive(Clone, Debug)]
+pub struct ValidRequest {
+    /// What is computed and watched.
+    pub assignment: Assignment,
+    /// The prompt's text.
+    pub prompt_text: String,
+    /// The seed, when sampling.
+    pub seed: Option<u64>,
+}
+
+impl TextRequest {
+    /// Checks everything that needs no tokenizer.
+    ///
+    /// # Errors
+    /// The first broken rule.
+    pub fn check(self, limits: &RequestLimits) -> Result<CheckedRequest, ApiError> {
+        self.sampling.check_ranges(limits.vocabulary_size)?;
+        if self.stopping.max_new_tokens == Some(0) {
+            return Err(ApiError::invalid("max_new_tokens", "`max_new_tokens` must be strictly positive"));
+        }
+        check_stops(&self.stopping.stop, limits)?;
+        let top_n_tokens = self.top_n_tokens.unwrap_or(0);
+        if top_n_tokens > limits.max_top_n_tokens {
+            let max = limits.max_top_n_tokens;
+            let message = format!("`top_n_tokens` must be >= 0 and <= {max}. Given: {top_n_tokens}");
+            return Err(ApiError::invalid("top_n_tokens", message));
+        }
+        if let PromptSource::Text { text, .. } = &self.prompt
+            && text.is_empty()
+        {
+            return Err(ApiError::invalid("inputs", "`inputs` cannot be empty"));
+        }
+        let max_input = limits.max_input_tokens.0;
+        if let Some(truncate) = self.truncate.filter(|truncate| *truncate == 0 || *truncate > max_input) {
+            let message = format!(
+                "`truncate` must be strictly positive and less than {max_input}. Given: {truncate}"
+            );
+            return Err(ApiError::invalid("truncate", message));
+        }
+        let sampling = self.sampling.check(top_n_tokens)?;
+        let Self { prompt, stopping, prompt_logprobs, truncate, .. } = self;
+        Ok(CheckedRequest { prompt, rest: Rest { sampling, stopping, prompt_logprobs, truncate } })
+    }
+}
+
+impl CheckedRequest {
+    /// Takes the prompt out, to be tokenized elsewhere.
+    pub fn split(self) -> (PromptSource, AwaitingPrompt) {
+        (self.prompt, AwaitingPrompt(self.rest))
+    }
+}
+
+/// A checked request without its prompt.
+#[derive(Clone, Debug)]
+pub struct AwaitingPrompt(Rest);
+
+impl AwaitingPrompt {
+    /// Checks what needs the prompt's tokens: lengths and ids.
+    ///
+    /// # Errors
+    /// The first broken rule.
+    pub fn with_prompt(
+        self,
+        prompt: Prompt,
+        limits: &RequestLimits,
+        end_tokens: &[TokenId],
+    ) -> Result<ValidRequest, ApiError> {
+        let Rest { sampling, stopping, prompt_logprobs, truncate } = self.0;
+        let mut tokens = prompt.tokens;
+        if let Some(keep) = truncate {
+            tokens.drain(..tokens.len().saturating_sub(keep as usize));
+        }
+        if tokens.is_empty() {
+            return Err(ApiError::invalid("inputs", "`inputs` cannot be empty"));
+        }
+        let max_new_tokens = max_new_tokens(Tokens::of_len(tokens.len()), stopping.max_new_tokens, limits)?;
+        check_known(&tokens, limits.vocabulary_size)?;
+        let stop_tokens = match stopping.end_tokens {
+            EndOfSequence::Obey => end_tokens.to_vec(),
+            EndOfSequence::Ignore => Vec::new(),
+        };
+        let submission = Submission {
+            prompt: tokens,
+            sampling: sampling.params,
+            max_new_tokens,
+            stop_tokens,
+            prompt_logprobs,
+            cache_salt: CacheSalt(0),
+        };
+        let stops = StopStrings::new(&stopping.stop, stopping.stop_text);
+        let assignment = Assignment { submission, stops };
+        Ok(ValidRequest { assignment, prompt_text: prompt.text, seed: sampling.seed })
+    }
+}
+
+/// The whole request is checked once: it keeps its place for its life.
+fn max_new_tokens(input: Tokens, asked: Option<u32>, limits: &RequestLimits) -> Result<Tokens, ApiError> {
+    let (max_total, max_input) = (limits.max_total_tokens.0, limits.max_input_tokens.0);
+    let too_long = || {
+        let message = format!("`inputs` must have less than {max_input} tokens. Given: {input}");
+        ApiError::invalid("inputs", message)
+    };
+    let Some(asked) = asked else {
+        if input.0 > max_input || input.0 >= max_total {
+            return Err(too_long());
+        }
+        let left = limits.max_total_tokens.saturating_sub(input);
+        return Ok(left.min(limits.default_max_new_tokens));
+    };
+    if input.0.checked_add(asked).is_none_or(|total| total > max_total) {
+        let message = format!(
+            "`inputs` tokens + `max_new_tokens` must be <= {max_total}. Given: {input} `inputs` tokens and {asked} \
+             `max_new_tokens`"
+        );
+        return Err(ApiError::invalid("max_new_tokens", message));
+    }
+    if input.0 > max_input {
+        return Err(too_long());
+    }
+    Ok(Tokens(asked))
+}
+
+/// An id the model does not know would fail the step it is in, and with it the whole group.
+fn check_known(tokens: &[TokenId], vocabulary_size: u32) -> Result<(), ApiError> {
+    match tokens.iter().find(|token| token.0 >= vocabulary_size) {
+        None => Ok(()),
+        Some(unknown) => {
+            let message =
+                format!("`inputs` has token {unknown}, the model's ids end before {vocabulary_size}");
+            Err(ApiError::invalid("inputs", message))
+        }
+    }
+}
+
+fn check_stops(stops: &[String], limits: &RequestLimits) -> Result<(), ApiError> {
+    let (max, given) = (limits.max_stop_sequences, stops.len());
+    if given > max {
+        let message = format!("`stop` supports up to {max} stop sequences. Given: {given}");
+        return Err(ApiError::invalid("stop", message));
+    }
+    if stops.iter().any(String::is_empty) {
+        return Err(ApiError::invalid("stop", "`stop` sequences cannot be empty"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,44 @@
+//! Tokens of one step, and who gets them. A deadline or a fair share would be another order of granting.
+
+use lockstep_proto::Tokens;
+
+use crate::sequence::Running;
+
+/// What is left to spend in the step being planned.
+#[derive(Debug)]
+pub(crate) struct StepBudget {
+    left: Tokens,
+}
+
+impl StepBudget {
+    pub(crate) fn new(tokens: Tokens) -> Self {
+        Self { left: tokens }
+    }
+
+    /// Tokens for each of `running`, in its order: one for each that has caught up, then as much as is left
+    /// for the others, the first one first.
+    pub(crate) fn grant<'a>(&mut self, running: impl Iterator<Item = &'a Running> + Clone) -> Vec<Tokens> {
+        let caught_up = Tokens(1);
+        let mut grants: Vec<Tokens> = running
+            .clone()
+            .map(|running| if running.behind() == caught_up { self.take(caught_up) } else { Tokens::ZERO })
+            .collect();
+        for (grant, running) in grants.iter_mut().zip(running) {
+            if running.behind() > caught_up {
+                *grant = self.take(running.behind());
+            }
+        }
+        grants
+    }
+
+    /// Up to `wanted` tokens.
+    pub(crate) fn take(&mut self, wanted: Tokens) -> Tokens {
+        let taken = wanted.min(self.left);
+        self.left -= taken;
+        taken
+    }
+
+    pub(crate) fn is_spent(&self) -> bool {
+        self.left.is_empty()
+    }
+}

@@ -1,0 +1,147 @@
+//! What came of a step: tokens, ends, failures; and ends from outside.
+
+use lockstep_proto::{Epoch, Outcome, Sampling, SequenceId, SequenceResult, StepId, StepOutput};
+
+use crate::event::SequenceEvent;
+use crate::group::Group;
+use crate::sequence::Chunk;
+
+/// Why a step's output is not taken in.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StepMismatch {
+    /// Drop it: the group was lost, or the step was answered before.
+    #[error("take in a step's output: no step is in flight; drop the output")]
+    NoneInFlight,
+    /// Drop it: it answers another step.
+    #[error(
+        "take in a step's output: found step {step} of epoch {epoch}, expected step {expected_step} of epoch {expected_epoch}; drop the output"
+    )]
+    Stale {
+        /// Of the output.
+        epoch: Epoch,
+        /// Of the output.
+        step: StepId,
+        /// Of the group.
+        expected_epoch: Epoch,
+        /// In flight.
+        expected_step: StepId,
+    },
+    /// Treat the group as lost: it answers the step in flight, but not what was asked.
+    #[error("take in a step's output: {detail}; restart the shards")]
+    Malformed {
+        /// What was found and what was expected.
+        detail: String,
+    },
+}
+
+impl Group {
+    /// Ends the step in flight if `output` answers it, and gives the blocks of cancelled sequences back.
+    /// Returns what was asked, an entry for each of the output's results.
+    pub(crate) fn take_in_flight(&mut self, output: &StepOutput) -> Result<Vec<Chunk>, StepMismatch> {
+        let in_flight = self.in_flight.as_ref().ok_or(StepMismatch::NoneInFlight)?;
+        if (output.epoch, output.step_id) != (self.epoch, in_flight.step) {
+            return Err(StepMismatch::Stale {
+                epoch: output.epoch,
+                step: output.step_id,
+                expected_epoch: self.epoch,
+                expected_step: in_flight.step,
+            });
+        }
+        check_answers(&in_flight.chunks, &output.results)
+            .map_err(|detail| StepMismatch::Malformed { detail })?;
+        let Some(in_flight) = self.in_flight.take() else { return Err(StepMismatch::NoneInFlight) };
+        for table in in_flight.cancelled {
+            self.cache.release(table);
+        }
+        Ok(in_flight.chunks)
+    }
+
+    /// Takes one result in. That of a sequence cancelled meanwhile is dropped.
+    pub(crate) fn finish_chunk(
+        &mut self,
+        chunk: &Chunk,
+        result: &SequenceResult,
+        events: &mut Vec<SequenceEvent>,
+    ) {
+        let id = chunk.sequence;
+        let Some(running) = self.running.get_mut(&id) else { return };
+        if let Outcome::Failed(reason) = &result.outcome {
+            events.push(SequenceEvent::Failed { sequence: id, reason: reason.clone() });
+            self.retire(id);
+            return;
+        }
+        let (skip, take) = running.sequence.tell_logprobs(running.computed, chunk.prompt_logprobs);
+        if take > 0 {
+            let tokens = result.prompt[skip..skip + take].to_vec();
+            events.push(SequenceEvent::PromptLogprobs { sequence: id, tokens });
+        }
+        running.computed += chunk.tokens;
+        running.sequence.losses.on_computed(running.computed);
+        let computed = &running.sequence.known[..running.computed.len()];
+        self.cache.publish(&mut running.table, running.sequence.salt, computed);
+        if let Outcome::Sampled(token) = &result.outcome {
+            running.push_sampled(token.token);
+            events.push(SequenceEvent::Token { sequence: id, token: token.clone() });
+        } else if !running.behind().is_empty() {
+            return;
+        }
+        if let Some(reason) = running.sequence.finish_reason() {
+            events.push(SequenceEvent::Finished { sequence: id, reason });
+            self.retire(id);
+        }
+    }
+
+    /// Ends a running sequence from outside.
+    pub(crate) fn cancel(&mut self, sequence: SequenceId) {
+        let Some(running) = self.running.shift_remove(&sequence) else { return };
+        self.releases.push(sequence);
+        let in_flight = self
+            .in_flight
+            .as_mut()
+            .filter(|step| step.chunks.iter().any(|chunk| chunk.sequence == sequence));
+        match in_flight {
+            Some(step) => step.cancelled.push(running.table),
+            None => self.cache.release(running.table),
+        }
+    }
+
+    /// Forgets a running sequence that no step computes.
+    fn retire(&mut self, sequence: SequenceId) {
+        if let Some(running) = self.running.shift_remove(&sequence) {
+            self.releases.push(sequence);
+            self.cache.release(running.table);
+        }
+    }
+}
+
+/// Whether each chunk has its result, in order. The shards are another process, so nothing is taken for
+/// granted.
+fn check_answers(chunks: &[Chunk], results: &[SequenceResult]) -> Result<(), String> {
+    if chunks.len() != results.len() {
+        return Err(format!("found {} results, expected {}", results.len(), chunks.len()));
+    }
+    for (chunk, result) in chunks.iter().zip(results) {
+        let sequence = chunk.sequence;
+        if result.sequence != sequence {
+            return Err(format!("found a result of sequence {}, expected {sequence}", result.sequence));
+        }
+        match (&result.outcome, chunk.sampling) {
+            (Outcome::Failed(_), _) => continue,
+            (Outcome::Computed, Sampling::Skip) | (Outcome::Sampled(_), Sampling::Sample) => {}
+            (Outcome::Computed, Sampling::Sample) => {
+                return Err(format!("found no token for sequence {sequence}, expected one"));
+            }
+            (Outcome::Sampled(_), Sampling::Skip) => {
+                return Err(format!("found a token for sequence {sequence}, expected none"));
+            }
+        }
+        if result.prompt.len() < chunk.prompt_logprobs.len() {
+            return Err(format!(
+                "found {} log-probabilities of the prompt of sequence {sequence}, expected {}",
+                result.prompt.len(),
+                chunk.prompt_logprobs,
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! What always holds, checked after every call where debug assertions are on.
+
+use std::fmt;
+
+use lockstep_proto::Tokens;
+
+use crate::group::Group;
+use crate::scheduler::Scheduler;
+use crate::sequence::Running;
+
+/// A broken invariant: a defect of this crate.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("keep the scheduler's books: {0}; report this as a defect")]
+pub struct Violation(String);
+
+impl Violation {
+    pub(crate) fn of(what: impl fmt::Display) -> Self {
+        Self(what.to_string())
+    }
+}
+
+impl Scheduler {
+    /// Checks everything that must hold between calls. Takes time in proportion to the blocks there are.
+    ///
+    /// # Errors
+    /// The first thing found wrong. The scheduler should not be used any more.
+    pub fn check_invariants(&self) -> Result<(), Violation> {
+        self.check_order()?;
+        self.check_limits()?;
+        let Some(group) = &self.group else { return Ok(()) };
+        group.check_blocks()?;
+        group.check_in_flight()?;
+        group.running.values().try_for_each(|running| group.check_running(running))
+    }
+
+    pub(crate) fn assert_invariants(&self) {
+        if cfg!(debug_assertions)
+            && let Err(violation) = self.check_invariants()
+        {
+            panic!("{violation}");
+        }
+    }
+
+    /// Oldest first, and whatever runs is older than whatever waits.
+    fn check_order(&self) -> Result<(), Violation> {
+        let running = self.group.iter().flat_map(|group| group.running.values());
+        let sequences: Vec<_> = running.map(|running| &running.sequence).chain(self.queue.iter()).collect();
+        for pair in sequences.windows(2) {
+            if pair[0].arrival >= pair[1].arrival {
+                let (first, second) = (pair[0].id, pair[1].id);
+                return Err(Violation::of(format!("sequence {first} is before the older {second}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_limits(&self) -> Result<(), Violation> {
+        if self.requests() > self.limits.max_requests as usize {
+            return Err(Violation::of("more requests are here than allowed"));
+        }
+        if self.group.as_ref().is_some_and(|group| group.running.len() > self.limits.running()) {
+            return Err(Violation::of("more sequences run than allowed"));
+        }
+        Ok(())
+    }
+}
+
+impl Group {
+    fn check_blocks(&self) -> Result<(), Violation> {
+        let cancelled = self.in_flight.iter().flat_map(|step| &step.cancelled);
+        self.cache.check(self.running.values().map(|running| &running.table).chain(cancelled))
+    }
+
+    /// Every chunk in flight is of a sequence that runs or was cancelled since.
+    fn check_in_flight(&self) -> Result<(), Violation> {
+        let Some(step) = &self.in_flight else { return Ok(()) };
+        let gone = step.chunks.iter().filter(|chunk| !self.running.contains_key(&chunk.sequence)).count();
+        if gone != step.cancelled.len() {
+            return Err(Violation::of("a sequence left the step in flight without leaving its blocks"));
+        }
+        Ok(())
+    }
+
+    fn check_running(&self, running: &Running) -> Result<(), Violation> {
+        let (id, known) = (running.sequence.id, running.sequence.known_tokens());
+        let size = self.cache.shape().block_size;
+        let in_flight = self.in_flight.iter().flat_map(|step| &step.chunks);
+        let in_flight: Tokens = in_flight
+            .filter(|chunk| chunk.sequence == id)
+            .fold(Tokens::ZERO, |sum, chunk| sum + chunk.tokens);
+        if running.computed >= known || running.computed + in_flight > known {
+            return Err(Violation::of(format!("sequence {id} has computed what it does not know")));
+        }
+        if running.table.len() != (running.computed + in_flight).blocks_ceil(size) {
+            return Err(Violation::of(format!("sequence {id} has blocks it does not use, or too few")));
+        }
+        let computed = &running.sequence.known[..running.computed.len()];
+        self.cache.check_path(&running.table, running.sequence.salt, computed)
+    }
+}

@@ -1,0 +1,105 @@
+//! Decides what each step computes: queue, blocks, prefix cache, preemption.
+//!
+//! A state machine without clock, channel or thread: what happened goes in, what to do comes out. The same
+//! calls in the same order give the same steps.
+//!
+//! ```
+//! use std::time::Instant;
+//!
+//! use lockstep_proto::{
+//!     Blocks, Epoch, Outcome, PromptLogprobs, SamplingParams, SequenceId, SequenceResult, StepOutput,
+//!     StepTimings, TokenId, TokenLogprobs, Tokens,
+//! };
+//! use lockstep_scheduler::{
+//!     CacheSalt, CacheShape, FinishReason, Limits, PrefixCaching, Scheduler, SequenceEvent, Submission,
+//! };
+//!
+//! let mut scheduler = Scheduler::new(Limits {
+//!     max_requests: 128,
+//!     max_running: 64,
+//!     max_step_tokens: Tokens(512),
+//!     max_total: Tokens(2048),
+//!     prefix_cache: PrefixCaching::Enabled,
+//! });
+//! let lost = scheduler.on_group_ready(Epoch(1), CacheShape { blocks: Blocks(100), block_size: Tokens(16) });
+//! assert!(lost.is_empty());
+//!
+//! let submission = Submission {
+//!     prompt: vec![TokenId(7), TokenId(8)],
+//!     sampling: SamplingParams::greedy(),
+//!     max_new_tokens: Tokens(20),
+//!     stop_tokens: vec![TokenId(2)],
+//!     prompt_logprobs: PromptLogprobs::Skip,
+//!     cache_salt: CacheSalt(0),
+//! };
+//! scheduler.on_submit(SequenceId(1), submission, Instant::now())?;
+//!
+//! let step = scheduler.plan_step(Instant::now()).expect("a sequence waits and the group is ready");
+//! assert_eq!(step.starts[0].context, [TokenId(7), TokenId(8)]);
+//!
+//! // Every rank computes the step; the first one answers that the end-of-sequence token follows.
+//! let token = TokenLogprobs { token: TokenId(2), logprob: -0.1, top: Vec::new() };
+//! let output = StepOutput {
+//!     epoch: step.epoch,
+//!     step_id: step.step_id,
+//!     results: vec![SequenceResult {
+//!         sequence: SequenceId(1),
+//!         prompt: Vec::new(),
+//!         outcome: Outcome::Sampled(token.clone()),
+//!     }],
+//!     timings: StepTimings::default(),
+//! };
+//! let events = scheduler.on_step_done(&output, Instant::now())?;
+//! assert_eq!(events[1], SequenceEvent::Token { sequence: SequenceId(1), token });
+//! assert_eq!(
+//!     events[2],
+//!     SequenceEvent::Finished { sequence: SequenceId(1), reason: FinishReason::StopToken },
+//! );
+//! assert!(scheduler.plan_step(Instant::now()).is_none());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The modules, in a step's order:
+//!
+//! - `scheduler`: the calls
+//! - `submission`, `limits`: what comes in, and how much of it
+//! - `queue`: the order of waiting
+//! - `budget`: tokens of a step
+//! - `grow`: blocks for what runs; preemption
+//! - `admit`: who may wait, who may run
+//! - `group`: all that is lost with the shards; the step in flight
+//! - `losses`: sequences that groups are lost with
+//! - `finish`: results, ends, cancellation
+//! - `event`, `stats`: what goes out
+//! - `sequence`: a sequence's states
+//! - `blocks`: the KV cache and the prefix tree
+//! - `invariants`: what always holds
+
+#![forbid(unsafe_code)]
+
+mod admit;
+mod blocks;
+mod budget;
+mod event;
+mod finish;
+mod group;
+mod grow;
+mod invariants;
+mod limits;
+mod losses;
+mod queue;
+mod scheduler;
+mod sequence;
+mod stats;
+mod submission;
+
+#[cfg(test)]
+mod tests;
+
+pub use event::{FinishReason, SequenceEvent};
+pub use finish::StepMismatch;
+pub use invariants::Violation;
+pub use limits::{CacheShape, Limits, PrefixCaching};
+pub use scheduler::Scheduler;
+pub use stats::Stats;
+pub use submission::{AdmissionError, CacheSalt, Submission};

@@ -1,0 +1,200 @@
+//! One sequence and its two states: waiting, with nothing on any shard, and running, with blocks.
+//!
+//! There is no prefill and no decode: a running sequence has computed tokens that catch up with known ones.
+
+use std::time::Instant;
+
+use lockstep_proto::{
+    Position, PromptLogprobs, Sampling, SamplingParams, SequenceId, SequenceStart, TokenId, Tokens, Work,
+    WorkTokens,
+};
+
+use crate::blocks::BlockTable;
+use crate::event::FinishReason;
+use crate::losses::Losses;
+use crate::submission::{CacheSalt, Submission};
+
+/// Counts submissions: a smaller one is older.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Arrival(pub(crate) u64);
+
+/// What is known of a sequence whatever becomes of the shards.
+#[derive(Clone, Debug)]
+pub(crate) struct Sequence {
+    pub(crate) id: SequenceId,
+    pub(crate) arrival: Arrival,
+    /// The prompt, then every token emitted.
+    pub(crate) known: Vec<TokenId>,
+    pub(crate) prompt_tokens: Tokens,
+    pub(crate) salt: CacheSalt,
+    /// Until its first admission: when it was submitted.
+    pub(crate) queued_since: Option<Instant>,
+    pub(crate) losses: Losses,
+    sampling: SamplingParams,
+    max_new_tokens: Tokens,
+    stop_tokens: Vec<TokenId>,
+    /// Tokens of the prompt, from the second on, whose log-probabilities are wanted.
+    logprobs_wanted: Tokens,
+    /// How many of them the owner has.
+    logprobs_told: Tokens,
+}
+
+/// A sequence that holds blocks and that the shards know by name.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) sequence: Sequence,
+    pub(crate) table: BlockTable,
+    /// Tokens whose keys and values are in the blocks, after the last step that is done.
+    pub(crate) computed: Tokens,
+    last_token: LastToken,
+}
+
+/// Where the shard has the last known token from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LastToken {
+    /// From us, in the context of the sequence's start.
+    Given,
+    /// It sampled the token itself, which is then all that is left to compute.
+    Sampled,
+}
+
+/// A chunk in the step in flight, as needed to take its result in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Chunk {
+    pub(crate) sequence: SequenceId,
+    pub(crate) tokens: Tokens,
+    pub(crate) sampling: Sampling,
+    /// Log-probabilities of the prompt that must come with the result.
+    pub(crate) prompt_logprobs: Tokens,
+}
+
+impl Sequence {
+    pub(crate) fn new(id: SequenceId, arrival: Arrival, submission: Submission, now: Instant) -> Self {
+        let prompt_tokens = Tokens::of_len(submission.prompt.len());
+        let logprobs_wanted = match submission.prompt_logprobs {
+            PromptLogprobs::Skip => Tokens::ZERO,
+            PromptLogprobs::Return => prompt_tokens.saturating_sub(Tokens(1)),
+        };
+        Self {
+            id,
+            arrival,
+            known: submission.prompt,
+            prompt_tokens,
+            salt: submission.cache_salt,
+            queued_since: Some(now),
+            losses: Losses::default(),
+            sampling: submission.sampling,
+            max_new_tokens: submission.max_new_tokens,
+            stop_tokens: submission.stop_tokens,
+            logprobs_wanted,
+            logprobs_told: Tokens::ZERO,
+        }
+    }
+
+    pub(crate) fn known_tokens(&self) -> Tokens {
+        Tokens::of_len(self.known.len())
+    }
+
+    /// The longest context this can grow to.
+    pub(crate) fn max_context(&self) -> Tokens {
+        Tokens(self.prompt_tokens.0.saturating_add(self.max_new_tokens.0))
+    }
+
+    /// Context to have blocks for before it is worth admitting: what is known and one token more, so that
+    /// the sequence gets at least as far as its next token.
+    pub(crate) fn wanted_context(&self) -> Tokens {
+        (self.known_tokens() + Tokens(1)).min(self.max_context())
+    }
+
+    /// The part of the context that may come from the prefix tree: one token must be left to compute, for
+    /// its logits, and positions whose log-probabilities are owed must be computed.
+    pub(crate) fn reusable(&self) -> &[TokenId] {
+        let mut end = self.known.len().saturating_sub(1);
+        if self.logprobs_told < self.logprobs_wanted {
+            end = end.min(self.logprobs_told.len());
+        }
+        &self.known[..end]
+    }
+
+    pub(crate) fn start(&self) -> SequenceStart {
+        SequenceStart {
+            sequence: self.id,
+            sampling: self.sampling.clone(),
+            context: self.known.clone(),
+            prompt_tokens: self.prompt_tokens,
+        }
+    }
+
+    /// Why there is nothing more to sample, if so. A stop token comes before the length.
+    pub(crate) fn finish_reason(&self) -> Option<FinishReason> {
+        let emitted = &self.known[self.prompt_tokens.len()..];
+        if emitted.last().is_some_and(|last| self.stop_tokens.contains(last)) {
+            return Some(FinishReason::StopToken);
+        }
+        (Tokens::of_len(emitted.len()) >= self.max_new_tokens).then_some(FinishReason::Length)
+    }
+
+    /// Which of a chunk's log-probabilities are news, counted from the chunk's first: skip so many, take
+    /// so many.
+    pub(crate) fn tell_logprobs(&mut self, chunk_start: Tokens, count: Tokens) -> (usize, usize) {
+        let skip = self.logprobs_told.saturating_sub(chunk_start);
+        let take = count.saturating_sub(skip);
+        self.logprobs_told += take;
+        (skip.len(), take.len())
+    }
+}
+
+impl Running {
+    /// A sequence whose table holds what was found of it, `cached` tokens.
+    pub(crate) fn new(sequence: Sequence, table: BlockTable, cached: Tokens) -> Self {
+        Self { sequence, table, computed: cached, last_token: LastToken::Given }
+    }
+
+    /// Known tokens that are not computed; at least one between steps.
+    pub(crate) fn behind(&self) -> Tokens {
+        self.sequence.known_tokens().saturating_sub(self.computed)
+    }
+
+    /// The next `tokens` of it as work for the shards, with the blocks its table got since the last time.
+    pub(crate) fn take_chunk(&mut self, tokens: Tokens) -> (Work, Chunk) {
+        let end = self.computed + tokens;
+        let caught_up = end == self.sequence.known_tokens();
+        let sampling = if caught_up && self.sequence.finish_reason().is_none() {
+            Sampling::Sample
+        } else {
+            Sampling::Skip
+        };
+        let work_tokens = match self.last_token {
+            LastToken::Sampled => WorkTokens::LastSampled,
+            LastToken::Given => {
+                WorkTokens::Ids(self.sequence.known[self.computed.len()..end.len()].to_vec())
+            }
+        };
+        let logprobs = self.owed_logprobs(end);
+        let work = Work {
+            sequence: self.sequence.id,
+            first_position: Position(self.computed.0),
+            tokens: work_tokens,
+            new_blocks: self.table.take_unannounced(),
+            sampling,
+            prompt_logprobs: if logprobs.is_empty() {
+                PromptLogprobs::Skip
+            } else {
+                PromptLogprobs::Return
+            },
+        };
+        (work, Chunk { sequence: self.sequence.id, tokens, sampling, prompt_logprobs: logprobs })
+    }
+
+    /// Appends a token the shard sampled.
+    pub(crate) fn push_sampled(&mut self, token: TokenId) {
+        self.sequence.known.push(token);
+        self.last_token = LastToken::Sampled;
+    }
+
+    /// Log-probabilities a chunk up to `end` must bring: all those of its positions as long as one is owed.
+    fn owed_logprobs(&self, end: Tokens) -> Tokens {
+        let end = end.min(self.sequence.logprobs_wanted);
+        if end > self.sequence.logprobs_told { end.saturating_sub(self.computed) } else { Tokens::ZERO }
+    }
+}

@@ -1,0 +1,24 @@
+//! The scheduler in numbers.
+
+use lockstep_proto::{Blocks, Tokens};
+
+/// A snapshot. `blocks_used + blocks_cached + blocks_free` are all blocks there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Sequences in the queue.
+    pub waiting: usize,
+    /// Sequences that hold blocks and advance.
+    pub running: usize,
+    /// Tokens known of the sequences in the queue: what must be computed or found before they go on.
+    pub queue_tokens: Tokens,
+    /// Blocks that a sequence holds, cached or not.
+    pub blocks_used: Blocks,
+    /// Blocks that only the prefix tree holds; given up when they are needed.
+    pub blocks_cached: Blocks,
+    /// Blocks that nobody holds.
+    pub blocks_free: Blocks,
+    /// Tokens that were found in the prefix tree instead of computed, since the scheduler began.
+    pub prefix_hit_tokens_total: u64,
+    /// How often a sequence lost its blocks to an older one, since the scheduler began.
+    pub preemptions_total: u64,
+}

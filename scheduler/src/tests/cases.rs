@@ -1,0 +1,281 @@
+//! Cases to read: `cases/*.txt`, commands at the margin, what they must print indented below them, prose
+//! after `#`.
+//!
+//! Commands: `limits`, `group`, `lost`, `submit`, `cancel`, `plan`, `done`, `stats` and `wait`. A group of
+//! tokens is written `3` or `3..9`, which is 3 to 9; times are milliseconds.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+use lockstep_proto::{
+    Blocks, Epoch, Outcome, PromptLogprobs, Sampling, SamplingParams, SequenceId, SequenceResult, Step,
+    StepOutput, StepTimings, TokenId, TokenLogprobs, Tokens, Work, WorkTokens,
+};
+
+use crate::{CacheSalt, CacheShape, Limits, PrefixCaching, Scheduler, SequenceEvent, Submission};
+
+#[test]
+fn continuous_batching() {
+    check("continuous_batching.txt", include_str!("cases/continuous_batching.txt"));
+}
+
+#[test]
+fn prefix_reuse() {
+    check("prefix_reuse.txt", include_str!("cases/prefix_reuse.txt"));
+}
+
+#[test]
+fn preemption_and_loss() {
+    check("preemption_and_loss.txt", include_str!("cases/preemption_and_loss.txt"));
+}
+
+#[test]
+fn repeated_loss() {
+    check("repeated_loss.txt", include_str!("cases/repeated_loss.txt"));
+}
+
+#[test]
+fn ends() {
+    check("ends.txt", include_str!("cases/ends.txt"));
+}
+
+#[test]
+fn refusals() {
+    check("refusals.txt", include_str!("cases/refusals.txt"));
+}
+
+/// Runs a file's commands and compares what they print. Shows the whole file as it would pass.
+fn check(name: &str, text: &str) {
+    let mut case = Case::new();
+    let mut actual = String::new();
+    for line in text.lines().filter(|line| !line.starts_with("  ")) {
+        writeln!(actual, "{line}").unwrap();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        for printed in case.run(line).lines() {
+            writeln!(actual, "  {printed}").unwrap();
+        }
+    }
+    assert!(actual == text, "{name} prints something else; all of it:\n{actual}");
+}
+
+struct Case {
+    scheduler: Scheduler,
+    in_flight: Option<Step>,
+    /// What each sequence was last started with.
+    contexts: BTreeMap<SequenceId, Vec<TokenId>>,
+    now: Instant,
+}
+
+/// The words of a command: `key=value` pairs and plain ones.
+struct Words<'a>(Vec<&'a str>);
+
+impl Case {
+    fn new() -> Self {
+        let scheduler = Scheduler::new(limits(&Words(Vec::new())));
+        Self { scheduler, in_flight: None, contexts: BTreeMap::new(), now: Instant::now() }
+    }
+
+    fn run(&mut self, line: &str) -> String {
+        let mut words = line.split_whitespace();
+        let command = words.next().unwrap();
+        let words = Words(words.collect());
+        match command {
+            "limits" => self.scheduler = Scheduler::new(limits(&words)),
+            "group" => return self.group(&words),
+            "lost" => return events(self.scheduler.on_group_lost()),
+            "submit" => return self.submit(&words),
+            "cancel" => self.scheduler.on_cancel(words.sequence()),
+            "plan" => return self.plan(),
+            "done" => return self.done(&words),
+            "stats" => return self.stats(),
+            "wait" => self.now += Duration::from_millis(words.0[0].parse().unwrap()),
+            other => panic!("unknown command {other}"),
+        }
+        String::new()
+    }
+
+    fn group(&mut self, words: &Words<'_>) -> String {
+        let cache = CacheShape {
+            blocks: Blocks(words.number("blocks", 8)),
+            block_size: Tokens(words.number("size", 4)),
+        };
+        events(self.scheduler.on_group_ready(Epoch(words.number("epoch", 1).into()), cache))
+    }
+
+    fn submit(&mut self, words: &Words<'_>) -> String {
+        let submission = Submission {
+            prompt: words.tokens("prompt"),
+            sampling: SamplingParams::greedy(),
+            max_new_tokens: Tokens(words.number("new", 4)),
+            stop_tokens: words.tokens("stop"),
+            prompt_logprobs: match words.number("logprobs", 0) {
+                0 => PromptLogprobs::Skip,
+                _ => PromptLogprobs::Return,
+            },
+            cache_salt: CacheSalt(words.number("salt", 0).into()),
+        };
+        match self.scheduler.on_submit(words.sequence(), submission, self.now) {
+            Ok(()) => String::new(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    fn plan(&mut self) -> String {
+        let Some(step) = self.scheduler.plan_step(self.now) else { return "nothing".to_owned() };
+        let mut text = format!("step {} of epoch {}\n", step.step_id, step.epoch);
+        if !step.releases.is_empty() {
+            writeln!(text, "release {}", list(&step.releases)).unwrap();
+        }
+        for start in &step.starts {
+            writeln!(text, "start {}: {}", start.sequence, list(&start.context)).unwrap();
+            self.contexts.insert(start.sequence, start.context.clone());
+        }
+        for work in &step.work {
+            writeln!(text, "{}", work_line(work)).unwrap();
+        }
+        self.in_flight = Some(step);
+        text
+    }
+
+    /// `done 1=20 2=.`: sequence 1 sampled 20, 2 only computed; `!` failed. Without words: all computed.
+    fn done(&mut self, words: &Words<'_>) -> String {
+        let step = self.in_flight.take().expect("a step in flight");
+        let results = step.work.iter().map(|work| SequenceResult {
+            sequence: work.sequence,
+            prompt: self.prompt_logprobs(work),
+            outcome: match words.value(&work.sequence.to_string()) {
+                None | Some(".") => Outcome::Computed,
+                Some("!") => Outcome::Failed("broken".to_owned()),
+                Some(token) => Outcome::Sampled(logprob_of(TokenId(token.parse().unwrap()))),
+            },
+        });
+        let output = StepOutput {
+            epoch: step.epoch,
+            step_id: step.step_id,
+            results: results.collect(),
+            timings: StepTimings::default(),
+        };
+        match self.scheduler.on_step_done(&output, self.now) {
+            Ok(happened) => events(happened),
+            Err(error) => {
+                self.in_flight = Some(step);
+                error.to_string()
+            }
+        }
+    }
+
+    /// Of those positions of a chunk that a context token follows.
+    fn prompt_logprobs(&self, work: &Work) -> Vec<TokenLogprobs> {
+        match work.prompt_logprobs {
+            PromptLogprobs::Skip => Vec::new(),
+            PromptLogprobs::Return => {
+                let following = self.contexts[&work.sequence].iter().skip(work.first_position.index() + 1);
+                following.take(work.tokens.count().len()).copied().map(logprob_of).collect()
+            }
+        }
+    }
+
+    fn stats(&self) -> String {
+        let stats = self.scheduler.stats();
+        format!(
+            "waiting {} ({} tokens), running {}; blocks used {}, cached {}, free {}; hits {}, preemptions {}",
+            stats.waiting,
+            stats.queue_tokens,
+            stats.running,
+            stats.blocks_used,
+            stats.blocks_cached,
+            stats.blocks_free,
+            stats.prefix_hit_tokens_total,
+            stats.preemptions_total,
+        )
+    }
+}
+
+impl Words<'_> {
+    fn sequence(&self) -> SequenceId {
+        SequenceId(self.0[0].parse().unwrap())
+    }
+
+    fn value(&self, key: &str) -> Option<&str> {
+        self.0.iter().find_map(|word| word.split_once('=').filter(|pair| pair.0 == key).map(|pair| pair.1))
+    }
+
+    fn number(&self, key: &str, or_else: u32) -> u32 {
+        self.value(key).map_or(or_else, |value| value.parse().unwrap())
+    }
+
+    /// `3,5..7` is 3, 5, 6, 7.
+    fn tokens(&self, key: &str) -> Vec<TokenId> {
+        let parts =
+            self.value(key).into_iter().flat_map(|value| value.split(',')).filter(|part| !part.is_empty());
+        parts
+            .flat_map(|part| {
+                let (first, last) = part.split_once("..").unwrap_or((part, part));
+                first.parse().unwrap()..=last.parse().unwrap()
+            })
+            .map(TokenId)
+            .collect()
+    }
+}
+
+fn limits(words: &Words<'_>) -> Limits {
+    Limits {
+        max_requests: words.number("requests", 8),
+        max_running: words.number("running", 4),
+        max_step_tokens: Tokens(words.number("step", 16)),
+        max_total: Tokens(words.number("total", 64)),
+        prefix_cache: match words.number("cache", 1) {
+            0 => PrefixCaching::Disabled,
+            _ => PrefixCaching::Enabled,
+        },
+    }
+}
+
+fn logprob_of(token: TokenId) -> TokenLogprobs {
+    TokenLogprobs { token, logprob: -1.0, top: Vec::new() }
+}
+
+fn work_line(work: &Work) -> String {
+    let tokens = match &work.tokens {
+        WorkTokens::Ids(tokens) => list(tokens),
+        WorkTokens::LastSampled => "last sampled".to_owned(),
+    };
+    let mut line = format!("work {} at {}: {tokens}", work.sequence, work.first_position.0);
+    if !work.new_blocks.is_empty() {
+        write!(line, "; blocks {}", list(&work.new_blocks)).unwrap();
+    }
+    if work.sampling == Sampling::Sample {
+        line.push_str("; sample");
+    }
+    if work.prompt_logprobs == PromptLogprobs::Return {
+        line.push_str("; prompt logprobs");
+    }
+    line
+}
+
+fn events(events: Vec<SequenceEvent>) -> String {
+    let lines = events.into_iter().map(|event| match event {
+        SequenceEvent::Admitted { sequence, queued, cached } => {
+            format!("{sequence} admitted after {} ms, {cached} tokens cached", queued.as_millis())
+        }
+        SequenceEvent::PromptLogprobs { sequence, tokens } => {
+            format!("{sequence} prompt logprobs of {}", list(&token_ids(&tokens)))
+        }
+        SequenceEvent::Token { sequence, token } => format!("{sequence} token {}", token.token),
+        SequenceEvent::Finished { sequence, reason } => format!("{sequence} finished: {reason:?}"),
+        SequenceEvent::Failed { sequence, reason } => format!("{sequence} failed: {reason}"),
+        SequenceEvent::Preempted { sequence } => format!("{sequence} preempted"),
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn token_ids(tokens: &[TokenLogprobs]) -> Vec<TokenId> {
+    tokens.iter().map(|token| token.token).collect()
+}
+
+fn list(items: &[impl ToString]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,65 @@
+//! What random histories meet, to see that they test anything.
+
+use std::collections::BTreeMap;
+
+/// How often what was met, over many histories: to see that they test anything.
+#[derive(Debug, Default)]
+pub(super) struct Coverage(BTreeMap<Met, u64>);
+
+/// What a history can meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Met {
+    Finished,
+    Failed,
+    RefusedFull,
+    CancelledWaiting,
+    CancelledInFlight,
+    CancelledBetween,
+    Preemptions,
+    Restarts,
+    LossesInFlight,
+    LossesBetween,
+    LostTooOften,
+    Mismatches,
+    PrefixHitTokens,
+    RunAhead,
+    Outgrown,
+}
+
+impl Met {
+    const ALL: [Self; 15] = [
+        Self::Finished,
+        Self::Failed,
+        Self::RefusedFull,
+        Self::CancelledWaiting,
+        Self::CancelledInFlight,
+        Self::CancelledBetween,
+        Self::Preemptions,
+        Self::Restarts,
+        Self::LossesInFlight,
+        Self::LossesBetween,
+        Self::LostTooOften,
+        Self::Mismatches,
+        Self::PrefixHitTokens,
+        Self::RunAhead,
+        Self::Outgrown,
+    ];
+}
+
+impl Coverage {
+    pub(super) fn add(&mut self, other: &Self) {
+        for (&met, &count) in &other.0 {
+            self.count(met, count);
+        }
+    }
+
+    /// What was met less than `least` times, with how often it was.
+    pub(super) fn below(&self, least: u64) -> Vec<(Met, u64)> {
+        let counts = Met::ALL.map(|met| (met, self.0.get(&met).copied().unwrap_or_default()));
+        counts.into_iter().filter(|(_, count)| *count < least).collect()
+    }
+
+    pub(super) fn count(&mut self, met: Met, times: u64) {
+        *self.0.entry(met).or_default() += times;
+    }
+}

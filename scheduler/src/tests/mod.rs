@@ -1,0 +1,8 @@
+//! Cases to read, and random histories against a fake shard.
+
+mod cases;
+mod coverage;
+mod fake_shard;
+mod generator;
+mod history;
+mod world;

@@ -1,0 +1,400 @@
+//! A scheduler with its clients and its fake shard, and one random thing after another.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use lockstep_proto::{
+    Blocks, Epoch, Outcome, PromptLogprobs, SamplingParams, SequenceId, Step, StepOutput, TokenId,
+    TokenLogprobs, Tokens, WorkTokens,
+};
+
+use super::coverage::{Coverage, Met};
+use super::fake_shard::{Alone, FakeShard, VOCABULARY};
+use super::generator::Generator;
+use crate::{
+    AdmissionError, CacheSalt, CacheShape, Limits, PrefixCaching, Scheduler, SequenceEvent, StepMismatch,
+    Submission,
+};
+
+/// One history.
+pub(super) struct World {
+    random: Generator,
+    limits: Limits,
+    scheduler: Scheduler,
+    shard: Option<FakeShard>,
+    cache: CacheShape,
+    epoch: Epoch,
+    in_flight: Option<Step>,
+    /// An output that was too late.
+    stale: Option<StepOutput>,
+    clients: BTreeMap<SequenceId, Client>,
+    /// What clients got, prompt and output, to be a prompt's beginning.
+    texts: Vec<Vec<TokenId>>,
+    next_sequence: u64,
+    pub(super) coverage: Coverage,
+}
+
+/// A sequence that has not ended and is not cancelled.
+struct Client {
+    submission: Submission,
+    admitted: bool,
+    started: u32,
+    told_to_fail: bool,
+    /// The most that was ever computed of it.
+    furthest: Tokens,
+    /// Groups lost while they computed it, since it last got further.
+    losses: u32,
+    prompt_logprobs: Vec<TokenLogprobs>,
+    tokens: Vec<TokenLogprobs>,
+}
+
+impl World {
+    pub(super) fn new(seed: u64) -> Self {
+        let mut random = Generator::new(seed);
+        let prefix_cache = if random.once_in(5) { PrefixCaching::Disabled } else { PrefixCaching::Enabled };
+        let limits = Limits {
+            max_requests: random.between(1, 10),
+            max_running: random.between(1, 6),
+            max_step_tokens: Tokens(random.between(1, 24)),
+            max_total: Tokens(48),
+            prefix_cache,
+        };
+        let cache = random_cache(&mut random);
+        Self {
+            random,
+            limits,
+            scheduler: Scheduler::new(limits),
+            shard: None,
+            cache,
+            epoch: Epoch(0),
+            in_flight: None,
+            stale: None,
+            clients: BTreeMap::new(),
+            texts: Vec::new(),
+            next_sequence: 0,
+            coverage: Coverage::default(),
+        }
+    }
+
+    /// Something happens.
+    pub(super) fn act(&mut self) {
+        match self.random.between(0, 19) {
+            0..=3 => self.submit(),
+            4 => self.cancel(),
+            5 => self.lose_group_sometimes(),
+            6 => self.answer_wrongly(),
+            7 if self.shard.is_none() => self.make_group_ready(),
+            _ if self.in_flight.is_some() => self.answer(),
+            _ => self.plan(),
+        }
+    }
+
+    /// From here on nothing goes wrong: every sequence must end, the oldest one advancing in every step.
+    pub(super) fn settle(&mut self) {
+        if self.shard.is_none() {
+            self.make_group_ready();
+        }
+        if self.in_flight.is_some() {
+            self.answer();
+        }
+        let most_steps: u32 = self.clients.values().map(|client| client.submission.max_context().0).sum();
+        for _ in 0..most_steps {
+            if self.clients.is_empty() {
+                break;
+            }
+            self.plan();
+            self.answer();
+        }
+        assert!(self.clients.is_empty(), "{} sequences did not end", self.clients.len());
+        assert_eq!(self.scheduler.plan_step(Instant::now()), None);
+        let stats = self.scheduler.stats();
+        assert_eq!((stats.waiting, stats.running, stats.queue_tokens), (0, 0, Tokens::ZERO));
+        assert_eq!(stats.blocks_used, Blocks::ZERO);
+        assert_eq!(stats.blocks_cached + stats.blocks_free, self.cache.blocks);
+        self.coverage.count(Met::PrefixHitTokens, stats.prefix_hit_tokens_total);
+    }
+
+    fn submit(&mut self) {
+        let id = SequenceId(self.next_sequence);
+        self.next_sequence += 1;
+        let submission = self.random_submission();
+        let requests = self.clients.len();
+        match self.scheduler.on_submit(id, submission.clone(), Instant::now()) {
+            Ok(()) => {
+                self.clients.insert(id, Client::new(submission));
+            }
+            Err(AdmissionError::Full { limit }) => {
+                assert_eq!(requests, limit as usize);
+                self.coverage.count(Met::RefusedFull, 1);
+            }
+            Err(AdmissionError::TooLong { requested, limit }) => assert!(requested > limit),
+            Err(AdmissionError::CannotFit { needed, blocks }) => assert!(needed > blocks),
+            Err(error @ (AdmissionError::EmptyPrompt | AdmissionError::Duplicate { .. })) => {
+                panic!("{error}")
+            }
+        }
+    }
+
+    fn cancel(&mut self) {
+        let ids: Vec<_> = self.clients.keys().copied().collect();
+        let Some(&id) = self.random.pick(&ids) else { return };
+        let before = self.scheduler.stats();
+        self.scheduler.on_cancel(id);
+        let after = self.scheduler.stats();
+        self.clients.remove(&id);
+        let in_flight = self.in_flight.iter().any(|step| step.work.iter().any(|work| work.sequence == id));
+        if in_flight {
+            assert_eq!(before.blocks_used, after.blocks_used, "blocks came back while they may be written");
+            self.coverage.count(Met::CancelledInFlight, 1);
+        } else if before.running > after.running {
+            self.coverage.count(Met::CancelledBetween, 1);
+        } else {
+            self.coverage.count(Met::CancelledWaiting, 1);
+        }
+    }
+
+    fn lose_group_sometimes(&mut self) {
+        if self.shard.is_none() || !self.random.once_in(4) {
+            return;
+        }
+        self.lose_group();
+        // Sometimes the next groups fall with the first step they get.
+        if self.random.once_in(4) {
+            for _ in 0..self.random.between(1, 3) {
+                self.make_group_ready();
+                self.plan();
+                self.lose_group();
+            }
+        }
+    }
+
+    fn lose_group(&mut self) {
+        let mut expected = BTreeSet::new();
+        if let Some(step) = self.in_flight.take() {
+            self.coverage.count(Met::LossesInFlight, 1);
+            self.stale = Some(self.compute(&step, &BTreeSet::new()));
+            expected = self.note_losses(&step);
+        } else {
+            self.coverage.count(Met::LossesBetween, 1);
+        }
+        let mut failed = BTreeSet::new();
+        for event in self.scheduler.on_group_lost() {
+            if let SequenceEvent::Failed { sequence, .. } = &event {
+                failed.insert(*sequence);
+            }
+            self.take_event(event);
+        }
+        assert_eq!(failed, expected, "who ends with a lost group");
+        self.coverage.count(Met::LostTooOften, failed.len() as u64);
+        self.shard = None;
+        assert_eq!(self.scheduler.plan_step(Instant::now()), None);
+    }
+
+    /// Who ends because `step` is the third in a row that its group is lost with.
+    fn note_losses(&mut self, step: &Step) -> BTreeSet<SequenceId> {
+        let mut ending = BTreeSet::new();
+        for work in &step.work {
+            let Some(client) = self.clients.get_mut(&work.sequence) else { continue };
+            client.losses += 1;
+            if client.losses == 3 {
+                client.told_to_fail = true;
+                ending.insert(work.sequence);
+            }
+        }
+        ending
+    }
+
+    fn note_progress(&mut self, step: &Step) {
+        for work in &step.work {
+            let Some(client) = self.clients.get_mut(&work.sequence) else { continue };
+            let end = Tokens(work.first_position.0) + work.tokens.count();
+            if end > client.furthest {
+                (client.furthest, client.losses) = (end, 0);
+            }
+        }
+    }
+
+    fn make_group_ready(&mut self) {
+        if self.random.once_in(4) {
+            self.cache = random_cache(&mut self.random);
+        }
+        self.epoch = Epoch(self.epoch.0 + 1);
+        self.shard = Some(FakeShard::new(self.cache));
+        for event in self.scheduler.on_group_ready(self.epoch, self.cache) {
+            if let SequenceEvent::Failed { sequence, .. } = &event {
+                let client = self.clients.remove(sequence).unwrap();
+                let needed = client.submission.max_context().blocks_ceil(self.cache.block_size);
+                assert!(needed > self.cache.blocks);
+                self.coverage.count(Met::Outgrown, 1);
+            } else {
+                self.take_event(event);
+            }
+        }
+    }
+
+    fn plan(&mut self) {
+        let Some(step) = self.scheduler.plan_step(Instant::now()) else {
+            assert!(self.shard.is_none() || self.clients.is_empty(), "nothing is computed");
+            return;
+        };
+        assert!(self.shard.is_some());
+        assert_eq!(self.scheduler.plan_step(Instant::now()), None, "two steps in flight");
+        let tokens = step.work.iter().fold(Tokens::ZERO, |sum, work| sum + work.tokens.count());
+        assert!(tokens <= self.limits.max_step_tokens, "{tokens} tokens in a step");
+        let working: BTreeSet<_> = step.work.iter().map(|work| work.sequence).collect();
+        assert_eq!(working.len(), step.work.len(), "two chunks of one sequence");
+        assert!(working.iter().all(|id| self.clients.contains_key(id)), "work for a sequence that ended");
+        let oldest = self.clients.keys().next().unwrap();
+        assert!(working.contains(oldest), "the oldest sequence does not advance");
+        for start in &step.starts {
+            let client = self.clients.get_mut(&start.sequence).unwrap();
+            let emitted = client.tokens.iter().map(|token| token.token);
+            let known: Vec<_> = client.submission.prompt.iter().copied().chain(emitted).collect();
+            assert_eq!(start.context, known);
+            client.started += 1;
+            self.coverage.count(Met::Restarts, u64::from(client.started > 1));
+        }
+        let run_ahead = step.work.iter().filter(|work| work.tokens == WorkTokens::LastSampled).count();
+        self.coverage.count(Met::RunAhead, run_ahead as u64);
+        self.in_flight = Some(step);
+    }
+
+    fn answer(&mut self) {
+        let Some(step) = self.in_flight.take() else { return };
+        let ids: Vec<_> = step.work.iter().map(|work| work.sequence).collect();
+        let mut failing = BTreeSet::new();
+        if self.random.once_in(40) {
+            failing.extend(self.random.pick(&ids).copied());
+        }
+        for id in &failing {
+            if let Some(client) = self.clients.get_mut(id) {
+                client.told_to_fail = true;
+            }
+        }
+        let output = self.compute(&step, &failing);
+        let events = self.scheduler.on_step_done(&output, Instant::now()).expect("it answers the step");
+        for event in events {
+            self.take_event(event);
+        }
+        self.note_progress(&step);
+        self.stale = Some(output);
+    }
+
+    /// An output that is late, of another epoch, or not an answer, changes nothing.
+    fn answer_wrongly(&mut self) {
+        let Some(mut output) = self.stale.clone() else { return };
+        let mut malformed = false;
+        if let Some(step) = &self.in_flight {
+            let variant = self.random.between(0, 2);
+            malformed = variant == 0;
+            if variant < 2 {
+                (output.epoch, output.step_id) = (step.epoch, step.step_id);
+            }
+            if variant == 1 {
+                output.epoch = Epoch(output.epoch.0 + 1);
+            }
+            output.results.truncate(step.work.len() - 1);
+        }
+        let before = format!("{:?}", self.scheduler);
+        let error = self.scheduler.on_step_done(&output, Instant::now()).unwrap_err();
+        assert_eq!(matches!(error, StepMismatch::Malformed { .. }), malformed, "{error}");
+        assert_eq!(before, format!("{:?}", self.scheduler));
+        self.coverage.count(Met::Mismatches, 1);
+    }
+
+    fn take_event(&mut self, event: SequenceEvent) {
+        let id = event.sequence();
+        let client = self.clients.get_mut(&id).expect("an event of a sequence that ended or was cancelled");
+        if !matches!(event, SequenceEvent::Admitted { .. } | SequenceEvent::Preempted { .. }) {
+            assert!(client.admitted, "{event:?} before it was admitted");
+        }
+        match event {
+            SequenceEvent::Admitted { queued, cached, .. } => {
+                assert!(!std::mem::replace(&mut client.admitted, true), "admitted twice");
+                assert!(queued < Duration::from_secs(3600));
+                assert!(cached < Tokens::of_len(client.submission.prompt.len()));
+            }
+            SequenceEvent::Preempted { .. } => self.coverage.count(Met::Preemptions, 1),
+            SequenceEvent::PromptLogprobs { tokens, .. } => {
+                assert!(client.tokens.is_empty() && !tokens.is_empty());
+                client.prompt_logprobs.extend(tokens);
+            }
+            SequenceEvent::Token { token, .. } => client.tokens.push(token),
+            SequenceEvent::Finished { reason, .. } => {
+                let client = self.clients.remove(&id).unwrap();
+                let (prompt_logprobs, tokens) = (client.prompt_logprobs, client.tokens);
+                assert_eq!(
+                    Alone { prompt_logprobs, tokens: tokens.clone(), reason },
+                    Alone::run(&client.submission)
+                );
+                let output = tokens.iter().map(|token| token.token);
+                self.texts.push(client.submission.prompt.into_iter().chain(output).collect());
+                self.coverage.count(Met::Finished, 1);
+            }
+            SequenceEvent::Failed { .. } => {
+                assert!(client.told_to_fail);
+                self.clients.remove(&id);
+                self.coverage.count(Met::Failed, 1);
+            }
+        }
+    }
+
+    fn compute(&mut self, step: &Step, failing: &BTreeSet<SequenceId>) -> StepOutput {
+        let salts = step.work.iter().map(|work| (work.sequence, salt_of(work.sequence))).collect();
+        let output = self.shard.as_mut().unwrap().run(step, &salts, failing);
+        assert!(
+            output.results.iter().all(|result| !matches!(&result.outcome, Outcome::Failed(_))
+                || failing.contains(&result.sequence))
+        );
+        output
+    }
+
+    /// A prompt that often begins like others: with a stream of the salt's, or with an earlier text.
+    fn random_submission(&mut self) -> Submission {
+        let random = &mut self.random;
+        let mut prompt = match random.between(0, 3) {
+            0 => Vec::new(),
+            1 => random.pick(&self.texts).cloned().unwrap_or_default(),
+            stream => {
+                (0..random.between(1, 20)).map(|index| TokenId((index * stream) % VOCABULARY)).collect()
+            }
+        };
+        let tail = random.between(u32::from(prompt.is_empty()), 4);
+        prompt.extend((0..tail).map(|_| TokenId(random.between(0, VOCABULARY - 1))));
+        let stop_tokens = (0..random.between(0, 2)).map(|_| TokenId(random.between(0, VOCABULARY - 1)));
+        Submission {
+            prompt,
+            stop_tokens: stop_tokens.collect(),
+            sampling: SamplingParams::greedy(),
+            max_new_tokens: Tokens(random.between(0, 20)),
+            prompt_logprobs: if random.once_in(4) { PromptLogprobs::Return } else { PromptLogprobs::Skip },
+            cache_salt: salt_of(SequenceId(self.next_sequence - 1)),
+        }
+    }
+}
+
+impl Client {
+    fn new(submission: Submission) -> Self {
+        Self {
+            submission,
+            admitted: false,
+            started: 0,
+            told_to_fail: false,
+            furthest: Tokens::ZERO,
+            losses: 0,
+            prompt_logprobs: Vec::new(),
+            tokens: Vec::new(),
+        }
+    }
+}
+
+/// Two salts, so that many share and some must not.
+fn salt_of(sequence: SequenceId) -> CacheSalt {
+    CacheSalt(u64::from(sequence.0 % 4 == 3))
+}
+
+fn random_cache(random: &mut Generator) -> CacheShape {
+    let block_size = Tokens(random.between(1, 5));
+    let tokens = Tokens(random.between(16, 60));
+    CacheShape { blocks: tokens.blocks_ceil(block_size), block_size }
+}

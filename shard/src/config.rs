@@ -1,0 +1,150 @@
+//! What the command line means: checked and complete.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use lockstep_models::ModelFiles;
+use lockstep_process::telemetry::{LogConfig, LogFormat};
+use lockstep_proto::{Bytes, Epoch, Rank};
+use thiserror::Error;
+
+use crate::args::ShardArgs;
+use crate::comm::{CommError, Joining, Membership};
+use crate::decoder::Dtype;
+
+/// All that decides what a shard does.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The model's files.
+    pub model: ModelFiles,
+    /// The group it joins.
+    pub joining: Joining,
+    /// How it exchanges data with the group.
+    pub communicator: CommunicatorAddress,
+    /// Where the router connects.
+    pub listen: ListenAddress,
+    /// What weights and KV blocks are held in.
+    pub dtype: Dtype,
+    /// Memory for KV blocks.
+    pub kv_budget: Bytes,
+    /// Threads that compute; at least one.
+    pub threads: usize,
+    /// The process to die with.
+    pub parent: Option<u32>,
+    /// How to log.
+    pub log: LogConfig,
+}
+
+/// Where the router connects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// A socket in the file system.
+    Unix(PathBuf),
+    /// A port.
+    Tcp(SocketAddr),
+}
+
+/// How the ranks of a group exchange data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CommunicatorAddress {
+    /// There is one rank.
+    Solo,
+    /// Through a file that all ranks map.
+    SharedMemory(PathBuf),
+    /// Through rank 0, which listens at this `host:port`.
+    Tcp(String),
+}
+
+/// An address that names nothing.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("read the address {found:?}: expected {expected}")]
+pub struct AddressError {
+    found: String,
+    expected: &'static str,
+}
+
+impl FromStr for ListenAddress {
+    type Err = AddressError;
+
+    fn from_str(address: &str) -> Result<Self, AddressError> {
+        let expected = "unix:/path.sock or tcp:ip:port";
+        let unknown = || AddressError { found: address.to_owned(), expected };
+        match address.split_once(':') {
+            Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
+            Some(("tcp", socket)) => socket.parse().map(Self::Tcp).map_err(|_| unknown()),
+            Some(_) | None => Err(unknown()),
+        }
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => write!(f, "tcp:{address}"),
+        }
+    }
+}
+
+impl FromStr for CommunicatorAddress {
+    type Err = AddressError;
+
+    fn from_str(address: &str) -> Result<Self, AddressError> {
+        let expected = "solo, shm:/path or tcp:host:port";
+        match address.split_once(':') {
+            None if address == "solo" => Ok(Self::Solo),
+            Some(("shm", path)) if !path.is_empty() => Ok(Self::SharedMemory(path.into())),
+            Some(("tcp", host)) if host.contains(':') => Ok(Self::Tcp(host.to_owned())),
+            Some(_) | None => Err(AddressError { found: address.to_owned(), expected }),
+        }
+    }
+}
+
+impl Config {
+    /// Reads the command line.
+    ///
+    /// # Errors
+    /// When the rank is not in its group.
+    pub fn new(args: ShardArgs) -> Result<Self, CommError> {
+        let membership = Membership::new(Rank(args.rank), args.world_size)?;
+        let watchdog = Duration::from_secs(args.step_timeout);
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let format = if args.json_output { LogFormat::Json } else { LogFormat::Text };
+        Ok(Self {
+            model: args.model,
+            joining: Joining { membership, epoch: Epoch(args.epoch), watchdog },
+            communicator: args.communicator,
+            listen: args.listen,
+            dtype: args.dtype,
+            kv_budget: Bytes(args.kv_cache_bytes),
+            threads: if args.threads == 0 { cores } else { args.threads },
+            parent: args.parent,
+            log: LogConfig { filter: args.log_level, format },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_the_launcher_writes_them() {
+        let unix = ListenAddress::Unix("/run/rank 0.sock".into());
+        let tcp = ListenAddress::Tcp(SocketAddr::from(([127, 0, 0, 1], 80)));
+        for listen in [unix, tcp] {
+            assert_eq!(listen.to_string().parse(), Ok(listen));
+        }
+        let read = |address: &str| address.parse::<CommunicatorAddress>();
+        assert_eq!(read("solo"), Ok(CommunicatorAddress::Solo));
+        let memory = CommunicatorAddress::SharedMemory("/proc/1/fd/3".into());
+        assert_eq!(read("shm:/proc/1/fd/3"), Ok(memory));
+        assert_eq!(read("tcp:host-0:29500"), Ok(CommunicatorAddress::Tcp("host-0:29500".to_owned())));
+        for wrong in ["", "shm:", "tcp:host", "nccl:x", "unix:/a"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The one decoder of all families: embed, layers, norm, head.
+//!
+//! What a row of logits is depends on its sequence's tokens alone: not on what else is in the batch, how a
+//! prompt is cut into chunks, or how many ranks there are.
+
+mod check;
+mod embedding;
+mod families;
+mod forward;
+mod layer;
+mod load;
+mod logits;
+mod names;
+mod rope;
+pub(crate) mod spec;
+pub(crate) mod split;
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use lockstep_models::ModelFiles;
+use lockstep_proto::{Blocks, Bytes};
+use thiserror::Error;
+
+use crate::batch::Batch;
+use crate::comm::{CommError, Communicator};
+use crate::kv::KvPool;
+use crate::ops::cpu::isa::Isa;
+use crate::ops::linear::Linear;
+use crate::plan::MemoryPlan;
+use crate::weights::WeightsError;
+
+pub use crate::dtype::Dtype;
+pub use crate::kv::AllocateError;
+pub use check::BatchError;
+pub use logits::Logits;
+pub use spec::{
+    Activation, Choices, EmbeddingScale, GateUpProjection, Head, ModelSpec, NormPlacement, NormWeight,
+    QkNorm, QkvProjection, RopeScaling, ScoreScale, Shape, Softcap, SpecError, Window,
+};
+pub use split::{Split, SplitError};
+
+/// One rank's part of a model, ready to run.
+pub struct Decoder {
+    spec: ModelSpec,
+    plan: MemoryPlan,
+    dtype: Dtype,
+    isa: Isa,
+    communicator: Arc<dyn Communicator>,
+    embedding: embedding::Embedding,
+    layers: Vec<layer::Layer>,
+    /// (hidden)
+    final_norm: Tensor,
+    /// (positions, head width)
+    rope_table: Tensor,
+    head: Linear,
+    attention: crate::ops::attention::AttentionShape,
+}
+
+/// A model that cannot be loaded.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// Its tensors are not what its config.json promises.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// It cannot be split over so many ranks.
+    #[error(transparent)]
+    Split(#[from] SplitError),
+    /// There is no memory for its weights.
+    #[error("take memory for weights: {0}")]
+    Memory(#[from] std::io::Error),
+    /// A tensor cannot be made.
+    #[error("make a tensor: {0}")]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// A forward pass that did not come to its end.
+#[derive(Debug, Error)]
+pub enum ForwardError {
+    /// The batch makes no sense for this model and pool. Nothing was computed, on any rank.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    /// The other ranks cannot be reached; the group is lost.
+    #[error(transparent)]
+    Comm(#[from] CommError),
+    /// An operator failed.
+    #[error("compute: {0}")]
+    Compute(#[from] candle_core::Error),
+}
+
+impl Decoder {
+    /// Reads and packs this rank's part of the weights; which part follows from the communicator.
+    ///
+    /// # Errors
+    /// When the ranks do not divide the model, a tensor is missing, mis-shaped or unused, or memory is short.
+    pub fn load(
+        files: &ModelFiles,
+        spec: &ModelSpec,
+        dtype: Dtype,
+        communicator: Arc<dyn Communicator>,
+    ) -> Result<Self, LoadError> {
+        load::load(files, spec, dtype, communicator)
+    }
+
+    /// KV blocks for this rank, in memory that is taken as they are first written.
+    ///
+    /// # Errors
+    /// When there is not so much address space.
+    pub fn allocate_kv(&self, blocks: Blocks) -> Result<KvPool, AllocateError> {
+        KvPool::allocate(self.attention.kv, self.layers.len(), self.dtype, blocks)
+    }
+
+    /// What the model is.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Bytes one KV block takes on this rank, over all layers.
+    pub fn block_bytes(&self) -> Bytes {
+        self.plan.block
+    }
+
+    /// Bytes of weights in this rank's memory.
+    pub fn weight_bytes(&self) -> Bytes {
+        self.plan.weights
+    }
+
+    /// Names the arithmetic: ranks and hosts with equal names compute equal bits.
+    pub fn arithmetic(&self) -> String {
+        format!("{}/{}/v{}", self.dtype, self.isa, self.spec.shape.virtual_shards())
+    }
+
+    /// Computes the batch's rows, writes their keys and values to their sequences' blocks, and returns the
+    /// logits of the rows that ask for them. Every rank calls it with the same batch.
+    ///
+    /// # Errors
+    /// When the batch makes no sense, the group is lost or an operator fails.
+    pub fn forward(&self, batch: &Batch, kv: &mut KvPool) -> Result<Logits, ForwardError> {
+        check::check(self, batch, kv)?;
+        forward::forward(self, batch, kv)
+    }
+}

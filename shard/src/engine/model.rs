@@ -1,0 +1,61 @@
+//! What the engine needs of a model; the decoder is one, tests bring others.
+
+use std::error::Error;
+
+use lockstep_proto::{Blocks, Bytes, Tokens};
+use thiserror::Error;
+
+use crate::batch::Batch;
+
+/// One rank's part of a model with its KV blocks.
+pub trait Model {
+    /// What a forward pass computes.
+    type Logits: LogitRows;
+
+    /// Entries in a row of logits.
+    fn vocabulary_size(&self) -> u32;
+
+    /// Longest context its positions allow.
+    fn max_positions(&self) -> Tokens;
+
+    /// Tokens a KV block holds.
+    fn block_size(&self) -> Tokens;
+
+    /// Bytes one KV block takes on this rank.
+    fn block_bytes(&self) -> Bytes;
+
+    /// Bytes of weights on this rank.
+    fn weight_bytes(&self) -> Bytes;
+
+    /// Names the arithmetic: equal names mean bit-equal results.
+    fn arithmetic(&self) -> String;
+
+    /// Makes room for `blocks` KV blocks; what was there before is dropped.
+    ///
+    /// # Errors
+    /// When there is not enough memory.
+    fn allocate_kv(&mut self, blocks: Blocks) -> Result<(), ModelError>;
+
+    /// Computes `batch` on this rank, together with the others, and writes its KV.
+    ///
+    /// # Errors
+    /// When another rank is lost or a kernel fails. The rank is of no use afterwards.
+    fn forward(&mut self, batch: &Batch) -> Result<Self::Logits, ModelError>;
+}
+
+/// The logits of one forward pass.
+pub trait LogitRows: Sync {
+    /// (vocabulary): of the batch's `index`-th wanted row.
+    fn row(&self, index: usize) -> &[f32];
+}
+
+/// Why a model could not do what was asked.
+#[derive(Debug, Error)]
+#[error(transparent)]
+pub struct ModelError(#[from] Box<dyn Error + Send + Sync>);
+
+impl LogitRows for Vec<Vec<f32>> {
+    fn row(&self, index: usize) -> &[f32] {
+        &self[index]
+    }
+}

@@ -1,0 +1,87 @@
+//! The KV blocks of one rank: for each layer a pool of keys and a pool of values.
+
+pub(crate) mod layout;
+
+use candle_core::{Device, Tensor};
+use half::bf16;
+use half::vec::HalfBitsVecExt;
+use lockstep_proto::{Blocks, Bytes};
+use thiserror::Error;
+
+use crate::dtype::Dtype;
+use crate::kv::layout::KvLayout;
+use crate::ops::cpu::huge_memory::on_huge_pages;
+
+/// The KV blocks of one rank. Nothing in it is read before a forward pass wrote it.
+pub struct KvPool {
+    pub(crate) layers: Vec<LayerKv>,
+    blocks: Blocks,
+    bytes: Bytes,
+}
+
+/// One layer's blocks.
+pub(crate) struct LayerKv {
+    /// (blocks, KV heads, head width, slots)
+    pub(crate) keys: Tensor,
+    /// (blocks, KV heads, slots, head width)
+    pub(crate) values: Tensor,
+}
+
+/// A pool that cannot be had.
+#[derive(Debug, Error)]
+#[error("allocate {blocks} KV blocks ({bytes}): {source}; ask for a smaller KV cache")]
+pub struct AllocateError {
+    blocks: Blocks,
+    bytes: Bytes,
+    source: candle_core::Error,
+}
+
+impl KvPool {
+    /// How many blocks there are: ids are below this.
+    pub fn blocks(&self) -> Blocks {
+        self.blocks
+    }
+
+    /// Bytes they take, over all layers.
+    pub fn bytes(&self) -> Bytes {
+        self.bytes
+    }
+
+    /// `blocks` blocks for each of `layers` layers.
+    pub(crate) fn allocate(
+        layout: KvLayout,
+        layers: usize,
+        dtype: Dtype,
+        blocks: Blocks,
+    ) -> Result<Self, AllocateError> {
+        let bytes = Bytes(layout.block_bytes(layers, dtype).0.saturating_mul(u64::from(blocks.0)));
+        let failed = |source| AllocateError { blocks, bytes, source };
+        // Too many elements for a number are too many for the system, which says so below.
+        let elements = (layout.tile_elements() * layout.kv_heads).saturating_mul(blocks.len());
+        let layer = |_| -> candle_core::Result<LayerKv> {
+            let (heads, width, slots) = (layout.kv_heads, layout.head_width, KvLayout::SLOTS);
+            Ok(LayerKv {
+                keys: zeroes(elements, dtype)?.reshape((blocks.len(), heads, width, slots))?,
+                values: zeroes(elements, dtype)?.reshape((blocks.len(), heads, slots, width))?,
+            })
+        };
+        let layers = (0..layers).map(layer).collect::<candle_core::Result<_>>().map_err(failed)?;
+        Ok(Self { layers, blocks, bytes })
+    }
+}
+
+/// Zeroes the system hands out page by page when they are first written, on huge pages where it has them.
+fn zeroes(elements: usize, dtype: Dtype) -> candle_core::Result<Tensor> {
+    match dtype {
+        Dtype::Bfloat16 => {
+            let bits =
+                on_huge_pages(elements, |count| vec![0_u16; count]).map_err(candle_core::Error::wrap)?;
+            Tensor::from_vec(bits.reinterpret_into::<bf16>(), elements, &Device::Cpu)
+        }
+        Dtype::Float32 => {
+            let values =
+                on_huge_pages(elements, |count| vec![0_f32; count]).map_err(candle_core::Error::wrap)?;
+            Tensor::from_vec(values, elements, &Device::Cpu)
+        }
+    }
+}

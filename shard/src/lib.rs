@@ -1,0 +1,30 @@
+//! Runs steps on a slice of the model: weights, KV blocks, kernels, sampling, collectives.
+//!
+//! A shard's life is `serve`: it reads [`args`] and [`config`], has `load` join the group and read the
+//! weights, and listens. A step's path is `grpc` (wire messages) → `worker` (the one thread that owns the
+//! model) → [`engine`] (checks the step, lays it out as a [`batch`]) → [`decoder`] (with `ops` over
+//! `weights` and [`kv`], and the other ranks through [`comm`]) → [`sampling`].
+
+pub mod args;
+pub mod batch;
+pub mod comm;
+pub mod config;
+pub mod decoder;
+mod dtype;
+pub mod engine;
+mod error;
+mod grpc;
+pub mod kv;
+mod load;
+mod ops;
+pub mod plan;
+pub mod sampling;
+mod serve;
+#[doc(hidden)]
+pub mod testing;
+mod weights;
+mod worker;
+
+pub use error::{ShardError, StreamEnd};
+pub use load::{LoadError, Loaded};
+pub use serve::{run, serve};

@@ -1,0 +1,152 @@
+//! [`Simd`] with AVX2 and FMA: two registers of eight lanes.
+
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+use super::isa::Kernel;
+use super::simd::{LANES, Simd};
+
+/// Proof that the machine has AVX2 and FMA.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+/// Runs `kernel` compiled for AVX2 and FMA.
+///
+/// # Safety
+/// The machine has AVX2 and FMA.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx2(()))
+}
+
+/// One intrinsic applied to both halves.
+macro_rules! halves {
+    ($intrinsic:ident($($argument:ident),+)) => {
+        // SAFETY: `self` proves that the machine has the instruction.
+        unsafe { [$intrinsic($($argument[0]),+), $intrinsic($($argument[1]),+)] }
+    };
+}
+
+impl Simd for Avx2 {
+    type Lanes = [__m256; 2];
+    type Pairs = [[__m256; 2]; 2];
+
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> [__m256; 2] {
+        // SAFETY: `self` proves that the machine has the instruction.
+        unsafe { [_mm256_set1_ps(value); 2] }
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> [__m256; 2] {
+        let from = from.as_ptr();
+        // SAFETY: `self` proves that the machine has the instruction; sixteen floats are there to read.
+        unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16; LANES]) -> [__m256; 2] {
+        let from = from.as_ptr().cast::<__m128i>();
+        // SAFETY: `self` proves that the machine has the instruction; 32 bytes are there to read.
+        unsafe { [widen(_mm_loadu_si128(from)), widen(_mm_loadu_si128(from.add(1)))] }
+    }
+
+    #[inline(always)]
+    fn store(self, lanes: [__m256; 2], to: &mut [f32; LANES]) {
+        let to = to.as_mut_ptr();
+        // SAFETY: `self` proves that the machine has the instruction; there is room for sixteen floats.
+        unsafe {
+            _mm256_storeu_ps(to, lanes[0]);
+            _mm256_storeu_ps(to.add(8), lanes[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        halves!(_mm256_add_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn sub(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        halves!(_mm256_sub_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        halves!(_mm256_mul_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn div(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        halves!(_mm256_div_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn max(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        halves!(_mm256_max_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn min(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        halves!(_mm256_min_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
+        halves!(_mm256_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn power_of_two(self, biased: [__m256; 2]) -> [__m256; 2] {
+        // SAFETY: `self` proves that the machine has the instructions.
+        biased.map(|half| unsafe {
+            let exponent = _mm256_add_epi32(_mm256_castps_si256(half), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))
+        })
+    }
+
+    #[inline(always)]
+    fn load_pairs(self, from: &[[bf16; 2]; LANES]) -> [[__m256; 2]; 2] {
+        let from = from.as_ptr().cast::<__m256i>();
+        // SAFETY: `self` proves that the machine has the instructions; 64 bytes are there to read.
+        let [low, high] = unsafe { [_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1))] };
+        [
+            [first_of_pairs(self, low), first_of_pairs(self, high)],
+            [second_of_pairs(self, low), second_of_pairs(self, high)],
+        ]
+    }
+
+    #[inline(always)]
+    fn splat_pair(self, pair: [bf16; 2]) -> [[__m256; 2]; 2] {
+        pair.map(|value| self.splat(f32::from_bits(u32::from(value.to_bits()) << 16)))
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, sum: [__m256; 2], a: [[__m256; 2]; 2], b: [[__m256; 2]; 2]) -> [__m256; 2] {
+        let sum = self.mul_add(a[0], b[0], sum);
+        self.mul_add(a[1], b[1], sum)
+    }
+}
+
+#[inline(always)]
+fn first_of_pairs(_: Avx2, pairs: __m256i) -> __m256 {
+    // SAFETY: the witness proves that the machine has the instructions.
+    unsafe { _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)) }
+}
+
+#[inline(always)]
+fn second_of_pairs(_: Avx2, pairs: __m256i) -> __m256 {
+    // SAFETY: the witness proves that the machine has the instructions.
+    unsafe { _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32))) }
+}
+
+/// # Safety
+/// The machine has AVX2.
+#[inline(always)]
+unsafe fn widen(eight: __m128i) -> __m256 {
+    // SAFETY: by this function's contract.
+    unsafe { _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16)) }
+}

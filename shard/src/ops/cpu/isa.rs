@@ -1,0 +1,112 @@
+//! Which instruction set kernels run with, found once.
+
+use std::fmt;
+use std::sync::OnceLock;
+
+use super::portable::Portable;
+use super::simd::Simd;
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
+
+/// The instruction sets kernels are compiled for. Results are bit-equal within one of them, not across.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Isa {
+    /// AVX-512 with the fused bf16 dot product.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
+    /// AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// AVX2 with FMA.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// Whatever the compiler makes of plain Rust.
+    Portable,
+}
+
+/// Work that is compiled once for each instruction set.
+pub(crate) trait Kernel {
+    type Output;
+
+    /// Does the work. Implementations, and what they call, are `#[inline(always)]`, so that all of it is
+    /// compiled for the set.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+impl Isa {
+    /// The fastest set this machine has.
+    pub(crate) fn of_this_machine() -> Self {
+        static FOUND: OnceLock<Isa> = OnceLock::new();
+        *FOUND.get_or_init(|| Self::all_of_this_machine()[0])
+    }
+
+    /// Every set this machine has, fastest first.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn all_of_this_machine() -> Vec<Self> {
+        let mut found = vec![Self::Portable];
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            found.insert(0, Self::Avx2);
+        }
+        let avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        if avx512 && found[0] == Self::Avx2 {
+            found.insert(0, Self::Avx512);
+            if is_x86_feature_detected!("avx512bf16") {
+                found.insert(0, Self::Avx512Bf16);
+            }
+        }
+        found
+    }
+
+    /// Every set this machine has, fastest first.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(crate) fn all_of_this_machine() -> Vec<Self> {
+        vec![Self::Portable]
+    }
+
+    /// Runs a kernel that takes no dot products of pairs, compiled for this set.
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: these variants are made only where the set was detected. Without dot products of pairs
+            // both sets are one, and compiled once.
+            Self::Avx512Bf16 | Self::Avx512 => unsafe { avx512::enter(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: this variant is made only where the set was detected.
+            Self::Avx2 => unsafe { avx2::enter(kernel) },
+            Self::Portable => kernel.run(Portable),
+        }
+    }
+
+    /// Runs a kernel that takes dot products of pairs, compiled for this set.
+    pub(crate) fn run_pairs<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: this variant is made only where the set was detected.
+            Self::Avx512Bf16 => unsafe { avx512::enter_bf16(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: this variant is made only where the set was detected.
+            Self::Avx512 => unsafe { avx512::enter(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: this variant is made only where the set was detected.
+            Self::Avx2 => unsafe { avx2::enter(kernel) },
+            Self::Portable => kernel.run(Portable),
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => "avx512-bf16",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "avx2",
+            Self::Portable => "portable",
+        })
+    }
+}

@@ -1,0 +1,78 @@
+//! Splits work over the process's threads. Where it is split never shows in a result: every item is
+//! computed whole, by one thread.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+/// Scalar operations below which waking another thread costs more than it saves.
+const WORTH_A_THREAD: usize = 1 << 19;
+
+/// Ranges handed out for each thread, so that a thread that is held up does not hold up the others.
+const RANGES_PER_THREAD: usize = 4;
+
+/// Calls `work` with ranges that cover `0..items`, on as many threads as the work is worth.
+/// `operations` says how many scalar operations all items take together.
+pub(crate) fn for_each_range(items: usize, operations: usize, work: impl Fn(Range<usize>) + Sync + Send) {
+    let threads = rayon::current_num_threads().min(operations / WORTH_A_THREAD + 1).min(items);
+    if threads <= 1 {
+        work(0..items);
+        return;
+    }
+    let length = items.div_ceil(threads * RANGES_PER_THREAD).max(1);
+    let ranges = items.div_ceil(length);
+    (0..ranges).into_par_iter().with_max_len(1).for_each(|range| {
+        let first = range * length;
+        work(first..(first + length).min(items));
+    });
+}
+
+/// A slice that several threads write, each to places of its own.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedSlice<'a, T> {
+    start: *mut T,
+    len: usize,
+    _borrow: std::marker::PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it stands for a `&mut [T]`, whose parts may be written from any thread; that no two threads hold
+// the same part is the contract of `part`.
+unsafe impl<T: Send> Send for SharedSlice<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for SharedSlice<'_, T> {}
+
+impl<'a, T> SharedSlice<'a, T> {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), _borrow: std::marker::PhantomData }
+    }
+
+    /// The elements from `first` on.
+    ///
+    /// # Safety
+    /// No other reference to any of these elements is alive while the result is.
+    pub(crate) unsafe fn part(&self, first: usize, count: usize) -> &'a mut [T] {
+        assert!(first <= self.len && count <= self.len - first, "a part lies within its slice");
+        // SAFETY: within the slice, by the check; not shared, by this function's contract.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(first), count) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn every_item_is_worked_on_once() {
+        for items in [0, 1, 2, 7, 64, 1000] {
+            let counts: Vec<AtomicUsize> = (0..items).map(|_| AtomicUsize::new(0)).collect();
+            for_each_range(items, usize::MAX / 2, |range| {
+                for count in &counts[range] {
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1), "{items}");
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Sixteen f32 lanes, whatever registers the machine has for them. A kernel is written once against
+//! [`Simd`] and compiled once for each instruction set.
+//!
+//! A value of a type that implements [`Simd`] is a witness that the machine has the set: it is made only
+//! where the set was detected, so every method is safe.
+
+use half::bf16;
+
+/// Lanes of one vector.
+pub(crate) const LANES: usize = 16;
+
+/// Arithmetic on vectors of sixteen f32 lanes.
+///
+/// Lanes never mix except in `reduce_*`, whose order is fixed, so a lane's result depends on that lane's
+/// inputs alone.
+pub(crate) trait Simd: Copy + Send + Sync {
+    /// One vector of sixteen f32 lanes.
+    type Lanes: Copy;
+    /// Sixteen pairs of bf16: what one fused dot product step reads.
+    type Pairs: Copy;
+
+    /// Whether there are 32 registers of 64 bytes, which decides how large a register tile may be.
+    const WIDE: bool;
+
+    fn splat(self, value: f32) -> Self::Lanes;
+    fn load(self, from: &[f32; LANES]) -> Self::Lanes;
+    /// Widens exactly.
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::Lanes;
+    fn store(self, lanes: Self::Lanes, to: &mut [f32; LANES]);
+
+    fn add(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    fn sub(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    fn mul(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    fn div(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    /// The larger; `b` where either is not a number.
+    fn max(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    /// The smaller; `b` where either is not a number.
+    fn min(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    /// `a * b + c`, with one rounding where the set has it and two where it has not.
+    fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
+    /// `2^n` for lanes holding `n + 1.5 * 2^23`, that is for an integer `n` in the low bits of the mantissa.
+    fn power_of_two(self, biased: Self::Lanes) -> Self::Lanes;
+
+    fn load_pairs(self, from: &[[bf16; 2]; LANES]) -> Self::Pairs;
+    /// The same pair in every lane.
+    fn splat_pair(self, pair: [bf16; 2]) -> Self::Pairs;
+    /// `sum + a[0] * b[0] + a[1] * b[1]` in every lane, in the set's own fixed order.
+    fn dot_pairs(self, sum: Self::Lanes, a: Self::Pairs, b: Self::Pairs) -> Self::Lanes;
+
+    /// The lanes as an array.
+    #[inline(always)]
+    fn to_array(self, lanes: Self::Lanes) -> [f32; LANES] {
+        let mut array = [0.0; LANES];
+        self.store(lanes, &mut array);
+        array
+    }
+
+    /// The first `from.len()` lanes from memory, zero in the others.
+    #[inline(always)]
+    fn load_first(self, from: &[f32]) -> Self::Lanes {
+        if let Some(whole) = from.as_array() {
+            return self.load(whole);
+        }
+        let mut array = [0.0; LANES];
+        let count = from.len().min(LANES);
+        array[..count].copy_from_slice(&from[..count]);
+        self.load(&array)
+    }
+
+    /// Writes the first `to.len()` lanes.
+    #[inline(always)]
+    fn store_first(self, lanes: Self::Lanes, to: &mut [f32]) {
+        if let Some(whole) = to.as_mut_array() {
+            return self.store(lanes, whole);
+        }
+        let array = self.to_array(lanes);
+        let count = to.len().min(LANES);
+        to[..count].copy_from_slice(&array[..count]);
+    }
+
+    /// The lanes from `first` to before `end`, and `other` elsewhere.
+    #[inline(always)]
+    fn keep(self, lanes: Self::Lanes, (first, end): (usize, usize), other: f32) -> Self::Lanes {
+        let mut array = self.to_array(lanes);
+        for (lane, value) in array.iter_mut().enumerate() {
+            if lane < first || lane >= end {
+                *value = other;
+            }
+        }
+        self.load(&array)
+    }
+
+    /// The sum of all lanes: halves are added until one lane is left.
+    #[inline(always)]
+    fn reduce_add(self, lanes: Self::Lanes) -> f32 {
+        fold(self.to_array(lanes), |a, b| a + b)
+    }
+
+    /// The largest lane; any lane or none where one is not a number.
+    #[inline(always)]
+    fn reduce_max(self, lanes: Self::Lanes) -> f32 {
+        fold(self.to_array(lanes), |a, b| if a > b { a } else { b })
+    }
+}
+
+#[inline(always)]
+fn fold(mut array: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            array[lane] = combine(array[lane], array[lane + width]);
+        }
+        width /= 2;
+    }
+    array[0]
+}
+
+/// `e^x` in every lane to within two units in the last place; below -87 it is `e^-87`, above 88 it is
+/// `e^88`, and of what is not a number it is none. The one exponential of every kernel, so that prefill and decode agree to the bit.
+#[inline(always)]
+pub(crate) fn exp<S: Simd>(simd: S, x: S::Lanes) -> S::Lanes {
+    /// Adding it rounds to an integer held in the low bits of the mantissa.
+    const ROUND: f32 = 12_582_912.0;
+    /// ln 2 in two parts: the first has so few bits that its product with an integer is exact.
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    /// Of the series around zero, highest power first.
+    const COEFFICIENTS: [f32; 6] =
+        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+
+    // In this order what is not a number stays so: a broken model must not look well.
+    let x = simd.min(simd.splat(88.0), simd.max(simd.splat(-87.0), x));
+    let round = simd.splat(ROUND);
+    let biased = simd.mul_add(x, simd.splat(std::f32::consts::LOG2_E), round);
+    let n = simd.sub(biased, round);
+    let rest = simd.mul_add(n, simd.splat(-LN_2_HIGH), x);
+    let rest = simd.mul_add(n, simd.splat(-LN_2_LOW), rest);
+    let mut series = simd.splat(COEFFICIENTS[0]);
+    for coefficient in &COEFFICIENTS[1..] {
+        series = simd.mul_add(series, rest, simd.splat(*coefficient));
+    }
+    let one_plus = simd.add(rest, simd.splat(1.0));
+    let value = simd.mul_add(series, simd.mul(rest, rest), one_plus);
+    simd.mul(value, simd.power_of_two(biased))
+}
+
+/// The nearest bf16, ties to even. Not-a-numbers stay so.
+#[inline(always)]
+pub(crate) fn round_to_bf16(value: f32) -> bf16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let quiet = (bits >> 16) | 0x40;
+    bf16::from_bits(if value.is_nan() { quiet as u16 } else { rounded as u16 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::cpu::isa::{Isa, Kernel};
+
+    struct Exp([f32; LANES]);
+
+    impl Kernel for Exp {
+        type Output = [f32; LANES];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> [f32; LANES] {
+            simd.to_array(exp(simd, simd.load(&self.0)))
+        }
+    }
+
+    fn check(isa: Isa, input: [f32; LANES]) {
+        for (lane, (found, x)) in isa.run(Exp(input)).into_iter().zip(input).enumerate() {
+            let exact = f64::from(x.clamp(-87.0, 88.0)).exp();
+            let right = (f64::from(found) - exact).abs() / exact < 3e-7;
+            assert!(right || x.is_nan() && found.is_nan(), "{isa} lane {lane}: {found} of {x}");
+        }
+    }
+
+    #[test]
+    fn the_exponential_of_no_number_is_none_and_of_others_is_right() {
+        let mut lanes: [f32; LANES] = std::array::from_fn(|lane| lane as f32 * 5.0 - 40.0);
+        lanes[4..8].copy_from_slice(&[f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN]);
+        for broken in 0..LANES {
+            let mut input = lanes;
+            input[broken] = if broken % 2 == 0 { f32::NAN } else { -f32::NAN };
+            for isa in Isa::all_of_this_machine() {
+                check(isa, input);
+            }
+        }
+    }
+}

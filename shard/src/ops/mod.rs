@@ -1,0 +1,43 @@
+//! The operators of the forward pass. One file each, with what every device needs of it: the CPU path calls
+//! a kernel in [`cpu`].
+
+pub(crate) mod add_rms_norm;
+pub(crate) mod all_reduce;
+pub(crate) mod attention;
+pub(crate) mod cpu;
+pub(crate) mod gather_vocabulary;
+pub(crate) mod linear;
+#[cfg(test)]
+pub(crate) mod reference;
+pub(crate) mod rms_norm;
+pub(crate) mod rope;
+pub(crate) mod select_rows;
+pub(crate) mod silu_gate;
+pub(crate) mod write_kv;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, Layout, Result, WithDType, bail};
+
+use crate::ops::cpu::kv_element::KvElement;
+
+/// The elements of a contiguous tensor.
+fn contiguous<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+    let Some((first, end)) = layout.contiguous_offsets() else {
+        bail!("read a tensor of shape {:?}: it is not contiguous", layout.shape())
+    };
+    Ok(&storage.as_slice::<T>()?[first..end])
+}
+
+/// The elements of a contiguous tensor, to be written.
+fn contiguous_mut<'a, T: KvElement>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [T]> {
+    let found = storage.dtype();
+    let (Some((first, end)), Some(elements)) = (layout.contiguous_offsets(), T::elements_mut(storage))
+    else {
+        bail!(
+            "write a tensor of shape {:?} and type {found:?}: not contiguous {:?}",
+            layout.shape(),
+            T::DTYPE
+        )
+    };
+    Ok(&mut elements[first..end])
+}

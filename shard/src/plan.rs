@@ -1,0 +1,115 @@
+//! What a model takes of a rank's memory, known before any weight is read.
+
+use lockstep_proto::{Blocks, Bytes, Rank, Tokens};
+
+use crate::batch::BLOCK_SIZE;
+use crate::decoder::spec::{ModelSpec, Shape};
+use crate::decoder::split::{Slice, Split, SplitError};
+use crate::dtype::Dtype;
+use crate::ops::cpu::panels::PanelShape;
+
+/// The memory of one rank. The embedding table is not counted: it stays in the model's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Bytes of weights, packed, and of the tables computed beside them.
+    pub weights: Bytes,
+    /// Bytes of one KV block, over all layers.
+    pub block: Bytes,
+}
+
+impl MemoryPlan {
+    /// The largest rank's memory, where a group of `world_size` serves the model.
+    ///
+    /// # Errors
+    /// When the model cannot be split over so many ranks.
+    pub fn new(spec: &ModelSpec, dtype: Dtype, world_size: u32) -> Result<Self, SplitError> {
+        Self::of(spec, dtype, Split { rank: Rank(0), world_size })
+    }
+
+    pub(crate) fn of(spec: &ModelSpec, dtype: Dtype, split: Split) -> Result<Self, SplitError> {
+        let shape = &spec.shape;
+        let slice = Slice::of(shape, split)?;
+        let products = Products::of(shape, &slice);
+        let layer = [products.qkv, products.output, products.gate_up, products.down];
+        let packed = |product: PanelShape| product.bytes(dtype) as u64;
+        let in_layers = layer.into_iter().map(packed).sum::<u64>() * shape.layers as u64;
+        let f32s = (2 * shape.layers + 1) * shape.hidden + shape.max_positions * shape.head_width;
+        Ok(Self {
+            weights: Bytes(in_layers + packed(products.head) + 4 * f32s as u64),
+            block: slice.kv_layout().block_bytes(shape.layers, dtype),
+        })
+    }
+
+    /// KV blocks that fit beside the weights in `memory`.
+    pub fn blocks_in(&self, memory: Bytes) -> Blocks {
+        let blocks = memory.saturating_sub(self.weights).0.checked_div(self.block.0).unwrap_or(0);
+        Blocks(u32::try_from(blocks).unwrap_or(u32::MAX))
+    }
+
+    /// Tokens of context that fit beside the weights in `memory`, over all sequences.
+    pub fn tokens_in(&self, memory: Bytes) -> Tokens {
+        self.blocks_in(memory).tokens(BLOCK_SIZE)
+    }
+
+    /// Whether the weights and one context of `tokens` fit in `memory`.
+    pub fn fits(&self, memory: Bytes, tokens: Tokens) -> bool {
+        self.needed(tokens) <= memory
+    }
+
+    /// Bytes the weights and one context of `tokens` take.
+    pub fn needed(&self, tokens: Tokens) -> Bytes {
+        self.weights + self.kv_for(tokens.blocks_ceil(BLOCK_SIZE))
+    }
+
+    /// Bytes `blocks` KV blocks take.
+    pub fn kv_for(&self, blocks: Blocks) -> Bytes {
+        Bytes(self.block.0.saturating_mul(u64::from(blocks.0)))
+    }
+}
+
+/// The sizes of a rank's packed matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Products {
+    pub(crate) qkv: PanelShape,
+    pub(crate) output: PanelShape,
+    pub(crate) gate_up: PanelShape,
+    pub(crate) down: PanelShape,
+    pub(crate) head: PanelShape,
+}
+
+impl Products {
+    pub(crate) fn of(shape: &Shape, slice: &Slice) -> Self {
+        let hidden = shape.hidden;
+        let queries = slice.query_heads.len() * slice.head_width;
+        let keys = slice.kv_heads.len() * slice.head_width;
+        let intermediate = slice.intermediate.len();
+        let whole = |outputs, inputs| PanelShape { outputs, inputs, segments: 1 };
+        let summed = |outputs, inputs| PanelShape { outputs, inputs, segments: slice.segments };
+        Self {
+            qkv: whole(queries + 2 * keys, hidden),
+            output: summed(hidden, queries),
+            gate_up: whole(2 * intermediate, hidden),
+            down: summed(hidden, intermediate),
+            head: whole(slice.vocabulary_padded, hidden),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fits_is_what_is_needed() {
+        let plan = MemoryPlan { weights: Bytes(1000), block: Bytes(64) };
+        for (memory, blocks) in [(0, 0), (999, 0), (1063, 0), (1064, 1), (1128, 2), (1191, 2)] {
+            assert_eq!(plan.blocks_in(Bytes(memory)), Blocks(blocks), "{memory}");
+            let tokens = plan.tokens_in(Bytes(memory));
+            assert_eq!(tokens, Tokens(blocks * 16));
+            if blocks > 0 {
+                assert!(plan.fits(Bytes(memory), tokens));
+            }
+            assert!(!plan.fits(Bytes(memory), tokens + Tokens(1)));
+        }
+    }
+}

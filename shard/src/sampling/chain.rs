@@ -1,0 +1,77 @@
+//! The order in which a row of logits becomes a token, stated once.
+
+use lockstep_proto::{LogprobsOf, SamplingParams, Seeded, Selection, TokenLogprobs, Tokens};
+
+use super::candidates::Candidates;
+use super::penalties::{self, Occurrences};
+use super::rng::Generator;
+use super::{
+    SamplingError, draw, grammar_mask, greedy, logit_bias, logprobs, min_p, temperature, top_k, top_p,
+    typical_p,
+};
+
+/// What a token is chosen from.
+pub(super) struct Row<'a> {
+    /// Of the whole vocabulary, as the model computed them.
+    pub(super) logits: &'a [f32],
+    /// The grammar's mask.
+    pub(super) allowed: Option<&'a [u8]>,
+    /// How many tokens were emitted before.
+    pub(super) output_position: Tokens,
+}
+
+/// Bias, penalties, grammar mask, temperature, top-k, top-p, typical-p, min-p, choice.
+pub(super) fn run(
+    params: &SamplingParams,
+    occurrences: &Occurrences,
+    row: Row<'_>,
+) -> Result<TokenLogprobs, SamplingError> {
+    check_numbers(row.logits)?;
+    let mut logits = row.logits.to_vec();
+    logit_bias::apply(&params.logit_bias, &mut logits);
+    penalties::apply(params, occurrences, &mut logits);
+    if let Some(allowed) = row.allowed {
+        grammar_mask::apply(allowed, &mut logits);
+    }
+    let top = params.top_logprobs as usize;
+    let (token, candidates) = match &params.selection {
+        Selection::Greedy => (greedy::choose(&logits), None),
+        Selection::Seeded(seeded) => {
+            let mut candidates = Candidates::of(&logits).ok_or(SamplingError::NothingLeft)?;
+            warp(seeded, &mut candidates);
+            let generator = Generator::new(seeded.seed, seeded.choice, row.output_position);
+            (Some(draw::choose(&candidates, generator)), Some(candidates))
+        }
+    };
+    let token = token.ok_or(SamplingError::NothingLeft)?;
+    Ok(match (params.logprobs_of, candidates) {
+        (LogprobsOf::Model, _) => logprobs::of_token(row.logits, token, top),
+        (LogprobsOf::Warped, Some(candidates)) => logprobs::of_candidate(&candidates, token, top),
+        (LogprobsOf::Warped, None) => logprobs::of_token(&logits, token, top),
+    })
+}
+
+fn warp(seeded: &Seeded, candidates: &mut Candidates) {
+    let Seeded { seed: _, choice: _, temperature, top_k, top_p, typical_p, min_p } = seeded;
+    temperature::apply(*temperature, candidates);
+    top_k::apply(*top_k, candidates);
+    top_p::apply(*top_p, candidates);
+    typical_p::apply(*typical_p, candidates);
+    min_p::apply(*min_p, candidates);
+}
+
+/// Minus infinity is a number here: a model may rule tokens out, but not all of them.
+pub(super) fn check_numbers(logits: &[f32]) -> Result<(), SamplingError> {
+    let (mut nan, mut infinite, mut possible) = (false, false, false);
+    for logit in logits {
+        nan |= logit.is_nan();
+        infinite |= *logit == f32::INFINITY;
+        possible |= *logit > f32::NEG_INFINITY;
+    }
+    match (nan, infinite, possible) {
+        (true, _, _) => Err(SamplingError::NotFinite { found: "NaN" }),
+        (false, true, _) => Err(SamplingError::NotFinite { found: "infinity" }),
+        (false, false, false) => Err(SamplingError::NotFinite { found: "minus infinity only" }),
+        (false, false, true) => Ok(()),
+    }
+}

@@ -1,0 +1,156 @@
+//! Chooses a token from a row of logits. Pure: the same parameters, context and logits give the same token.
+
+mod candidates;
+mod chain;
+mod draw;
+mod grammar_mask;
+mod greedy;
+mod logit_bias;
+mod logprobs;
+mod min_p;
+mod penalties;
+mod rng;
+mod softmax;
+mod temperature;
+mod top_k;
+mod top_p;
+mod typical_p;
+
+use lockstep_proto::{LogitBias, SamplingParams, Seeded, Selection, TokenId, TokenLogprobs, Tokens};
+use thiserror::Error;
+
+use self::penalties::Occurrences;
+
+pub use self::logprobs::of_prompt_token;
+
+/// How one sequence's tokens are chosen, and what it has said so far.
+///
+/// The state is a pure function of prompt and output: [`Sampler::new`] builds from a whole context what
+/// [`Sampler::on_emitted`] builds token by token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampler {
+    params: SamplingParams,
+    occurrences: Occurrences,
+}
+
+/// Logits from which nothing can be chosen. The sequence cannot go on.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum SamplingError {
+    /// The model computed no number.
+    #[error("choose a token: the model's logits hold {found}; its weights or the context are broken")]
+    NotFinite {
+        /// NaN or infinity.
+        found: &'static str,
+    },
+    /// Nothing has a probability above zero.
+    #[error("choose a token: the grammar and the penalties leave none of the vocabulary")]
+    NothingLeft,
+}
+
+/// Parameters that no router of this release sends.
+#[derive(Clone, Debug, Error, PartialEq)]
+pub enum ParamsError {
+    /// A number outside its range.
+    #[error("sample with {name} {found}: expected {expected}")]
+    OutOfRange {
+        /// The parameter.
+        name: &'static str,
+        /// Its value.
+        found: f32,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// A bias for a token that does not exist.
+    #[error("bias token {token}: the vocabulary has {vocabulary} tokens")]
+    UnknownToken {
+        /// The token.
+        token: TokenId,
+        /// The vocabulary's size.
+        vocabulary: usize,
+    },
+    /// More rivals than there are tokens.
+    #[error("report {found} top log-probabilities: the vocabulary has {vocabulary} tokens")]
+    TooManyTop {
+        /// How many were asked for.
+        found: u32,
+        /// The vocabulary's size.
+        vocabulary: usize,
+    },
+}
+
+/// Refuses parameters that would give no distribution, for a model of `vocabulary` tokens.
+///
+/// # Errors
+/// Names the first parameter that is out of its range.
+pub fn check(params: &SamplingParams, vocabulary: usize) -> Result<(), ParamsError> {
+    let range = |name, found: f32, holds: fn(f32) -> bool, expected| match holds(found) {
+        true => Ok(()),
+        false => Err(ParamsError::OutOfRange { name, found, expected }),
+    };
+    let positive = |value: f32| value > 0.0 && value.is_finite();
+    range("repetition_penalty", params.repetition_penalty, positive, "a number above 0")?;
+    range("frequency_penalty", params.frequency_penalty, f32::is_finite, "a number")?;
+    range("presence_penalty", params.presence_penalty, f32::is_finite, "a number")?;
+    for LogitBias { token, bias } in &params.logit_bias {
+        range("logit_bias", *bias, |bias| !bias.is_nan() && bias < f32::INFINITY, "a number")?;
+        if token.index() >= vocabulary {
+            return Err(ParamsError::UnknownToken { token: *token, vocabulary });
+        }
+    }
+    if params.top_logprobs as usize > vocabulary {
+        return Err(ParamsError::TooManyTop { found: params.top_logprobs, vocabulary });
+    }
+    let Selection::Seeded(seeded) = &params.selection else { return Ok(()) };
+    let Seeded { seed: _, choice: _, temperature, top_k: _, top_p, typical_p, min_p } = seeded;
+    let share = |value: f32| value > 0.0 && value <= 1.0;
+    range("temperature", *temperature, positive, "a number above 0")?;
+    range("top_p", *top_p, share, "a number above 0, at most 1")?;
+    range("typical_p", *typical_p, share, "a number above 0, at most 1")?;
+    range("min_p", *min_p, |value| (0.0..=1.0).contains(&value), "a number from 0 to 1")
+}
+
+impl Sampler {
+    /// Of a sequence whose first `prompt_tokens` of `context` are the prompt and whose others were emitted.
+    pub fn new(params: SamplingParams, context: &[TokenId], prompt_tokens: Tokens) -> Self {
+        let (prompt, output) = context.split_at(prompt_tokens.len().min(context.len()));
+        let mut sampler = Self { params, occurrences: Occurrences::default() };
+        if sampler.counts_tokens() {
+            sampler.occurrences = Occurrences::of(prompt);
+        }
+        for token in output {
+            sampler.on_emitted(*token);
+        }
+        sampler
+    }
+
+    /// Takes note of a token that was emitted.
+    pub fn on_emitted(&mut self, token: TokenId) {
+        if self.counts_tokens() {
+            self.occurrences.on_emitted(token);
+        }
+    }
+
+    /// How the tokens are chosen.
+    pub fn params(&self) -> &SamplingParams {
+        &self.params
+    }
+
+    /// The token at output position `output_position`, from `logits` (vocabulary). `allowed` is a grammar's
+    /// mask, one bit a token, least significant bit first.
+    ///
+    /// # Errors
+    /// When the logits are not numbers or nothing is left to choose from.
+    pub fn sample(
+        &self,
+        logits: &[f32],
+        allowed: Option<&[u8]>,
+        output_position: Tokens,
+    ) -> Result<TokenLogprobs, SamplingError> {
+        chain::run(&self.params, &self.occurrences, chain::Row { logits, allowed, output_position })
+    }
+
+    /// Counting costs memory for every distinct token; without penalties nobody asks.
+    fn counts_tokens(&self) -> bool {
+        penalties::are_on(&self.params)
+    }
+}

@@ -1,0 +1,192 @@
+//! A checkpoint's tensors, read in part and checked as a whole: one that is missing, has another shape or is
+//! not used is an error that names it.
+
+mod stacked;
+mod tensor;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use lockstep_models::{FileBytes, FileError, ModelFiles};
+use safetensors::{Dtype as StoredDtype, SafeTensorError, SafeTensors};
+use serde::Deserialize;
+use thiserror::Error;
+
+pub(crate) use stacked::StackedRows;
+pub(crate) use tensor::{Element, StoredTensor};
+
+/// Ends of names that older checkpoints carry and nothing needs.
+const LEFTOVERS: &[&str] = &[".rotary_emb.inv_freq"];
+
+/// Names in an error before the rest is counted only.
+const NAMES_SHOWN: usize = 8;
+
+/// Bytes of a safetensors file before its header.
+const HEADER_LENGTH_BYTES: usize = 8;
+
+/// A checkpoint that cannot be used.
+#[derive(Debug, Error)]
+pub enum WeightsError {
+    /// A file is missing or cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// There is no weight file.
+    #[error(
+        "find weights in {place}: expected model.safetensors, or parts with model.safetensors.index.json"
+    )]
+    NoWeights {
+        /// Where they were looked for.
+        place: String,
+    },
+    /// A file is not what its name says.
+    #[error("parse {file}: {source}")]
+    Format {
+        /// The file's name.
+        file: String,
+        /// What is wrong with it.
+        source: SafeTensorError,
+    },
+    /// Tensors the model needs are not there.
+    #[error("find tensors {names}: the checkpoint does not have them")]
+    Missing {
+        /// Names and shapes.
+        names: String,
+    },
+    /// Tensors have other shapes than config.json says.
+    #[error("read tensors {names}: config.json says otherwise")]
+    Shapes {
+        /// Names, shapes found and shapes expected.
+        names: String,
+    },
+    /// Tensors are there that the model does not use.
+    #[error("use tensors {names}: this architecture has no place for them")]
+    Unused {
+        /// Names and shapes.
+        names: String,
+    },
+    /// A tensor's elements are of a type that is not read.
+    #[error("read tensor {name}: its elements are {found}, expected BF16, F16 or F32")]
+    Element {
+        /// The tensor.
+        name: String,
+        /// Its type.
+        found: String,
+    },
+}
+
+/// The tensors of all of a model's files.
+pub(crate) struct Checkpoint {
+    tensors: BTreeMap<String, Stored>,
+}
+
+struct Stored {
+    file: Arc<FileBytes>,
+    bytes: Range<usize>,
+    dtype: StoredDtype,
+    shape: Vec<usize>,
+}
+
+/// model.safetensors.index.json.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Reads the headers of all weight files; elements are read where they are used.
+    ///
+    /// # Errors
+    /// When there are no weight files, or one cannot be read or parsed.
+    pub(crate) fn open(files: &ModelFiles) -> Result<Self, WeightsError> {
+        let mut tensors = BTreeMap::new();
+        for name in file_names(files)? {
+            let file = Arc::new(files.require(&name)?);
+            let parsed = SafeTensors::read_metadata(&file);
+            let (header, metadata) =
+                parsed.map_err(|source| WeightsError::Format { file: name, source })?;
+            let data = header + HEADER_LENGTH_BYTES;
+            for key in metadata.offset_keys() {
+                let Some(info) = metadata.info(&key) else { continue };
+                let bytes = data + info.data_offsets.0..data + info.data_offsets.1;
+                let stored =
+                    Stored { file: file.clone(), bytes, dtype: info.dtype, shape: info.shape.clone() };
+                tensors.insert(key, stored);
+            }
+        }
+        Ok(Self { tensors })
+    }
+
+    /// Checks that the checkpoint has exactly these tensors, beside known leftovers and what `tolerated`
+    /// names.
+    ///
+    /// # Errors
+    /// Names what is missing, what has another shape, or what is left over.
+    pub(crate) fn check(
+        &self,
+        expected: &BTreeMap<String, Vec<usize>>,
+        tolerated: &[&str],
+    ) -> Result<(), WeightsError> {
+        let missing = expected.iter().filter(|(name, _)| !self.tensors.contains_key(*name));
+        let names = list(missing.map(|(name, shape)| format!("{name} {shape:?}")));
+        if !names.is_empty() {
+            return Err(WeightsError::Missing { names });
+        }
+        let mut reshaped = Vec::new();
+        for (name, shape) in expected {
+            let found = &self.tensors[name].shape;
+            if found != shape {
+                reshaped.push(format!("{name} {found:?} (expected {shape:?})"));
+            }
+        }
+        if !reshaped.is_empty() {
+            return Err(WeightsError::Shapes { names: list(reshaped.into_iter()) });
+        }
+        let unused = self.tensors.iter().filter(|(name, _)| {
+            let tolerable =
+                tolerated.contains(&name.as_str()) || LEFTOVERS.iter().any(|end| name.ends_with(end));
+            !expected.contains_key(*name) && !tolerable
+        });
+        let names = list(unused.map(|(name, stored)| format!("{name} {:?}", stored.shape)));
+        if names.is_empty() { Ok(()) } else { Err(WeightsError::Unused { names }) }
+    }
+
+    /// One tensor.
+    ///
+    /// # Errors
+    /// When there is none of that name or its elements are of a type that is not read.
+    pub(crate) fn tensor(&self, name: &str) -> Result<StoredTensor, WeightsError> {
+        let Some(stored) = self.tensors.get(name) else {
+            return Err(WeightsError::Missing { names: name.to_owned() });
+        };
+        let element = Element::of(stored.dtype).ok_or_else(|| WeightsError::Element {
+            name: name.to_owned(),
+            found: format!("{:?}", stored.dtype),
+        })?;
+        Ok(StoredTensor::new(stored.file.clone(), stored.bytes.clone(), element, &stored.shape))
+    }
+}
+
+fn file_names(files: &ModelFiles) -> Result<Vec<String>, WeightsError> {
+    if let Some(index) = files.open_json::<Index>("model.safetensors.index.json")? {
+        let mut names: Vec<String> = index.weight_map.into_values().collect();
+        names.sort();
+        names.dedup();
+        return Ok(names);
+    }
+    let names = files.names_ending_in(".safetensors")?;
+    match names.iter().find(|name| *name == "model.safetensors") {
+        Some(whole) => Ok(vec![whole.clone()]),
+        None if names.is_empty() => Err(WeightsError::NoWeights { place: files.to_string() }),
+        None => Ok(names),
+    }
+}
+
+/// The first few names, and how many more there are.
+fn list(mut names: impl Iterator<Item = String>) -> String {
+    let shown: Vec<String> = names.by_ref().take(NAMES_SHOWN).collect();
+    match names.count() {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}

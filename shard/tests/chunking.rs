@@ -1,0 +1,79 @@
+//! Any cut of a prompt, any batch and any number of ranks gives the same logits to the bit, on a random tiny
+//! model and on the demo.
+
+mod support;
+
+use lockstep_models::ModelFiles;
+use lockstep_shard::decoder::Dtype;
+use lockstep_shard::testing::{TinyHead, TinyLlama};
+use support::{Runner, Sequence, on_every_rank, tokens, written};
+
+const DTYPES: [Dtype; 2] = [Dtype::Bfloat16, Dtype::Float32];
+
+/// Calls `check` with each model here and the size of its vocabulary.
+fn on_each_model(check: impl Fn(&ModelFiles, u32)) {
+    for head in [TinyHead::Tied, TinyHead::Separate] {
+        let (_folder, files) = written(&TinyLlama { head, ..TinyLlama::new(1) });
+        check(&files, 331);
+    }
+    check(&ModelFiles::EmbeddedDemo, 4096);
+}
+
+#[test]
+fn any_cut_of_a_prompt_gives_the_same_logits() {
+    on_each_model(|files, vocabulary| {
+        for dtype in DTYPES {
+            let mut runner = Runner::solo(files, dtype);
+            let prompt = tokens(150, 5, vocabulary);
+            let whole = runner.alone(&prompt, prompt.len());
+            for chunk in [1, 7, 64] {
+                assert!(runner.alone(&prompt, chunk) == whole, "{files} {dtype} in chunks of {chunk}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_sequence_beside_31_others_gives_the_same_logits_as_alone() {
+    on_each_model(|files, vocabulary| {
+        for dtype in DTYPES {
+            let mut runner = Runner::solo(files, dtype);
+            let prompts: Vec<Vec<u32>> =
+                (0..32).map(|at| tokens(1 + 11 * (at % 7) as usize, at + 1, vocabulary)).collect();
+            let mut sequences: Vec<Sequence> = prompts.iter().map(|prompt| Sequence::new(prompt)).collect();
+            let mut together = vec![Vec::new(); sequences.len()];
+            // Some prefill in large chunks, some in small, some decode.
+            while sequences.iter().any(|sequence| sequence.left() > 0) {
+                let chunk = |at: usize| [1, 3, 17, 64][at % 4];
+                let mut work: Vec<(&mut Sequence, usize)> =
+                    sequences.iter_mut().enumerate().map(|(at, sequence)| (sequence, chunk(at))).collect();
+                for (rows, new) in together.iter_mut().zip(runner.step(&mut work)) {
+                    rows.extend(new);
+                }
+            }
+            for (prompt, together) in prompts.iter().zip(&together) {
+                assert!(
+                    runner.alone(prompt, prompt.len()) == *together,
+                    "{files} {dtype} {}",
+                    prompt.len()
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn one_two_and_four_ranks_give_the_same_logits() {
+    on_each_model(|files, vocabulary| {
+        for dtype in DTYPES {
+            let prompt = tokens(90, 9, vocabulary);
+            let one = Runner::solo(files, dtype).alone(&prompt, 31);
+            for world_size in [1, 2, 4] {
+                let ranks = on_every_rank(files, dtype, world_size, |mut runner| runner.alone(&prompt, 31));
+                for (rank, logits) in ranks.iter().enumerate() {
+                    assert!(*logits == one, "{files} {dtype} rank {rank} of {world_size}");
+                }
+            }
+        }
+    });
+}

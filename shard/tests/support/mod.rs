@@ -1,0 +1,156 @@
+//! Runs a decoder the way an engine does: block tables, chunks, batches, groups of ranks.
+
+#![expect(dead_code, reason = "each test takes what it needs of it")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockstep_models::ModelFiles;
+use lockstep_proto::{BlockId, Blocks, Position, TokenId, Tokens};
+use lockstep_shard::batch::{BLOCK_SIZE, Batch, BatchSequence};
+use lockstep_shard::comm::{Communicator, Solo, Threads};
+use lockstep_shard::decoder::{Decoder, Dtype, ModelSpec};
+use lockstep_shard::kv::KvPool;
+use lockstep_shard::testing::TinyLlama;
+
+/// Blocks of every test's pool.
+const POOL: Blocks = Blocks(512);
+
+/// Far longer than any exchange here takes.
+const WATCHDOG: Duration = Duration::from_secs(60);
+
+/// A decoder with its pool, and the next block that is free.
+pub(crate) struct Runner {
+    pub(crate) decoder: Decoder,
+    kv: KvPool,
+    next_block: u32,
+}
+
+/// One sequence: its tokens, how many are computed, its blocks.
+#[derive(Clone)]
+pub(crate) struct Sequence {
+    pub(crate) tokens: Vec<TokenId>,
+    computed: usize,
+    blocks: Vec<BlockId>,
+}
+
+impl Sequence {
+    pub(crate) fn new(tokens: &[u32]) -> Self {
+        Self { tokens: tokens.iter().copied().map(TokenId).collect(), computed: 0, blocks: Vec::new() }
+    }
+
+    pub(crate) fn left(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+}
+
+impl Runner {
+    pub(crate) fn load(files: &ModelFiles, dtype: Dtype, communicator: Arc<dyn Communicator>) -> Self {
+        let spec = ModelSpec::read(files).expect("config.json is served");
+        let decoder = Decoder::load(files, &spec, dtype, communicator).expect("weights load");
+        let kv = decoder.allocate_kv(POOL).expect("blocks fit");
+        Self { decoder, kv, next_block: 0 }
+    }
+
+    pub(crate) fn solo(files: &ModelFiles, dtype: Dtype) -> Self {
+        Self::load(files, dtype, Arc::new(Solo))
+    }
+
+    /// Computes up to `rows` tokens of each sequence in one batch; returns the logits of every row, as bits.
+    pub(crate) fn step(&mut self, work: &mut [(&mut Sequence, usize)]) -> Vec<Vec<Vec<u32>>> {
+        let mut batch = Batch::default();
+        for (sequence, rows) in work.iter_mut() {
+            let rows = (*rows).min(sequence.left());
+            let end = sequence.computed + rows;
+            while sequence.blocks.len() < Tokens::of_len(end).blocks_ceil(BLOCK_SIZE).len() {
+                // Blocks are scattered: neighbours in a table are not neighbours in the pool.
+                sequence.blocks.push(BlockId(self.next_block * 37 % POOL.0));
+                self.next_block += 1;
+            }
+            batch.sequences.push(BatchSequence {
+                first_row: batch.token_ids.len(),
+                rows,
+                first_position: Position(sequence.computed as u32),
+                blocks: sequence.blocks.clone(),
+            });
+            batch.token_ids.extend(&sequence.tokens[sequence.computed..end]);
+            sequence.computed = end;
+        }
+        batch.logit_rows = (0..batch.token_ids.len()).collect();
+        let logits = self.decoder.forward(&batch, &mut self.kv).expect("the batch is sound");
+        let rows: Vec<Vec<u32>> =
+            logits.rows().map(|row| row.iter().map(|x| x.to_bits()).collect()).collect();
+        batch
+            .sequences
+            .iter()
+            .map(|part| rows[part.first_row..part.first_row + part.rows].to_vec())
+            .collect()
+    }
+
+    /// The logits of every row of a sequence computed alone, in chunks.
+    pub(crate) fn alone(&mut self, tokens: &[u32], chunk: usize) -> Vec<Vec<u32>> {
+        let mut sequence = Sequence::new(tokens);
+        let mut rows = Vec::new();
+        while sequence.left() > 0 {
+            rows.extend(self.step(&mut [(&mut sequence, chunk)]).remove(0));
+        }
+        rows
+    }
+
+    /// Extends a prompt by its likeliest tokens; returns them and the logits after the prompt.
+    pub(crate) fn greedy(&mut self, prompt: &[u32], count: usize) -> (Vec<u32>, Vec<f32>) {
+        let mut sequence = Sequence::new(prompt);
+        let mut found = Vec::new();
+        let mut after_prompt = Vec::new();
+        while found.len() < count {
+            let rows = self.step(&mut [(&mut sequence, prompt.len())]).remove(0);
+            let last: Vec<f32> = rows[rows.len() - 1].iter().copied().map(f32::from_bits).collect();
+            let best = (0..last.len()).reduce(|best, at| if last[at] > last[best] { at } else { best });
+            let best = best.expect("a row has logits");
+            found.push(best as u32);
+            sequence.tokens.push(TokenId(best as u32));
+            if after_prompt.is_empty() {
+                after_prompt = last;
+            }
+        }
+        (found, after_prompt)
+    }
+}
+
+/// Runs `work` on every rank of a group of threads; returns what each returned, in order of ranks.
+pub(crate) fn on_every_rank<T: Send>(
+    files: &ModelFiles,
+    dtype: Dtype,
+    world_size: u32,
+    work: impl Fn(Runner) -> T + Sync,
+) -> Vec<T> {
+    let group = Threads::group(world_size, WATCHDOG).expect("a power of two");
+    std::thread::scope(|scope| {
+        let work = &work;
+        let ranks: Vec<_> = group
+            .into_iter()
+            .map(|rank| scope.spawn(move || work(Runner::load(files, dtype, Arc::new(rank)))))
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().expect("the rank ends well")).collect()
+    })
+}
+
+/// A folder with a random model in it.
+pub(crate) fn written(model: &TinyLlama) -> (tempfile::TempDir, ModelFiles) {
+    let folder = tempfile::tempdir().expect("a folder");
+    model.write(folder.path()).expect("room for a model");
+    let files = ModelFiles::Folder(folder.path().to_owned());
+    (folder, files)
+}
+
+/// Repeatable tokens.
+pub(crate) fn tokens(count: usize, seed: u32, vocabulary: u32) -> Vec<u32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state % vocabulary
+    };
+    (0..count).map(|_| next()).collect()
+}
