@@ -362,7 +362,8 @@ pub mod shard_client {
             self.inner.unary(req, path, codec).await
         }
         /// Steps in, outputs out, in order. A second stream takes over from the first and starts with no
-        /// sequences: whatever the shard knew of earlier ones is forgotten.
+        /// sequences: whatever the shard knew of earlier ones is forgotten. A rank whose stream ends otherwise,
+        /// or that refuses a step, leaves; its group returns with the next epoch.
         pub async fn run(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::Step>,
@@ -473,7 +474,8 @@ pub mod shard_server {
             + std::marker::Send
             + 'static;
         /// Steps in, outputs out, in order. A second stream takes over from the first and starts with no
-        /// sequences: whatever the shard knew of earlier ones is forgotten.
+        /// sequences: whatever the shard knew of earlier ones is forgotten. A rank whose stream ends otherwise,
+        /// or that refuses a step, leaves; its group returns with the next epoch.
         async fn run(
             &self,
             request: tonic::Request<tonic::Streaming<super::Step>>,
