@@ -215,6 +215,7 @@ async fn a_rank_that_waits_for_its_peers_in_vain_ends_with_its_stream() {
 async fn ranks_on_two_hosts_answer_with_the_same_bits() {
     let alone = answer(&mut Processes::start(1).streams().await).await;
     let hosts = Hosts::new();
+    println!("ranks are apart: {}", if hosts.is_some() { "two namespaces" } else { "no, over loopback" });
     let rendezvous = match &hosts {
         Some(hosts) => format!("tcp:{}:29500", hosts.addresses[0]),
         None => {
