@@ -32,7 +32,10 @@ pub enum RoutingWeights {
 /// experts and weights depend on its own logits alone.
 pub(crate) fn route(routing: Routing, logits: &[f32]) -> Vec<Vec<(usize, f32)>> {
     let mut groups = vec![Vec::new(); routing.experts];
-    for (row, logits) in logits.chunks_exact(routing.experts.max(1)).enumerate() {
+    if groups.is_empty() {
+        return groups;
+    }
+    for (row, logits) in logits.chunks_exact(routing.experts).enumerate() {
         let chosen = largest(logits, routing.chosen);
         let exponents = |candidates: &[usize]| {
             let maximum = candidates.first().map_or(0.0, |first| logits[*first]);

@@ -125,7 +125,10 @@ impl<F: Function> Kernel for Activate<'_, F> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{Device, Tensor};
+
     use super::*;
+    use crate::ops::activation::{GatedActivation, PlainActivation};
     use crate::ops::reference::{Random, activation as plain, assert_close};
 
     const ROWS: usize = 3;
@@ -193,5 +196,19 @@ mod tests {
                 assert!(close, "{isa} {activation:?} of {x}: {found}, expected {expected}");
             }
         }
+    }
+
+    #[test]
+    fn the_operators_take_gate_and_up_in_this_order() {
+        let isa = Isa::of_this_machine();
+        let plain = |x| plain(Activation::GeluTanh, x);
+        let values = Tensor::from_slice(&[0.5_f32, -1.0, 3.0, 2.0], (1, 4), &Device::Cpu).unwrap();
+        let gated = GatedActivation { activation: Activation::GeluTanh, isa };
+        let found = values.apply_op1_no_bwd(&gated).unwrap().to_vec2::<f32>().unwrap();
+        assert_close(&found[0], &[plain(0.5) * 3.0, plain(-1.0) * 2.0], 1e-6, "gated");
+        let activation = PlainActivation { activation: Activation::GeluTanh, isa };
+        values.inplace_op1(&activation).unwrap();
+        let found = values.to_vec2::<f32>().unwrap();
+        assert_close(&found[0], &[0.5, -1.0, 3.0, 2.0].map(plain), 1e-6, "plain");
     }
 }

@@ -58,8 +58,11 @@ impl Kernel for NormHeads<'_> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{Device, Tensor};
+
     use super::*;
     use crate::kv::layout::KvLayout;
+    use crate::ops::head_norm::HeadNorm;
     use crate::ops::reference::{Random, assert_close, rms_norm};
 
     #[test]
@@ -89,6 +92,20 @@ mod tests {
                 rows.for_each(|row| norm_heads(isa, shape, weights, row));
                 assert_eq!(alone, qkv, "{what}: rows alone");
             }
+        }
+    }
+
+    #[test]
+    fn weights_of_another_width_are_refused() {
+        let kv = KvLayout { kv_heads: 1, head_width: 4 };
+        let shape = AttentionShape { query_heads: 2, kv, scale: 1.0, window: None, softcap: None };
+        let norm = HeadNorm { shape, epsilon: 1e-6, isa: Isa::of_this_machine() };
+        let ones = |shape| Tensor::ones(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
+        let qkv = ones((3, 16));
+        assert!(qkv.inplace_op2(&ones((2, 4)), &norm).is_ok());
+        for weights in [(1, 4), (2, 8)] {
+            let message = qkv.inplace_op2(&ones(weights), &norm).unwrap_err().to_string();
+            assert!(message.contains("norm heads of 4 elements"), "{message}");
         }
     }
 }

@@ -122,7 +122,11 @@ pub(super) fn squares<S: Simd>(simd: S, values: &[f32], center: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{Device, Tensor};
+
     use super::*;
+    use crate::ops::add_norm::AddNorm;
+    use crate::ops::norm::Norm;
     use crate::ops::reference::{Random, assert_close, layer_norm, rms_norm};
 
     const EPSILON: f32 = 1e-5;
@@ -195,5 +199,23 @@ mod tests {
             let bits = both[..99].iter().map(|sum| sum.to_bits());
             assert!(bits.eq(residual.iter().zip(&delta).map(|(a, b)| (a + b).to_bits())), "{isa}");
         }
+    }
+
+    #[test]
+    fn parameters_and_additions_of_another_shape_are_refused() {
+        let (kind, epsilon, isa) = (NormKind::Layer, EPSILON, Isa::of_this_machine());
+        let ones = |shape| Tensor::ones(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
+        let norm =
+            |parameters| ones((3, 8)).apply_op2_no_bwd(&ones(parameters), &Norm { kind, epsilon, isa });
+        assert!(norm((1, 8)).is_ok());
+        // Of equal elements nothing is left but the bias.
+        assert_eq!(norm((2, 8)).unwrap().to_vec2::<f32>().unwrap(), [[1.0; 8]; 3]);
+        for shape in [(3, 8), (1, 7), (2, 4)] {
+            let message = norm(shape).unwrap_err().to_string();
+            assert!(message.contains("norm rows of 8 elements"), "{message}");
+        }
+        let add = AddNorm { kind, epsilon, delta_scale: 1.0, isa };
+        let failed = ones((3, 8)).apply_op3_no_bwd(&ones((2, 8)), &ones((1, 8)), &add).unwrap_err();
+        assert!(failed.to_string().contains("of shape [2, 8] to a residual stream of shape [3, 8]"));
     }
 }
