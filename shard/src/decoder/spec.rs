@@ -120,6 +120,21 @@ impl ModelSpec {
         &self.shape
     }
 
+    /// The layers, first to last.
+    pub fn layers(&self) -> &[LayerChoices] {
+        &self.layers
+    }
+
+    /// Elements of all its tensors.
+    pub fn parameters(&self) -> u64 {
+        names::expected(self).values().map(|shape| shape.iter().product::<usize>() as u64).sum()
+    }
+
+    /// The most ranks it can be split over; every power of two below works too.
+    pub fn max_ranks(&self) -> usize {
+        self.virtual_shards()
+    }
+
     /// Entries of the vocabulary.
     pub fn vocabulary_size(&self) -> u32 {
         u32::try_from(self.shape.vocabulary).unwrap_or(u32::MAX)

@@ -8,7 +8,7 @@ use super::{contiguous, contiguous_mut};
 
 /// How rows are spread over experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Routing {
+pub(crate) struct Routing {
     /// Experts there are.
     pub experts: usize,
     /// Experts each row goes to: those with its largest logits.
@@ -37,15 +37,12 @@ pub(crate) fn route(routing: Routing, logits: &[f32]) -> Vec<Vec<(usize, f32)>> 
     }
     for (row, logits) in logits.chunks_exact(routing.experts).enumerate() {
         let chosen = largest(logits, routing.chosen);
-        let exponents = |candidates: &[usize]| {
-            let maximum = candidates.first().map_or(0.0, |first| logits[*first]);
-            // The portable set, so that ranks on unlike machines agree to the bit.
-            let differences = candidates.iter().map(|expert| logits[*expert] - maximum).collect();
-            Isa::Portable.run(Exponentials(differences))
-        };
-        let weights = exponents(&chosen);
+        let Some(maximum) = chosen.first().map(|expert| logits[*expert]) else { continue };
+        // On the portable set, so that ranks on unlike machines agree to the bit.
+        let exponentials = |logits: Vec<f32>| Isa::Portable.run(Exponentials { logits, maximum });
+        let weights = exponentials(chosen.iter().map(|expert| logits[*expert]).collect());
         let total: f32 = match routing.weights {
-            RoutingWeights::SoftmaxOfAll => exponents(&largest(logits, routing.experts)).iter().sum(),
+            RoutingWeights::SoftmaxOfAll => exponentials(logits.to_vec()).iter().sum(),
             RoutingWeights::SoftmaxOfChosen => weights.iter().sum(),
         };
         for (expert, weight) in chosen.into_iter().zip(weights) {
@@ -57,32 +54,36 @@ pub(crate) fn route(routing: Routing, logits: &[f32]) -> Vec<Vec<(usize, f32)>> 
 
 /// The places of the largest logits, the largest first.
 fn largest(logits: &[f32], count: usize) -> Vec<usize> {
-    let rank = |expert: &usize| {
-        let logit = logits[*expert];
-        // Zeroes of both signs are equal.
-        (!logit.is_nan(), logit + 0.0)
+    let before = |a: &usize, b: &usize| {
+        let (logit_a, logit_b) = (logits[*a], logits[*b]);
+        let by_size = logit_b.partial_cmp(&logit_a).unwrap_or(logit_a.is_nan().cmp(&logit_b.is_nan()));
+        by_size.then(a.cmp(b))
     };
     let mut experts: Vec<usize> = (0..logits.len()).collect();
-    experts.sort_by(|a, b| {
-        let ((a_number, a), (b_number, b)) = (rank(a), rank(b));
-        b_number.cmp(&a_number).then(b.partial_cmp(&a).unwrap_or(std::cmp::Ordering::Equal))
-    });
-    experts.truncate(count);
+    if count < experts.len() {
+        experts.select_nth_unstable_by(count, before);
+        experts.truncate(count);
+    }
+    experts.sort_unstable_by(before);
     experts
 }
 
-/// `e^x` of every element.
-struct Exponentials(Vec<f32>);
+/// `e^(x - maximum)` of every logit.
+struct Exponentials {
+    logits: Vec<f32>,
+    maximum: f32,
+}
 
 impl Kernel for Exponentials {
     type Output = Vec<f32>;
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) -> Vec<f32> {
-        for values in self.0.chunks_mut(LANES) {
-            simd.store_first(exp(simd, simd.load_first(values)), values);
+        let maximum = simd.splat(self.maximum);
+        for logits in self.logits.chunks_mut(LANES) {
+            simd.store_first(exp(simd, simd.sub(simd.load_first(logits), maximum)), logits);
         }
-        self.0
+        self.logits
     }
 }
 
