@@ -3,10 +3,10 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
@@ -59,6 +59,34 @@ pub enum FileBytes {
     /// Mapped from disk.
     Mapped(Mmap),
 }
+
+impl FileBytes {
+    /// Gives back the memory that pages wholly within `bytes` take in this process. They are read again when
+    /// they are next used.
+    pub fn release(&self, bytes: Range<usize>) {
+        match self {
+            Self::Embedded(_) => {}
+            Self::Mapped(map) => {
+                let (first, end) =
+                    (bytes.start.next_multiple_of(PAGE_BYTES), bytes.end / PAGE_BYTES * PAGE_BYTES);
+                if first >= end || end > map.len() {
+                    return;
+                }
+                #[expect(
+                    unsafe_code,
+                    reason = "the advice drops pages, which only matters where they were written"
+                )]
+                // SAFETY: the mapping is of a file and is never written, so its pages come back as they were.
+                // Only memory depends on it: a system that refuses keeps them.
+                let _ =
+                    unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, first, end - first) };
+            }
+        }
+    }
+}
+
+/// No less than a page of any system this runs on.
+const PAGE_BYTES: usize = 64 << 10;
 
 impl Deref for FileBytes {
     type Target = [u8];

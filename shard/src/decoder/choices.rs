@@ -200,9 +200,9 @@ pub enum MlpKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExpertNames {
     /// `block_sparse_moe.experts.N.w1`, `w3` and `w2`.
-    Mixtral,
+    Short,
     /// `mlp.experts.N.gate_proj`, `up_proj` and `down_proj`.
-    Qwen,
+    Long,
 }
 
 /// What a chosen expert's output is multiplied by.

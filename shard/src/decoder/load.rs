@@ -125,11 +125,10 @@ impl Loader<'_> {
     ) -> Result<Linear, LoadError> {
         let part =
             |part: &Part| Ok((self.checkpoint.tensor(&names::weight(&part.module))?, part.rows.clone()));
-        let rows = StackedRows::new(
-            parts.iter().map(part).collect::<Result<_, WeightsError>>()?,
-            columns,
-        );
-        Ok(Linear { panels: Arc::new(Panels::pack(shape, self.dtype, &rows)?), isa: self.isa })
+        let rows = StackedRows::new(parts.iter().map(part).collect::<Result<_, WeightsError>>()?, columns);
+        let panels = Panels::pack(shape, self.dtype, &rows)?;
+        rows.release();
+        Ok(Linear { panels: Arc::new(panels), isa: self.isa })
     }
 
     /// As [`Self::linear`], with the same rows of the modules' biases.

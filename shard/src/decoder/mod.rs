@@ -37,12 +37,12 @@ pub use crate::dtype::Dtype;
 pub use crate::kv::AllocateError;
 pub use crate::ops::activation::Activation;
 pub use check::BatchError;
-pub use logits::Logits;
 pub use choices::{
     AttentionChoices, Bias, Choices, ExpertChoices, ExpertNames, Head, LayerChoices, LayerMlp, LayerRope,
     MlpChoices, MlpKind, NormChoices, NormKind, NormPlacement, NormWeight, QkNorm, QkvProjection,
     RoutingWeights, Scales, ScoreScale,
 };
+pub use logits::Logits;
 pub use rope::{RampEnds, Rope, RopeScaling, Yarn};
 pub use spec::{ExpertShape, ModelSpec, Shape, SpecError};
 pub use split::{Split, SplitError};

@@ -57,19 +57,20 @@ pub(super) fn mlp(kind: MlpKind) -> (&'static [&'static str], &'static str) {
 /// The module that scores experts.
 pub(super) fn router(names: ExpertNames) -> &'static str {
     match names {
-        ExpertNames::Mixtral => "block_sparse_moe.gate",
-        ExpertNames::Qwen => "mlp.gate",
+        ExpertNames::Short => "block_sparse_moe.gate",
+        ExpertNames::Long => "mlp.gate",
     }
 }
 
 /// The modules of an expert: gate, up, down.
 pub(super) fn expert(names: ExpertNames, expert: usize) -> [String; 3] {
     match names {
-        ExpertNames::Mixtral => {
+        ExpertNames::Short => {
             ["w1", "w3", "w2"].map(|name| format!("block_sparse_moe.experts.{expert}.{name}"))
         }
-        ExpertNames::Qwen => ["gate_proj", "up_proj", "down_proj"]
-            .map(|name| format!("mlp.experts.{expert}.{name}")),
+        ExpertNames::Long => {
+            ["gate_proj", "up_proj", "down_proj"].map(|name| format!("mlp.experts.{expert}.{name}"))
+        }
     }
 }
 
@@ -78,9 +79,7 @@ pub(super) fn norms(placement: NormPlacement) -> [Option<&'static str>; 4] {
     match placement {
         NormPlacement::Pre => [Some(INPUT_NORM), None, Some(POST_ATTENTION_NORM), None],
         NormPlacement::Post => [None, Some(POST_ATTENTION_NORM), None, Some(POST_MLP_NORM)],
-        NormPlacement::Sandwich => {
-            [INPUT_NORM, POST_ATTENTION_NORM, PRE_MLP_NORM, POST_MLP_NORM].map(Some)
-        }
+        NormPlacement::Sandwich => [INPUT_NORM, POST_ATTENTION_NORM, PRE_MLP_NORM, POST_MLP_NORM].map(Some),
     }
 }
 
@@ -101,7 +100,9 @@ pub(super) fn expected(spec: &ModelSpec) -> BTreeMap<String, Vec<usize>> {
         for norm in norms(spec.choices.norms.placement).into_iter().flatten() {
             in_layer.norm(norm);
         }
-        tensors.found.extend(in_layer.found.into_iter().map(|(name, shape)| (of_layer(layer, &name), shape)));
+        tensors
+            .found
+            .extend(in_layer.found.into_iter().map(|(name, shape)| (of_layer(layer, &name), shape)));
     }
     tensors.found
 }

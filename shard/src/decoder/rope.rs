@@ -149,9 +149,8 @@ impl Yarn {
     fn ramp(&self, rope: &Rope) -> impl Iterator<Item = f64> {
         let width = rope.width as f64;
         // The frequency that turns so often within the original context, counted from the fastest.
-        let turning = |turns: f64| {
-            width * (self.original / (turns * 2.0 * PI)).ln() / (2.0 * rope.theta.ln())
-        };
+        let turning =
+            |turns: f64| width * (self.original / (turns * 2.0 * PI)).ln() / (2.0 * rope.theta.ln());
         let (first, last) = (turning(self.beta_fast), turning(self.beta_slow));
         let (first, last) = match self.ends {
             RampEnds::Whole => (first.floor(), last.ceil()),

@@ -51,8 +51,11 @@ impl ModelSpec {
             parts += &format!(", {} experts", experts.count);
         }
         let most = self.virtual_shards();
-        let possible: Vec<String> =
-            [1, 2, 4, 8].iter().filter(|ranks| most.is_multiple_of(**ranks)).map(usize::to_string).collect();
+        let possible: Vec<String> = [1, 2, 4, 8]
+            .iter()
+            .filter(|ranks| most.is_multiple_of(**ranks))
+            .map(usize::to_string)
+            .collect();
         let possible = match possible.as_slice() {
             [only] => format!("only {only} rank works"),
             several => format!("{} ranks work", several.join(" or ")),

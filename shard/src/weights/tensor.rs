@@ -75,6 +75,22 @@ impl StoredTensor {
         }
     }
 
+    /// Some columns of a row as they are stored, where that is bf16 as this machine holds it.
+    pub(crate) fn bf16(&self, row: usize, columns: Range<usize>) -> Option<&[u8]> {
+        if self.element != Element::Bf16 || cfg!(target_endian = "big") {
+            return None;
+        }
+        let start = (row * self.columns + columns.start) * 2;
+        Some(&self.file[self.bytes.clone()][start..start + columns.len() * 2])
+    }
+
+    /// Gives back the memory some rows' pages take in this process.
+    pub(crate) fn release(&self, rows: Range<usize>) {
+        let row = self.columns * self.element.bytes();
+        let start = self.bytes.start + rows.start * row;
+        self.file.release(start..start + rows.len() * row);
+    }
+
     /// All of one row.
     pub(crate) fn row(&self, row: usize) -> Vec<f32> {
         let mut values = vec![0.0; self.columns];

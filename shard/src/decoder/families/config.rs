@@ -102,7 +102,8 @@ impl Config {
         let Sizes { num_hidden_layers: layers, num_attention_heads: query_heads, .. } = self.fields.sizes;
         let sizes = &self.fields.sizes;
         let head_width = sizes.head_dim.or(sizes.hidden_size.checked_div(query_heads)).unwrap_or(0);
-        let (rope, max_positions) = self.fields.rope.read(head_width, sizes.max_position_embeddings, RopeConfig::DEFAULT_THETA)?;
+        let (rope, max_positions) =
+            self.fields.rope.read(head_width, sizes.max_position_embeddings, RopeConfig::DEFAULT_THETA)?;
         let layer = LayerChoices { window: None, rope: LayerRope::Global, mlp: LayerMlp::Dense };
         Ok(ModelSpec {
             family,
@@ -234,7 +235,7 @@ const PLAIN_MLP: MlpChoices = MlpChoices {
     kind: MlpKind::Gated,
     activation: Activation::Silu,
     bias: Bias::Absent,
-    experts: ExpertChoices { names: ExpertNames::Qwen, weights: RoutingWeights::SoftmaxOfChosen },
+    experts: ExpertChoices { names: ExpertNames::Long, weights: RoutingWeights::SoftmaxOfChosen },
 };
 
 fn bias(switch: Option<bool>) -> Bias {

@@ -17,7 +17,7 @@ pub(super) fn spec(config: &Config, family: &'static str) -> Result<ModelSpec, S
     let own: ExpertFields = config.own()?;
     let mut spec = config.plain(family, Head::Separate)?;
     spec.choices.mlp.experts =
-        ExpertChoices { names: ExpertNames::Mixtral, weights: RoutingWeights::SoftmaxOfChosen };
+        ExpertChoices { names: ExpertNames::Short, weights: RoutingWeights::SoftmaxOfChosen };
     spec.shape.experts = Some(ExpertShape {
         count: own.num_local_experts,
         chosen: own.num_experts_per_tok,

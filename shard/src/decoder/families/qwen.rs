@@ -44,7 +44,7 @@ pub(super) fn qwen3_moe_spec(config: &Config, family: &'static str) -> Result<Mo
         Some(true) => RoutingWeights::SoftmaxOfChosen,
         Some(false) | None => RoutingWeights::SoftmaxOfAll,
     };
-    spec.choices.mlp.experts = ExpertChoices { names: ExpertNames::Qwen, weights };
+    spec.choices.mlp.experts = ExpertChoices { names: ExpertNames::Long, weights };
     spec.shape.experts = Some(ExpertShape {
         count: own.num_experts,
         chosen: own.num_experts_per_tok,

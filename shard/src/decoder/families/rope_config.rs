@@ -60,8 +60,7 @@ impl RopeConfig {
     ) -> Result<(Rope, usize), SpecError> {
         let nested = self.rope_parameters.as_ref().and_then(|whole| whole.nested("full_attention"));
         let nested = nested.transpose()?;
-        let parameters =
-            nested.as_ref().or(self.rope_parameters.as_ref()).or(self.rope_scaling.as_ref());
+        let parameters = nested.as_ref().or(self.rope_parameters.as_ref()).or(self.rope_scaling.as_ref());
         self.build(parameters, (head_width, positions), theta)
     }
 

@@ -181,9 +181,8 @@ fn numbers_of_a_rotation_are_checked() {
 
 #[test]
 fn a_stretched_context_has_more_positions() {
-    let positions = |scaling: Value| {
-        read_with(|config| config["rope_scaling"] = scaling).unwrap().shape.max_positions
-    };
+    let positions =
+        |scaling: Value| read_with(|config| config["rope_scaling"] = scaling).unwrap().shape.max_positions;
     assert_eq!(positions(json!({"type": "linear", "factor": 4.0})), 2048);
     assert_eq!(positions(json!({"type": "dynamic", "factor": 2.0})), 1024);
     assert_eq!(positions(json!({"type": "yarn", "factor": 4.0})), 2048);

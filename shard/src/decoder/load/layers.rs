@@ -4,7 +4,9 @@ use candle_core::{Device, Tensor};
 
 use super::{Loader, Part, names, rope};
 use crate::decoder::LoadError;
-use crate::decoder::choices::{LayerChoices, LayerMlp, LayerRope, MlpKind, QkNorm, QkvProjection, ScoreScale};
+use crate::decoder::choices::{
+    LayerChoices, LayerMlp, LayerRope, MlpKind, QkNorm, QkvProjection, ScoreScale,
+};
 use crate::decoder::layer::{Layer, LayerAttention, LayerNorms, LayerQkNorm};
 use crate::decoder::mlp::{DenseMlp, Expert, Experts, Mlp, MlpActivation};
 use crate::decoder::spec::ExpertShape;
@@ -58,10 +60,8 @@ impl Loader<'_> {
         let choices = &self.spec.choices.attention;
         let hidden = 0..self.spec.shape.hidden;
         let queries = self.slice.elements(&self.slice.query_heads);
-        let output = [Part {
-            module: names::of_layer(index, names::ATTENTION_OUTPUT),
-            rows: hidden.clone(),
-        }];
+        let output =
+            [Part { module: names::of_layer(index, names::ATTENTION_OUTPUT), rows: hidden.clone() }];
         Ok(LayerAttention {
             shape: AttentionShape {
                 query_heads: self.slice.query_heads.len(),
@@ -73,11 +73,7 @@ impl Loader<'_> {
                 window: layer.window.map(|window| window.len()),
                 softcap: choices.softcap.map(|cap| cap as f32),
             },
-            qkv: self.projection(
-                self.products.qkv,
-                (&self.qkv_parts(index), hidden),
-                choices.qkv_bias,
-            )?,
+            qkv: self.projection(self.products.qkv, (&self.qkv_parts(index), hidden), choices.qkv_bias)?,
             qk_norm: self.qk_norm(index)?,
             rope_table: match layer.rope {
                 LayerRope::Global => Some(tables.global.clone()),
@@ -167,7 +163,8 @@ impl Loader<'_> {
         let module = |name: &str| names::of_layer(index, name);
         let router = Part { module: module(names::router(choices.experts.names)), rows: 0..shape.count };
         let mine: Vec<usize> = self.slice.experts.clone().collect();
-        let group = |experts: &[usize]| experts.iter().map(|expert| self.expert(index, *expert, shape)).collect();
+        let group =
+            |experts: &[usize]| experts.iter().map(|expert| self.expert(index, *expert, shape)).collect();
         let length = (mine.len() / self.slice.segments).max(1);
         Ok(Experts {
             router: self.linear(self.products.router, &[router], 0..self.spec.shape.hidden)?,

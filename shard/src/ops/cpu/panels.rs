@@ -70,6 +70,11 @@ pub(crate) struct Panels {
 /// Where packed elements come from: writes row `output` of the weight, `inputs` values, into the slice.
 pub(crate) trait RowSource: Sync {
     fn read_row(&self, output: usize, into: &mut [f32]);
+
+    /// The same row as little-endian bf16, where that is what it is kept as: it is packed as it is.
+    fn bf16_row(&self, _output: usize) -> Option<&[u8]> {
+        None
+    }
 }
 
 impl Panels {
@@ -124,8 +129,16 @@ fn pack_panel(
     source: &dyn RowSource,
     (panel, bytes, row): (usize, &mut [u8], &mut Vec<f32>),
 ) {
-    for lane in 0..LANES.min(shape.outputs - panel * LANES) {
-        source.read_row(panel * LANES + lane, row);
+    let first = panel * LANES;
+    let lanes = LANES.min(shape.outputs - first);
+    if dtype == Dtype::Bfloat16 && lanes == LANES && shape.inputs.is_multiple_of(2) {
+        let rows: [Option<&[u8]>; LANES] = std::array::from_fn(|lane| source.bf16_row(first + lane));
+        if rows.iter().all(Option::is_some) {
+            return interleave(&rows.map(Option::unwrap_or_default), bytes);
+        }
+    }
+    for lane in 0..lanes {
+        source.read_row(first + lane, row);
         match dtype {
             Dtype::Bfloat16 => {
                 for (k, value) in row.iter().enumerate() {
@@ -139,6 +152,68 @@ fn pack_panel(
                     bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
                 }
             }
+        }
+    }
+}
+
+/// Packs sixteen rows of bf16, two elements of each row at a time.
+fn interleave(rows: &[&[u8]; LANES], bytes: &mut [u8]) {
+    /// Steps done together: a cache line of each row, so that every line is touched once.
+    const TOGETHER: usize = 16;
+    let pairs = rows.map(|row| row.as_chunks::<4>().0);
+    let steps = bytes.as_chunks_mut::<64>().0;
+    for (block, steps) in steps.chunks_mut(TOGETHER).enumerate() {
+        for (lane, pairs) in pairs.iter().enumerate() {
+            let pairs = &pairs[block * TOGETHER..][..steps.len()];
+            for (step, pair) in steps.iter_mut().zip(pairs) {
+                step.as_chunks_mut::<4>().0[lane] = *pair;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Rows kept as bf16, which are given out as such or not.
+    struct Rows {
+        elements: Vec<Vec<u8>>,
+        raw: bool,
+    }
+
+    impl RowSource for Rows {
+        fn read_row(&self, output: usize, into: &mut [f32]) {
+            for (value, bytes) in into.iter_mut().zip(self.elements[output].as_chunks().0) {
+                *value = bf16::from_le_bytes(*bytes).to_f32();
+            }
+        }
+
+        fn bf16_row(&self, output: usize) -> Option<&[u8]> {
+            self.raw.then(|| self.elements[output].as_slice())
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn rows_of_bf16_are_packed_as_if_they_were_widened_and_rounded(
+            outputs in 1..50_usize,
+            inputs in 1..70_usize,
+            seed in any::<u16>(),
+        ) {
+            let element = |at: usize| bf16::from_f32(((at * 31 + usize::from(seed)) % 997) as f32 - 498.0);
+            let row = |output| (0..inputs).flat_map(|k| element(output * inputs + k).to_le_bytes()).collect();
+            let elements: Vec<Vec<u8>> = (0..outputs).map(row).collect();
+            let shape = PanelShape { outputs, inputs, segments: 1 };
+            let packed = |raw| {
+                let rows = Rows { elements: elements.clone(), raw };
+                Panels::pack(shape, Dtype::Bfloat16, &rows).unwrap()
+            };
+            let (raw, widened) = (packed(true), packed(false));
+            prop_assert_eq!(raw.bf16_steps(), widened.bf16_steps());
         }
     }
 }
