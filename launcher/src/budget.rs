@@ -7,8 +7,11 @@ use lockstep_proto::{Blocks, Bytes, Tokens};
 use crate::config::KvCacheMemory;
 use crate::error::LaunchError;
 
-/// Left to each process for its code, activations, logits and buffers.
-const RESERVED_PER_PROCESS: Bytes = Bytes(64 << 20);
+/// Left to the router for its code, its tokenizer and its requests.
+const ROUTER: Bytes = Bytes(64 << 20);
+
+/// Left to each rank for its code, its messages and its threads' scratch space.
+const RANK: Bytes = Bytes(32 << 20);
 
 /// What a model takes on each of its ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +20,8 @@ pub struct ModelSizes {
     pub ranks: u32,
     /// Bytes of weights on each rank.
     pub weights: Bytes,
+    /// Bytes the largest step's activations take on each rank.
+    pub activations: Bytes,
     /// Bytes one KV block takes on each rank, over all layers.
     pub block_bytes: Bytes,
     /// Tokens a KV block holds.
@@ -49,7 +54,8 @@ impl MemoryBudget {
     /// When the weights, or the KV cache asked for, or one request at full length do not fit.
     pub fn new(sizes: ModelSizes, wish: Wish, available: Option<Bytes>) -> Result<Self, LaunchError> {
         let ranks = u64::from(sizes.ranks);
-        let fixed = Bytes(sizes.weights.0 * ranks + RESERVED_PER_PROCESS.0 * (ranks + 1));
+        let rank = (sizes.weights + RANK).0.saturating_add(sizes.activations.0);
+        let fixed = Bytes(rank.saturating_mul(ranks).saturating_add(ROUTER.0));
         let free = available.map(|available| available.saturating_sub(fixed));
         let block = Bytes(sizes.block_bytes.0 * ranks);
         let one_request = Bytes(u64::from(sizes.max_positions.blocks_ceil(sizes.block_size).0) * block.0);
@@ -58,17 +64,23 @@ impl MemoryBudget {
             KvCacheMemory::Fixed(asked) if asked < block => {
                 return Err(LaunchError::KvCacheTooSmall { asked, block });
             }
-            KvCacheMemory::Fixed(asked) => (asked, "free memory or lower --kv-cache-memory"),
+            KvCacheMemory::Fixed(asked) => {
+                (asked, "free memory, lower --kv-cache-memory or --max-batch-prefill-tokens")
+            }
             KvCacheMemory::Fitting => {
                 let half = free.map_or(Bytes(u64::MAX), |free| Bytes(free.0 / 2));
-                (every_request.min(half).max(one_request), "free memory or serve a smaller model")
+                let hint = "free memory, lower --max-batch-prefill-tokens or serve a smaller model";
+                (every_request.min(half).max(one_request), hint)
             }
         };
-        let needed = fixed + kv_cache;
+        let needed = Bytes(fixed.0.saturating_add(kv_cache.0));
         if let Some(available) = available
             && available < needed
         {
-            let parts = format!("weights {}, KV cache {kv_cache}", Bytes(sizes.weights.0 * ranks));
+            let ModelSizes { weights, activations, .. } = sizes;
+            let (weights, activations) =
+                (Bytes(weights.0 * ranks), Bytes(activations.0.saturating_mul(ranks)));
+            let parts = format!("weights {weights}, activations {activations}, KV cache {kv_cache}");
             return Err(LaunchError::NotEnoughMemory { needed, parts, available, hint });
         }
         let kv_cache_per_rank = Bytes(kv_cache.0 / ranks);
@@ -94,11 +106,11 @@ impl MemoryBudget {
 
 impl fmt::Display for MemoryBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ModelSizes { ranks, weights, block_size, .. } = self.sizes;
+        let ModelSizes { ranks, weights, activations, block_size, .. } = self.sizes;
         let each = if ranks == 1 { String::new() } else { format!(" on each of {ranks} ranks") };
         write!(
             f,
-            "memory: weights {weights}, KV cache {}{each}; {} blocks of {block_size}: {} tokens fit",
+            "memory: weights {weights}, activations {activations}, KV cache {}{each}; {} blocks of {block_size}: {} tokens fit",
             self.kv_cache_per_rank,
             self.blocks(),
             self.tokens(),
@@ -118,12 +130,13 @@ mod tests {
     const SIZES: ModelSizes = ModelSizes {
         ranks: 2,
         weights: Bytes(100 * MIB),
+        activations: Bytes(18 * MIB),
         block_bytes: Bytes(MIB),
         block_size: Tokens(16),
         max_positions: Tokens(160),
     };
-    // Two ranks and a router keep 3 × 64 MiB; the weights take 200 MiB.
-    const FIXED: u64 = 392 * MIB;
+    // Two ranks take 100 MiB of weights, 18 MiB of activations and 32 MiB each, a router 64 MiB.
+    const FIXED: u64 = 364 * MIB;
 
     fn budget(kv_cache: KvCacheMemory, available: Option<u64>) -> Result<MemoryBudget, String> {
         let wish = Wish { kv_cache, requests: 8 };
@@ -148,10 +161,10 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_with_a_hint() {
         let error = budget(KvCacheMemory::Fitting, Some(FIXED + 19 * MIB)).expect_err("too little");
-        insta::assert_snapshot!(error, @"fit the model in memory: 412 MiB are needed (weights 200 MiB, KV cache 20.0 MiB), 411 MiB are available; free memory or serve a smaller model");
+        insta::assert_snapshot!(error, @"fit the model in memory: 384 MiB are needed (weights 200 MiB, activations 36.0 MiB, KV cache 20.0 MiB), 383 MiB are available; free memory, lower --max-batch-prefill-tokens or serve a smaller model");
         let error =
             budget(KvCacheMemory::Fixed(Bytes(64 * MIB)), Some(FIXED + 63 * MIB)).expect_err("too little");
-        insta::assert_snapshot!(error, @"fit the model in memory: 456 MiB are needed (weights 200 MiB, KV cache 64.0 MiB), 455 MiB are available; free memory or lower --kv-cache-memory");
+        insta::assert_snapshot!(error, @"fit the model in memory: 428 MiB are needed (weights 200 MiB, activations 36.0 MiB, KV cache 64.0 MiB), 427 MiB are available; free memory, lower --kv-cache-memory or --max-batch-prefill-tokens");
         let error = budget(KvCacheMemory::Fixed(Bytes(MIB)), None).expect_err("less than a block");
         insta::assert_snapshot!(error, @"make a KV cache of 1.0 MiB: one block takes 2.0 MiB over all shards; raise --kv-cache-memory");
     }
@@ -160,6 +173,6 @@ mod tests {
     fn the_plan_reads_as_a_sentence() {
         let budget =
             budget(KvCacheMemory::Fixed(Bytes(64 * MIB)), Some(FIXED + 64 * MIB)).expect("it fits");
-        insta::assert_snapshot!(budget, @"memory: weights 100 MiB, KV cache 32.0 MiB on each of 2 ranks; 32 blocks of 16: 512 tokens fit; 456 MiB are available");
+        insta::assert_snapshot!(budget, @"memory: weights 100 MiB, activations 18.0 MiB, KV cache 32.0 MiB on each of 2 ranks; 32 blocks of 16: 512 tokens fit; 428 MiB are available");
     }
 }

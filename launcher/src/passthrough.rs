@@ -6,6 +6,7 @@ use std::str::FromStr;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use lockstep_proto::Tokens;
 use lockstep_router::args::RouterArgs;
 
 /// Flags of the router that `serve` sets itself, by their long names.
@@ -24,8 +25,9 @@ const SET_BY_SERVE: &[&str] = &[
 /// What these flags stand under in the help.
 const HEADING: &str = "Requests and limits";
 
-/// The flag whose value the memory plan needs as well.
+/// The flags whose values the memory plan needs as well.
 const MAX_CONCURRENT_REQUESTS: &str = "max_concurrent_requests";
+const MAX_BATCH_PREFILL_TOKENS: &str = "max_batch_prefill_tokens";
 
 /// The flag whose value the shards need as well.
 const STEP_TIMEOUT: &str = "step_timeout";
@@ -37,6 +39,8 @@ pub struct RouterFlags {
     pub typed: Vec<OsString>,
     /// How many requests the router permits at once.
     pub max_concurrent_requests: u32,
+    /// How many tokens a step carries at most.
+    pub max_batch_prefill_tokens: Tokens,
     /// Seconds after which a step counts as hung, for the router and for the ranks that wait for each other.
     pub step_timeout_s: u64,
 }
@@ -63,6 +67,7 @@ impl FromArgMatches for RouterFlags {
         Ok(Self {
             typed,
             max_concurrent_requests: number(matches, MAX_CONCURRENT_REQUESTS)?,
+            max_batch_prefill_tokens: Tokens(number(matches, MAX_BATCH_PREFILL_TOKENS)?),
             step_timeout_s: number(matches, STEP_TIMEOUT)?,
         })
     }
@@ -109,12 +114,19 @@ mod tests {
 
     #[test]
     fn what_was_typed_is_handed_on_and_nothing_else() {
-        let typed = ["--max-concurrent-requests", "7", "--step-timeout", "9"];
+        let typed =
+            ["--max-concurrent-requests", "7", "--step-timeout", "9", "--max-batch-prefill-tokens", "64"];
         let flags = parse(&typed);
         assert_eq!((flags.max_concurrent_requests, flags.step_timeout_s), (7, 9));
+        assert_eq!(flags.max_batch_prefill_tokens, Tokens(64));
         let mut pairs: Vec<_> = flags.typed.chunks(2).map(|pair| pair.to_vec()).collect();
         pairs.sort();
-        assert_eq!(pairs, [["--max-concurrent-requests", "7"], ["--step-timeout", "9"]]);
+        let handed_on = [
+            ["--max-batch-prefill-tokens", "64"],
+            ["--max-concurrent-requests", "7"],
+            ["--step-timeout", "9"],
+        ];
+        assert_eq!(pairs, handed_on);
         assert_eq!(parse(&[]).typed, Vec::<OsString>::new());
     }
 

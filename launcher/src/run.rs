@@ -67,6 +67,7 @@ fn model_sizes(config: &ServeConfig) -> Result<ModelSizes, LaunchError> {
     Ok(ModelSizes {
         ranks: config.ranks,
         weights: plan.weights,
+        activations: plan.activations(config.router.max_batch_prefill_tokens),
         block_bytes: plan.block,
         block_size: BLOCK_SIZE,
         max_positions: spec.max_positions(),

@@ -9,7 +9,7 @@ use lockstep_launcher::passthrough::RouterFlags;
 use lockstep_launcher::plan::{self, CommandLine, Communicator, Place, ShardIncarnation};
 use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
-use lockstep_proto::{Bytes, Epoch, Rank};
+use lockstep_proto::{Bytes, Epoch, Rank, Tokens};
 use lockstep_shard::decoder::Dtype;
 
 fn config(ranks: u32) -> ServeConfig {
@@ -22,7 +22,12 @@ fn config(ranks: u32) -> ServeConfig {
         address: SocketAddr::from(([0, 0, 0, 0], 3000)),
         grace: Duration::from_secs(90),
         log: LogConfig { filter: "info".to_owned(), format: LogFormat::Text },
-        router: RouterFlags { typed: vec![], max_concurrent_requests: 128, step_timeout_s: 60 },
+        router: RouterFlags {
+            typed: vec![],
+            max_concurrent_requests: 128,
+            max_batch_prefill_tokens: Tokens(4096),
+            step_timeout_s: 60,
+        },
         program: PathBuf::from("/proc/self/exe"),
         runtime_folder: None,
     }

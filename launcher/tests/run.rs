@@ -10,7 +10,7 @@ use lockstep_launcher::passthrough::RouterFlags;
 use lockstep_launcher::run;
 use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
-use lockstep_proto::Bytes;
+use lockstep_proto::{Bytes, Tokens};
 use lockstep_shard::decoder::Dtype;
 
 fn script(folder: &Path, text: &str) -> PathBuf {
@@ -30,7 +30,12 @@ fn config(program: PathBuf, runtime_folder: PathBuf) -> ServeConfig {
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 9)),
         grace: Duration::from_secs(90),
         log: LogConfig { filter: "info".to_owned(), format: LogFormat::Text },
-        router: RouterFlags { typed: vec![], max_concurrent_requests: 1, step_timeout_s: 60 },
+        router: RouterFlags {
+            typed: vec![],
+            max_concurrent_requests: 1,
+            max_batch_prefill_tokens: Tokens(4096),
+            step_timeout_s: 60,
+        },
         program,
         runtime_folder: Some(runtime_folder),
     }

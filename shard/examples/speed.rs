@@ -47,7 +47,7 @@ fn prefill(decoder: &Decoder, kv: &mut KvPool) -> Result<(), Box<dyn Error>> {
     let mut best = f64::MAX;
     for _ in 0..5 {
         let begun = Instant::now();
-        decoder.forward(&batch(decoder, 1, PROMPT, 0), kv)?;
+        compute(decoder, kv, &batch(decoder, 1, PROMPT, 0))?;
         best = best.min(begun.elapsed().as_secs_f64());
     }
     println!("  prefill {PROMPT}: {:.0} tokens/s", f64::from(PROMPT) / best);
@@ -55,15 +55,25 @@ fn prefill(decoder: &Decoder, kv: &mut KvPool) -> Result<(), Box<dyn Error>> {
 }
 
 fn decode(decoder: &Decoder, kv: &mut KvPool, sequences: u32) -> Result<(), Box<dyn Error>> {
-    decoder.forward(&batch(decoder, sequences, PROMPT, 0), kv)?;
+    compute(decoder, kv, &batch(decoder, sequences, PROMPT, 0))?;
     let mut best = f64::MAX;
     for step in 0..STEPS {
         let begun = Instant::now();
-        decoder.forward(&batch(decoder, sequences, 1, PROMPT + step), kv)?;
+        compute(decoder, kv, &batch(decoder, sequences, 1, PROMPT + step))?;
         best = best.min(begun.elapsed().as_secs_f64());
     }
     let each = 1e6 * best;
     println!("  decode {sequences}: {:.0} tokens/s ({each:.0} us a step)", f64::from(sequences) / best);
+    Ok(())
+}
+
+/// The logits of a batch, slice by slice.
+fn compute(decoder: &Decoder, kv: &mut KvPool, batch: &Batch) -> Result<(), Box<dyn Error>> {
+    let hidden = decoder.forward(batch, kv)?;
+    let at_once = decoder.logit_rows_at_once();
+    for first in (0..hidden.len()).step_by(at_once) {
+        decoder.logits(&hidden, first..hidden.len().min(first + at_once))?;
+    }
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Joins the group and loads this rank's part of the model.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use tracing::info;
 use crate::batch::{BLOCK_SIZE, Batch};
 use crate::comm::{CommError, Communicator, SharedMemory, Solo, Tcp, Timed};
 use crate::config::{CommunicatorAddress, Config};
-use crate::decoder::{self, Decoder, Logits, ModelSpec, SpecError};
+use crate::decoder::{self, Decoder, Hidden, Logits, ModelSpec, SpecError};
 use crate::engine::{Engine, Group, LogitRows, Model, ModelError};
 use crate::kv::KvPool;
 
@@ -79,6 +80,7 @@ impl Loaded {
 }
 
 impl Model for Loaded {
+    type Hidden = Hidden;
     type Logits = Logits;
 
     fn vocabulary_size(&self) -> u32 {
@@ -112,9 +114,17 @@ impl Model for Loaded {
         Ok(())
     }
 
-    fn forward(&mut self, batch: &Batch) -> Result<Logits, ModelError> {
+    fn logit_rows_at_once(&self) -> usize {
+        self.decoder.logit_rows_at_once()
+    }
+
+    fn forward(&mut self, batch: &Batch) -> Result<Hidden, ModelError> {
         let kv = self.kv.as_mut().expect("the engine takes no step before it has allocated KV blocks");
         self.decoder.forward(batch, kv).map_err(boxed)
+    }
+
+    fn logits(&self, hidden: &Hidden, rows: Range<usize>) -> Result<Logits, ModelError> {
+        self.decoder.logits(hidden, rows).map_err(boxed)
     }
 }
 

@@ -1,7 +1,10 @@
 //! What a model takes of a rank's memory, known before any weight is read.
 
+mod activations;
+
 use lockstep_proto::{Blocks, Bytes, Rank, Tokens};
 
+use self::activations::Activations;
 use crate::batch::BLOCK_SIZE;
 use crate::decoder::choices::LayerMlp;
 use crate::decoder::spec::{ExpertShape, ModelSpec};
@@ -16,6 +19,8 @@ pub struct MemoryPlan {
     pub weights: Bytes,
     /// Bytes of one KV block, over all layers.
     pub block: Bytes,
+    /// What [`Self::activations`] is counted from.
+    activations: Activations,
 }
 
 impl MemoryPlan {
@@ -43,7 +48,15 @@ impl MemoryPlan {
         Ok(Self {
             weights: Bytes(in_layers + packed(products.head) + 4 * spec.unpacked_elements() as u64),
             block: slice.kv_layout().block_bytes(spec.shape.layers, dtype),
+            activations: Activations::of(spec, &slice, split.world_size as usize, &products),
         })
+    }
+
+    /// Bytes that computing a step of `rows` takes beside weights and KV, at most: the values between its
+    /// tokens and its results, all of whose rows may ask for logits. Scratch space of single threads is not
+    /// counted.
+    pub fn activations(&self, rows: Tokens) -> Bytes {
+        self.activations.bytes(rows)
     }
 
     /// KV blocks that fit beside the weights in `memory`.
@@ -111,11 +124,22 @@ impl Products {
 
 #[cfg(test)]
 mod tests {
+    use lockstep_models::ModelFiles;
+
     use super::*;
+    use crate::testing::TinyLlama;
+
+    /// The spec of a model without weights.
+    pub(super) fn spec(model: &TinyLlama) -> ModelSpec {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), model.config().to_string()).unwrap();
+        ModelSpec::read(&ModelFiles::Folder(folder.path().to_owned())).unwrap()
+    }
 
     #[test]
     fn what_fits_is_what_is_needed() {
-        let plan = MemoryPlan { weights: Bytes(1000), block: Bytes(64) };
+        let plan = MemoryPlan::new(&spec(&TinyLlama::new(0)), Dtype::Bfloat16, 1).unwrap();
+        let plan = MemoryPlan { weights: Bytes(1000), block: Bytes(64), ..plan };
         for (memory, blocks) in [(0, 0), (999, 0), (1063, 0), (1064, 1), (1128, 2), (1191, 2)] {
             assert_eq!(plan.blocks_in(Bytes(memory)), Blocks(blocks), "{memory}");
             let tokens = plan.tokens_in(Bytes(memory));

@@ -77,3 +77,45 @@ fn one_two_and_four_ranks_give_the_same_logits() {
         }
     });
 }
+
+#[test]
+fn any_slices_of_the_wanted_rows_give_the_same_logits() {
+    on_each_model(|files, vocabulary| {
+        let prompt = tokens(50, 13, vocabulary);
+        let whole = Runner::solo(files, Dtype::Bfloat16).alone(&prompt, prompt.len());
+        for at_once in [1, 7, 49] {
+            let ranks = on_every_rank(files, Dtype::Bfloat16, 2, |mut runner| {
+                runner.at_once = at_once;
+                runner.alone(&prompt, prompt.len())
+            });
+            for (rank, logits) in ranks.iter().enumerate() {
+                assert!(*logits == whole, "{files} rank {rank}, {at_once} rows at once");
+            }
+        }
+    });
+}
+
+/// What the last layer leaves out for rows without logits shows in no other row, and its keys and values are
+/// there for what follows.
+#[test]
+fn rows_without_logits_leave_all_others_as_they_are() {
+    on_each_model(|files, vocabulary| {
+        for dtype in DTYPES {
+            let prompts = [tokens(60, 17, vocabulary), tokens(30, 19, vocabulary)];
+            let mut runner = Runner::solo(files, dtype);
+            let whole = prompts.each_ref().map(|prompt| runner.alone(prompt, prompt.len()));
+            let [mut first, mut second] = prompts.each_ref().map(|prompt| Sequence::new(prompt));
+            let wanted = [vec![19, 20, 29], vec![], vec![25, 3, 4, 5, 25]];
+            for (step, wanted) in wanted.into_iter().enumerate() {
+                let mut batch = runner.batch(&mut [(&mut first, 20), (&mut second, 10)]);
+                batch.logit_rows = wanted.clone();
+                let expected = wanted.iter().map(|row| match row {
+                    0..20 => whole[0][step * 20 + row].clone(),
+                    _ => whole[1][step * 10 + row - 20].clone(),
+                });
+                let found = runner.compute(&batch);
+                assert!(found == expected.collect::<Vec<_>>(), "{files} {dtype} rows {wanted:?}");
+            }
+        }
+    });
+}

@@ -124,7 +124,7 @@ fn the_plan_says_what_a_loaded_rank_takes() {
         }
     }
     let error = MemoryPlan::new(&spec, Dtype::Bfloat16, 8).unwrap_err();
-    let expected = "split 8 query heads, 4 KV heads and an MLP of 192 over 8 ranks: 1 or 2 or 4 ranks work";
+    let expected = "split 8 query heads, 4 KV heads, an MLP of 192 over 8 ranks: 1 or 2 or 4 ranks work";
     assert_eq!(error.to_string(), expected);
 }
 
@@ -142,7 +142,7 @@ fn a_batch_that_makes_no_sense_is_refused() {
     let mut outcome = |change: fn(&mut Batch)| {
         let mut batch = batch();
         change(&mut batch);
-        decoder.forward(&batch, &mut pool).map(|logits| logits.len()).map_err(|error| error.to_string())
+        decoder.forward(&batch, &mut pool).map(|hidden| hidden.len()).map_err(|error| error.to_string())
     };
     let refused = |expected: &str| Err(expected.to_owned());
     assert_eq!(outcome(|_| {}), Ok(1));
@@ -171,4 +171,16 @@ fn a_batch_that_makes_no_sense_is_refused() {
         outcome(|batch| batch.logit_rows[0] = 2),
         refused("return logits of row 2: the batch has 2 rows")
     );
+}
+
+#[test]
+fn logits_of_rows_that_were_not_asked_for_are_refused() {
+    let decoder = load_with(|_| {}).unwrap();
+    let mut pool = decoder.allocate_kv(Blocks(2)).unwrap();
+    let hidden = decoder.forward(&batch(), &mut pool).unwrap();
+    assert_eq!((hidden.len(), hidden.is_empty()), (1, false));
+    let outcome =
+        |rows| decoder.logits(&hidden, rows).map(|logits| logits.len()).map_err(|error| error.to_string());
+    assert_eq!((outcome(0..1), outcome(1..1)), (Ok(1), Ok(0)));
+    assert_eq!(outcome(1..2), Err("return logits 1 to 2 of a batch: it asked for 1".to_owned()));
 }

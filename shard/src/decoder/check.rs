@@ -1,9 +1,11 @@
 //! Whether a batch makes sense for a model and a pool, so that no kernel need ask.
 
+use std::ops::Range;
+
 use lockstep_proto::{BlockId, Blocks, Position, TokenId, Tokens};
 use thiserror::Error;
 
-use super::Decoder;
+use super::{Decoder, Hidden};
 use crate::batch::{BLOCK_SIZE, Batch, BatchSequence};
 use crate::kv::KvPool;
 
@@ -62,6 +64,14 @@ pub enum BatchError {
         /// Rows there are.
         rows: usize,
     },
+    /// Logits wanted of more rows than asked for them.
+    #[error("return logits {} to {} of a batch: it asked for {rows}", .slice.start, .slice.end)]
+    Slice {
+        /// The slice.
+        slice: Range<usize>,
+        /// Rows that asked for logits.
+        rows: usize,
+    },
     /// A pool that was not made by this decoder.
     #[error("use a KV pool of {found} layers: the model has {expected}")]
     Pool {
@@ -96,6 +106,14 @@ pub(super) fn check(decoder: &Decoder, batch: &Batch, kv: &KvPool) -> Result<(),
         Some(row) => Err(BatchError::LogitRow { row: *row, rows }),
         None => Ok(()),
     }
+}
+
+pub(super) fn check_slice(hidden: &Hidden, slice: &Range<usize>) -> Result<(), BatchError> {
+    let rows = hidden.len();
+    if slice.start > slice.end || slice.end > rows {
+        return Err(BatchError::Slice { slice: slice.clone(), rows });
+    }
+    Ok(())
 }
 
 fn check_sequence(decoder: &Decoder, sequence: &BatchSequence, kv: &KvPool) -> Result<(), BatchError> {

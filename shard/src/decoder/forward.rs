@@ -1,18 +1,22 @@
-//! The forward pass: tokens in, logits out.
+//! The forward pass: tokens in, and the rows whose logits are wanted out; then a slice of those rows in, and
+//! their logits out.
+
+use std::ops::Range;
 
 use super::stream::{ForwardResult, Pass, Stream};
-use super::{Decoder, ForwardError, Logits};
+use super::wanted::Wanted;
+use super::{Decoder, ForwardError, Hidden, Logits};
 use crate::batch::Batch;
 use crate::kv::KvPool;
 use crate::ops::gather_vocabulary::GatherVocabulary;
 use crate::ops::logit_transform::LogitTransform;
 use crate::ops::select_rows::SelectRows;
 
-/// Runs a batch that was checked.
-pub(super) fn forward(decoder: &Decoder, batch: &Batch, kv: &mut KvPool) -> ForwardResult<Logits> {
-    let vocabulary = decoder.spec.shape.vocabulary;
+/// Runs a batch that was checked. The last layer computes keys and values of every row, and the rest of the
+/// wanted rows alone.
+pub(super) fn forward(decoder: &Decoder, batch: &Batch, kv: &mut KvPool) -> ForwardResult<Hidden> {
     if batch.token_ids.is_empty() {
-        return Ok(Logits::new(Vec::new(), vocabulary));
+        return Ok(Hidden::none());
     }
     let pass = Pass { batch, communicator: decoder.communicator.as_ref(), isa: decoder.isa };
     let scale = decoder.spec.choices.scales.residual as f32;
@@ -23,23 +27,33 @@ pub(super) fn forward(decoder: &Decoder, batch: &Batch, kv: &mut KvPool) -> Forw
     let mut stream = Stream::begin(decoder, &pass, before_layer(0))?;
     for (index, (layer, kv)) in decoder.layers.iter().zip(&kv.layers).enumerate() {
         let norms = &layer.norms;
-        let attended = layer.attention.forward(&pass, &stream.normed, kv)?;
+        let mut qkv = layer.attention.write_kv(&pass, &stream.normed, kv)?;
+        let is_last = index + 1 == decoder.layers.len();
+        let wanted = if is_last { Wanted::of(batch) } else { Wanted::Every };
+        let sequences = match &wanted {
+            Wanted::Nothing => return Ok(Hidden::none()),
+            Wanted::Every => &batch.sequences,
+            Wanted::Runs(runs) => {
+                let select = SelectRows { rows: &batch.logit_rows };
+                qkv = qkv.apply_op1_no_bwd(&select)?;
+                stream = stream.select(&select)?;
+                runs
+            }
+        };
+        let attended = layer.attention.attend(&pass, qkv, (sequences, kv))?;
         let around = (norms.after_attention.as_ref(), norms.before_mlp.as_ref());
         stream = stream.add(&pass, attended, scale, around)?;
         let output = layer.mlp.forward(&pass, &stream.normed)?;
         let around = (norms.after_mlp.as_ref(), before_layer(index + 1));
         stream = stream.add(&pass, output, scale, around)?;
     }
-    if batch.logit_rows.is_empty() {
-        return Ok(Logits::new(Vec::new(), vocabulary));
-    }
-    let wanted = stream.normed.apply_op1_no_bwd(&SelectRows { rows: &batch.logit_rows })?;
-    head(decoder, &wanted)
+    Ok(Hidden::new(stream.normed))
 }
 
-/// (rows, hidden) → the logits of all ranks' parts of the vocabulary.
-fn head(decoder: &Decoder, wanted: &candle_core::Tensor) -> ForwardResult<Logits> {
+/// The logits of some of the wanted rows, from all ranks' parts of the vocabulary.
+pub(super) fn logits(decoder: &Decoder, hidden: &Hidden, rows: Range<usize>) -> ForwardResult<Logits> {
     let (vocabulary, scales) = (decoder.spec.shape.vocabulary, decoder.spec.choices.scales);
+    let Some(wanted) = hidden.slice(rows)? else { return Ok(Logits::new(Vec::new(), vocabulary)) };
     let mine = wanted.apply_op1_no_bwd(&decoder.head)?;
     if scales.logits_divisor != 1.0 || scales.logits_softcap.is_some() {
         mine.inplace_op1(&LogitTransform {

@@ -5,6 +5,7 @@ use candle_core::Tensor;
 use super::choices::QkNorm;
 use super::mlp::Mlp;
 use super::stream::{ForwardResult, Norm, Pass};
+use crate::batch::BatchSequence;
 use crate::kv::LayerKv;
 use crate::ops::add_bias::AddBias;
 use crate::ops::attention::{Attention, AttentionShape};
@@ -87,8 +88,8 @@ impl Projection {
 }
 
 impl LayerAttention {
-    /// (rows, hidden) → (rows, hidden), summed over the ranks.
-    pub(super) fn forward(&self, pass: &Pass<'_>, input: &Tensor, kv: &LayerKv) -> ForwardResult<Tensor> {
+    /// (rows, hidden) → (rows, query, key and value heads), with keys and values written to their blocks.
+    pub(super) fn write_kv(&self, pass: &Pass<'_>, input: &Tensor, kv: &LayerKv) -> ForwardResult<Tensor> {
         let (shape, sequences, isa) = (self.shape, pass.batch.sequences.as_slice(), pass.isa);
         let qkv = self.qkv.apply(input)?;
         self.norm(pass, &qkv)?;
@@ -97,7 +98,20 @@ impl LayerAttention {
         }
         kv.keys.inplace_op2(&qkv, &WriteKv { pool: Pool::Keys, shape, sequences })?;
         kv.values.inplace_op2(&qkv, &WriteKv { pool: Pool::Values, shape, sequences })?;
-        let attended = qkv.apply_op3_no_bwd(&kv.keys, &kv.values, &Attention { shape, sequences, isa })?;
+        Ok(qkv)
+    }
+
+    /// (rows, query, key and value heads) → (rows, hidden), summed over the ranks. The rows are those of
+    /// `sequences`.
+    pub(super) fn attend(
+        &self,
+        pass: &Pass<'_>,
+        qkv: Tensor,
+        (sequences, kv): (&[BatchSequence], &LayerKv),
+    ) -> ForwardResult<Tensor> {
+        let attention = Attention { shape: self.shape, sequences, isa: pass.isa };
+        let attended = qkv.apply_op3_no_bwd(&kv.keys, &kv.values, &attention)?;
+        drop(qkv);
         self.output.apply_and_sum(pass, &attended)
     }
 

@@ -1,6 +1,55 @@
-//! What a forward pass returns.
+//! What a forward pass returns, and what becomes of it.
 
-/// Rows of logits: (rows asked for, vocabulary).
+use std::ops::Range;
+
+use candle_core::Tensor;
+use lockstep_proto::Bytes;
+
+/// Most bytes of logits that exist at once, for one row at least. A row of the largest vocabularies in use,
+/// 2^18 entries of four bytes, takes 1 MiB: 16 rows of it are one slice, or 32 rows of 2^17 entries, or 128 of
+/// 2^15. From some 16 rows on a product takes longer to compute than its weights take to read, so that smaller
+/// slices would cost time and larger ones gain none; and ordinary decode steps are one slice or two.
+const AT_ONCE: Bytes = Bytes(16 << 20);
+
+/// How many rows of logits are computed at once, for a vocabulary of so many entries.
+pub(crate) fn rows_at_once(vocabulary: usize) -> usize {
+    let row = size_of::<f32>() * vocabulary.max(1);
+    usize::try_from(AT_ONCE.0).map_or(1, |bytes| bytes / row).max(1)
+}
+
+/// The rows of a batch whose logits are wanted, after the last layer and its norm.
+pub struct Hidden {
+    /// (rows asked for, hidden), where any were
+    rows: Option<Tensor>,
+}
+
+impl Hidden {
+    pub(super) fn none() -> Self {
+        Self { rows: None }
+    }
+
+    pub(super) fn new(rows: Tensor) -> Self {
+        Self { rows: Some(rows) }
+    }
+
+    /// How many rows there are.
+    pub fn len(&self) -> usize {
+        self.rows.as_ref().map_or(0, |rows| rows.dims()[0])
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// (rows of the range, hidden), where it has any.
+    pub(super) fn slice(&self, range: Range<usize>) -> candle_core::Result<Option<Tensor>> {
+        let rows = self.rows.as_ref().filter(|_| !range.is_empty());
+        rows.map(|rows| rows.narrow(0, range.start, range.len())).transpose()
+    }
+}
+
+/// Rows of logits: (rows of a slice, vocabulary).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logits {
     values: Vec<f32>,
@@ -23,7 +72,7 @@ impl Logits {
         self.values.is_empty()
     }
 
-    /// The logits of the `index`-th row asked for: (vocabulary). There are [`Self::len`] rows.
+    /// The logits of the slice's `index`-th row: (vocabulary). There are [`Self::len`] rows.
     pub fn row(&self, index: usize) -> &[f32] {
         &self.values[index * self.vocabulary..][..self.vocabulary]
     }
@@ -31,5 +80,20 @@ impl Logits {
     /// The rows in the order they were asked for.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
         self.values.chunks_exact(self.vocabulary)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_stays_within_its_bytes_and_has_a_row() {
+        let cases =
+            [(331, 12_671), (4096, 1024), (32_000, 131), (128_256, 32), (262_144, 16), (1 << 26, 1)];
+        for (vocabulary, rows) in cases {
+            assert_eq!(rows_at_once(vocabulary), rows, "{vocabulary}");
+            assert!(rows == 1 || (rows * vocabulary * 4) as u64 <= AT_ONCE.0);
+        }
     }
 }

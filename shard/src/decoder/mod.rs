@@ -10,14 +10,16 @@ mod families;
 mod forward;
 mod layer;
 mod load;
-mod logits;
+pub(crate) mod logits;
 mod mlp;
 mod names;
 pub(crate) mod rope;
 pub(crate) mod spec;
 pub(crate) mod split;
 mod stream;
+mod wanted;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use lockstep_models::ModelFiles;
@@ -42,7 +44,7 @@ pub use choices::{
     MlpChoices, MlpKind, NormChoices, NormKind, NormPlacement, NormWeight, QkNorm, QkvProjection,
     RoutingWeights, Scales, ScoreScale,
 };
-pub use logits::Logits;
+pub use logits::{Hidden, Logits};
 pub use rope::{RampEnds, Rope, RopeScaling, Yarn};
 pub use spec::{ExpertShape, ModelSpec, Shape, SpecError};
 pub use split::{Split, SplitError};
@@ -134,13 +136,28 @@ impl Decoder {
         format!("{}/{}/v{}", self.dtype, self.isa, self.spec.virtual_shards())
     }
 
-    /// Computes the batch's rows, writes their keys and values to their sequences' blocks, and returns the
-    /// logits of the rows that ask for them. Every rank calls it with the same batch.
+    /// How many rows of logits are worth computing at once. It follows from the vocabulary alone.
+    pub fn logit_rows_at_once(&self) -> usize {
+        logits::rows_at_once(self.spec.shape.vocabulary)
+    }
+
+    /// Computes the batch's rows, writes their keys and values to their sequences' blocks, and returns what
+    /// the logits of the rows that ask for them are computed from. Every rank calls it with the same batch.
     ///
     /// # Errors
     /// When the batch makes no sense, the group is lost or an operator fails.
-    pub fn forward(&self, batch: &Batch, kv: &mut KvPool) -> Result<Logits, ForwardError> {
+    pub fn forward(&self, batch: &Batch, kv: &mut KvPool) -> Result<Hidden, ForwardError> {
         check::check(self, batch, kv)?;
         forward::forward(self, batch, kv)
+    }
+
+    /// The logits of some of the rows that asked for them, counted in the order they were asked for. Every rank
+    /// calls it with the same rows; [`Self::logit_rows_at_once`] says how many are good.
+    ///
+    /// # Errors
+    /// When there are not so many rows, the group is lost or an operator fails.
+    pub fn logits(&self, hidden: &Hidden, rows: Range<usize>) -> Result<Logits, ForwardError> {
+        check::check_slice(hidden, &rows)?;
+        forward::logits(self, hidden, rows)
     }
 }

@@ -9,6 +9,7 @@ use crate::ops::add_norm::AddNorm;
 use crate::ops::all_reduce::AllReduce;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::norm::{Norm as NormOp, NormKind};
+use crate::ops::select_rows::SelectRows;
 
 pub(super) type ForwardResult<T> = Result<T, ForwardError>;
 
@@ -59,6 +60,14 @@ impl Stream {
             None => residual.clone(),
         };
         Ok(Self { residual, normed })
+    }
+
+    /// Keeps some rows.
+    pub(super) fn select(self, rows: &SelectRows<'_>) -> candle_core::Result<Self> {
+        Ok(Self {
+            residual: self.residual.apply_op1_no_bwd(rows)?,
+            normed: self.normed.apply_op1_no_bwd(rows)?,
+        })
     }
 
     /// Adds a layer's output, normed by `after` and scaled, and norms the sum by `before` for the next product.

@@ -1,11 +1,11 @@
 //! From logits to results, on rank 0, and from results to what the other ranks must know.
 
-use lockstep_proto::{Outcome, SequenceResult, TokenId, TokenLogprobs};
+use lockstep_proto::{Outcome, Sampling, SequenceResult, TokenId, TokenLogprobs};
 use rayon::prelude::*;
 
 use super::model::LogitRows;
-use super::plan::{Computed, Entry, PromptRows, SampleRow};
-use super::sequences::{Sequence, Sequences};
+use super::plan::{Ask, Computed, Entry, Purpose};
+use super::sequences::Sequences;
 use crate::sampling;
 
 /// What a step means for a sequence, on every rank.
@@ -22,22 +22,42 @@ pub(super) enum Choice {
 /// Why a rank other than 0 says a sequence failed; nobody reads its results.
 const FAILED_ON_RANK_0: &str = "rank 0 could not sample it";
 
-/// One result an entry of the plan. Entries do not depend on each other, so neither does their order of
-/// computation matter.
-pub(super) fn results<L: LogitRows>(
-    entries: &[Entry],
-    sequences: &Sequences,
-    logits: &L,
-) -> Vec<SequenceResult> {
-    let of = |entry| result(entry, sequences, logits);
-    match entries {
-        // Handing one entry to the pool takes longer than it saves.
-        [only] => vec![of(only)],
-        more => more.par_iter().map(of).collect(),
+/// Why a sequence fails that a token was to be sampled for, from a row of logits that never came.
+const NOT_COMPUTED: &str = "choose a token: its logits were not computed";
+
+/// What was found in a row of logits, or why nothing was.
+pub(super) type Found = Result<TokenLogprobs, String>;
+
+/// What is found in a slice of logits, one a purpose. Rows do not depend on each other, so neither does their
+/// order of computation matter.
+pub(super) fn found<L: LogitRows>(purposes: &[Purpose], sequences: &Sequences, logits: &L) -> Vec<Found> {
+    let of = |(index, purpose)| found_in(logits.row(index), purpose, sequences);
+    match purposes {
+        // Handing one row to the pool takes longer than it saves.
+        [only] => vec![of((0, only))],
+        more => more.par_iter().enumerate().map(of).collect(),
     }
 }
 
-fn result<L: LogitRows>(entry: &Entry, sequences: &Sequences, logits: &L) -> SequenceResult {
+fn found_in(logits: &[f32], purpose: &Purpose, sequences: &Sequences) -> Found {
+    let sequence = sequences.get(purpose.sequence).map_err(|error| error.to_string())?;
+    let sampler = &sequence.sampler;
+    let found = match &purpose.ask {
+        Ask::Prompt(token) => {
+            sampling::of_prompt_token(logits, *token, sampler.params().top_logprobs as usize)
+        }
+        Ask::Sample(allowed) => sampler.sample(logits, allowed.as_deref(), sequence.output_position()),
+    };
+    found.map_err(|error| error.to_string())
+}
+
+/// One result an entry of the plan, from what was found in all its rows of logits, in their order.
+pub(super) fn results(entries: &[Entry], found: Vec<Found>) -> Vec<SequenceResult> {
+    let mut found = found.into_iter();
+    entries.iter().map(|entry| result(entry, &mut found)).collect()
+}
+
+fn result(entry: &Entry, found: &mut impl Iterator<Item = Found>) -> SequenceResult {
     let failed = |sequence, reason| SequenceResult {
         sequence,
         prompt: Vec::new(),
@@ -45,47 +65,26 @@ fn result<L: LogitRows>(entry: &Entry, sequences: &Sequences, logits: &L) -> Seq
     };
     match entry {
         Entry::Failed(sequence, reason) => failed(*sequence, reason.clone()),
-        Entry::Computed(computed) => match of_computed(computed, sequences, logits) {
+        Entry::Computed(computed) => match of_computed(computed, found) {
             Ok(result) => result,
             Err(reason) => failed(computed.sequence, reason),
         },
     }
 }
 
-fn of_computed<L: LogitRows>(
+fn of_computed(
     computed: &Computed,
-    sequences: &Sequences,
-    logits: &L,
+    found: &mut impl Iterator<Item = Found>,
 ) -> Result<SequenceResult, String> {
-    let Computed { sequence: id, prompt, sample } = computed;
-    let sequence = sequences.get(*id).map_err(|error| error.to_string())?;
-    let outcome = match sample {
-        None => Outcome::Computed,
-        Some(row) => Outcome::Sampled(sampled(sequence, row, logits)?),
+    let Computed { sequence, prompt_rows, sampling } = computed;
+    // All of a chunk's rows are taken, even where the first has failed: the next chunk's come after them.
+    let prompt: Vec<Found> = found.by_ref().take(*prompt_rows).collect();
+    let outcome = match sampling {
+        Sampling::Skip => Outcome::Computed,
+        Sampling::Sample => Outcome::Sampled(found.next().unwrap_or_else(|| Err(NOT_COMPUTED.to_owned()))?),
     };
-    Ok(SequenceResult { sequence: *id, prompt: prompt_logprobs(sequence, prompt, logits)?, outcome })
-}
-
-fn sampled<L: LogitRows>(
-    sequence: &Sequence,
-    row: &SampleRow,
-    logits: &L,
-) -> Result<TokenLogprobs, String> {
-    let SampleRow { logit_row, allowed } = row;
-    let sampled =
-        sequence.sampler.sample(logits.row(*logit_row), allowed.as_deref(), sequence.output_position());
-    sampled.map_err(|error| error.to_string())
-}
-
-fn prompt_logprobs<L: LogitRows>(
-    sequence: &Sequence,
-    prompt: &PromptRows,
-    logits: &L,
-) -> Result<Vec<TokenLogprobs>, String> {
-    let top = sequence.sampler.params().top_logprobs as usize;
-    let of = |(row, token): (usize, &TokenId)| sampling::of_prompt_token(logits.row(row), *token, top);
-    let rows = prompt.logit_rows.clone().zip(&prompt.following);
-    rows.map(of).collect::<Result<_, _>>().map_err(|error| error.to_string())
+    let prompt = prompt.into_iter().collect::<Result<_, _>>()?;
+    Ok(SequenceResult { sequence: *sequence, prompt, outcome })
 }
 
 /// What every rank must know of a result.

@@ -18,7 +18,7 @@ use lockstep_proto::{
 };
 use tracing::debug;
 
-use self::choose::Choice;
+use self::choose::{Choice, Found};
 use self::plan::{Entry, Plan};
 use self::sequences::{Limits, Progress, Sequences};
 use crate::comm::{Communicator, Timed};
@@ -168,20 +168,39 @@ impl<M: Model> Engine<M> {
         if plan.entries.is_empty() {
             return Ok((Vec::new(), StepTimings::default()));
         }
-        let start = Instant::now();
-        let logits = match plan.batch.token_ids.is_empty() {
-            true => None,
-            false => Some(self.model.forward(&plan.batch)?),
-        };
-        let forward_ns = nanoseconds_since(start);
-        let start = Instant::now();
+        let (found, timings) = self.found(plan)?;
         let results = match self.group.comm.rank() {
-            Rank(0) => choose::results(&plan.entries, &self.sequences, &logits),
+            Rank(0) => choose::results(&plan.entries, found),
             Rank(_) => Vec::new(),
         };
-        let sample_ns = nanoseconds_since(start);
         self.share(plan, &results)?;
-        Ok((results, StepTimings { forward_ns, sample_ns, comm_ns: 0 }))
+        Ok((results, timings))
+    }
+
+    /// What was found in the batch's rows of logits, on rank 0, and where the time went. The logits of a step
+    /// may be larger than its KV: they are computed slice by slice, and no slice outlives its turn.
+    fn found(&mut self, plan: &Plan) -> Result<(Vec<Found>, StepTimings), FatalError> {
+        let Plan { batch, purposes, entries: _ } = plan;
+        let mut found = Vec::new();
+        let mut timings = StepTimings::default();
+        // A step of failed sequences only computes nothing.
+        if batch.token_ids.is_empty() {
+            return Ok((found, timings));
+        }
+        let mut lap = Lap::start();
+        let hidden = self.model.forward(batch)?;
+        timings.forward_ns += lap.next_ns();
+        let at_once = self.model.logit_rows_at_once().max(1);
+        for first in (0..purposes.len()).step_by(at_once) {
+            let rows = first..purposes.len().min(first + at_once);
+            let logits = self.model.logits(&hidden, rows.clone())?;
+            timings.forward_ns += lap.next_ns();
+            if self.group.comm.rank() == Rank(0) {
+                found.extend(choose::found(&purposes[rows], &self.sequences, &logits));
+            }
+            timings.sample_ns += lap.next_ns();
+        }
+        Ok((found, timings))
     }
 
     /// Tells every rank what rank 0 has sampled.
@@ -207,13 +226,17 @@ impl<M: Model> Engine<M> {
     }
 }
 
-/// A step of failed sequences only computes no logits, and none are asked for.
-impl<L: LogitRows> LogitRows for Option<L> {
-    fn row(&self, index: usize) -> &[f32] {
-        self.as_ref().map_or(&[], |logits| logits.row(index))
-    }
-}
+/// Tells the times between two moments.
+struct Lap(Instant);
 
-fn nanoseconds_since(start: Instant) -> u64 {
-    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+impl Lap {
+    fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Since the last call.
+    fn next_ns(&mut self) -> u64 {
+        let since = std::mem::replace(&mut self.0, Instant::now());
+        u64::try_from((self.0 - since).as_nanos()).unwrap_or(u64::MAX)
+    }
 }

@@ -1,6 +1,7 @@
 //! What the engine needs of a model; the decoder is one, tests bring others.
 
 use std::error::Error;
+use std::ops::Range;
 
 use lockstep_proto::{Blocks, Bytes, Tokens};
 use thiserror::Error;
@@ -9,7 +10,10 @@ use crate::batch::Batch;
 
 /// One rank's part of a model with its KV blocks.
 pub trait Model {
-    /// What a forward pass computes.
+    /// What a forward pass computes: the rows whose logits are wanted, before the logits.
+    type Hidden;
+
+    /// Logits of some of them.
     type Logits: LogitRows;
 
     /// Entries in a row of logits.
@@ -36,16 +40,25 @@ pub trait Model {
     /// When there is not enough memory.
     fn allocate_kv(&mut self, blocks: Blocks) -> Result<(), ModelError>;
 
+    /// How many rows of logits are computed at once, at least one; the same on every rank.
+    fn logit_rows_at_once(&self) -> usize;
+
     /// Computes `batch` on this rank, together with the others, and writes its KV.
     ///
     /// # Errors
     /// When another rank is lost or a kernel fails. The rank is of no use afterwards.
-    fn forward(&mut self, batch: &Batch) -> Result<Self::Logits, ModelError>;
+    fn forward(&mut self, batch: &Batch) -> Result<Self::Hidden, ModelError>;
+
+    /// The logits of the batch's wanted rows of a range, together with the other ranks, which ask for the same.
+    ///
+    /// # Errors
+    /// When another rank is lost or a kernel fails. The rank is of no use afterwards.
+    fn logits(&self, hidden: &Self::Hidden, rows: Range<usize>) -> Result<Self::Logits, ModelError>;
 }
 
-/// The logits of one forward pass.
+/// The logits of some rows.
 pub trait LogitRows: Sync {
-    /// (vocabulary): of the batch's `index`-th wanted row.
+    /// (vocabulary): of the range's `index`-th row.
     fn row(&self, index: usize) -> &[f32];
 }
 

@@ -1,7 +1,6 @@
 //! A step, checked: which rows are computed, and what becomes of their logits.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 
 use lockstep_proto::{PromptLogprobs, Sampling, SequenceId, Step, TokenId, TokenMask, Tokens, Work};
 
@@ -12,8 +11,24 @@ use crate::batch::{Batch, BatchSequence};
 /// What one step computes.
 pub(super) struct Plan {
     pub(super) batch: Batch,
+    /// One a logit row of the batch, in that order.
+    pub(super) purposes: Vec<Purpose>,
     /// One an entry of the step's work, in that order.
     pub(super) entries: Vec<Entry>,
+}
+
+/// What a row of logits is wanted for.
+pub(super) struct Purpose {
+    pub(super) sequence: SequenceId,
+    pub(super) ask: Ask,
+}
+
+/// What is asked of a row of logits.
+pub(super) enum Ask {
+    /// The log-probability of the prompt's token that follows.
+    Prompt(TokenId),
+    /// A token that follows, of those the grammar's mask allows where there is one.
+    Sample(Option<Vec<u8>>),
 }
 
 /// What becomes of one entry of the step's work.
@@ -24,28 +39,14 @@ pub(super) enum Entry {
     Failed(SequenceId, String),
 }
 
-/// A chunk in the batch.
+/// A chunk in the batch. Its logit rows follow those of the chunk before it: first those of prompt tokens, then
+/// the one that is sampled.
 pub(super) struct Computed {
     pub(super) sequence: SequenceId,
-    /// Which of the batch's logit rows belong to prompt tokens, and the tokens that follow them.
-    pub(super) prompt: PromptRows,
-    /// What is sampled.
-    pub(super) sample: Option<SampleRow>,
-}
-
-/// Logit rows whose following token is known and asked about.
-#[derive(Default)]
-pub(super) struct PromptRows {
-    pub(super) logit_rows: Range<usize>,
-    /// (logit_rows): the tokens that follow.
-    pub(super) following: Vec<TokenId>,
-}
-
-/// A logit row a token is sampled from.
-pub(super) struct SampleRow {
-    pub(super) logit_row: usize,
-    /// The grammar's mask.
-    pub(super) allowed: Option<Vec<u8>>,
+    /// How many logit rows ask about prompt tokens.
+    pub(super) prompt_rows: usize,
+    /// Whether one more is sampled.
+    pub(super) sampling: Sampling,
 }
 
 impl Plan {
@@ -63,7 +64,8 @@ impl Plan {
         check_size(&work, limits)?;
         check_once(&work)?;
         let mut masks = Masks::new(masks, limits)?;
-        let mut plan = Self { batch: Batch::default(), entries: Vec::with_capacity(work.len()) };
+        let entries = Vec::with_capacity(work.len());
+        let mut plan = Self { batch: Batch::default(), purposes: Vec::new(), entries };
         for work in &work {
             let entry = plan.add(work, sequences, limits, &mut masks);
             plan.entries.push(of_sequence(work.sequence, entry)?);
@@ -89,15 +91,26 @@ impl Plan {
         }
         let chunk = sequence.begin(work, limits)?;
         let first_row = self.add_rows(sequence, chunk);
-        let prompt = match work.prompt_logprobs {
-            PromptLogprobs::Return => self.want_prompt(sequence, chunk, first_row),
-            PromptLogprobs::Skip => PromptRows::default(),
-        };
-        let sample = (work.sampling == Sampling::Sample).then(|| {
-            let last_row = first_row + chunk.tokens.len() - 1;
-            SampleRow { logit_row: self.want(last_row), allowed }
-        });
-        Ok(Entry::Computed(Computed { sequence: work.sequence, prompt, sample }))
+        let rows_before = self.purposes.len();
+        match work.prompt_logprobs {
+            PromptLogprobs::Return => {
+                // Those a known token follows.
+                let following = &sequence.context[chunk.first.index() + 1..];
+                for (row, token) in (first_row..).zip(following.iter().take(chunk.tokens.len())) {
+                    self.want(row, Purpose { sequence: work.sequence, ask: Ask::Prompt(*token) });
+                }
+            }
+            PromptLogprobs::Skip => {}
+        }
+        let prompt_rows = self.purposes.len() - rows_before;
+        match work.sampling {
+            Sampling::Sample => {
+                let last_row = first_row + chunk.tokens.len() - 1;
+                self.want(last_row, Purpose { sequence: work.sequence, ask: Ask::Sample(allowed) });
+            }
+            Sampling::Skip => {}
+        }
+        Ok(Entry::Computed(Computed { sequence: work.sequence, prompt_rows, sampling: work.sampling }))
     }
 
     /// Puts a chunk's tokens at the end of the batch; returns its first row.
@@ -113,19 +126,9 @@ impl Plan {
         first_row
     }
 
-    /// Logits of every row of the chunk that a known token follows.
-    fn want_prompt(&mut self, sequence: &Sequence, chunk: Chunk, first_row: usize) -> PromptRows {
-        let after_first = chunk.first.index() + 1;
-        let following: Vec<TokenId> =
-            sequence.context[after_first..].iter().take(chunk.tokens.len()).copied().collect();
-        let first_logit_row = self.batch.logit_rows.len();
-        self.batch.logit_rows.extend(first_row..first_row + following.len());
-        PromptRows { logit_rows: first_logit_row..self.batch.logit_rows.len(), following }
-    }
-
-    fn want(&mut self, row: usize) -> usize {
+    fn want(&mut self, row: usize, purpose: Purpose) {
         self.batch.logit_rows.push(row);
-        self.batch.logit_rows.len() - 1
+        self.purposes.push(purpose);
     }
 }
 

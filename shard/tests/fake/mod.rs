@@ -1,6 +1,7 @@
 //! A model without weights: its logits are a hash of the tokens its KV blocks hold for a sequence, so that a
 //! wrong block, a wrong position or a missing token changes what is sampled.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -58,6 +59,7 @@ impl FakeModel {
 }
 
 impl Model for FakeModel {
+    type Hidden = Vec<Vec<f32>>;
     type Logits = Vec<Vec<f32>>;
 
     fn vocabulary_size(&self) -> u32 {
@@ -89,9 +91,18 @@ impl Model for FakeModel {
         Ok(())
     }
 
+    /// So few that ordinary steps take several slices.
+    fn logit_rows_at_once(&self) -> usize {
+        2
+    }
+
     fn forward(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>, ModelError> {
         let rows = self.compute(batch);
-        let wanted: Vec<Vec<f32>> = batch.logit_rows.iter().map(|row| rows[*row].clone()).collect();
+        Ok(batch.logit_rows.iter().map(|row| rows[*row].clone()).collect())
+    }
+
+    fn logits(&self, hidden: &Vec<Vec<f32>>, rows: Range<usize>) -> Result<Vec<Vec<f32>>, ModelError> {
+        let wanted = hidden[rows].to_vec();
         let mine = wanted.concat();
         let mut all = vec![0.0; mine.len() * self.comm.world_size() as usize];
         self.comm

@@ -24,6 +24,8 @@ pub(crate) struct Runner {
     pub(crate) decoder: Decoder,
     kv: KvPool,
     next_block: u32,
+    /// Rows of logits in a slice.
+    pub(crate) at_once: usize,
 }
 
 /// One sequence: its tokens, how many are computed, its blocks.
@@ -49,7 +51,8 @@ impl Runner {
         let spec = ModelSpec::read(files).expect("config.json is served");
         let decoder = Decoder::load(files, &spec, dtype, communicator).expect("weights load");
         let kv = decoder.allocate_kv(POOL).expect("blocks fit");
-        Self { decoder, kv, next_block: 0 }
+        let at_once = decoder.logit_rows_at_once();
+        Self { decoder, kv, next_block: 0, at_once }
     }
 
     pub(crate) fn solo(files: &ModelFiles, dtype: Dtype) -> Self {
@@ -58,6 +61,14 @@ impl Runner {
 
     /// Computes up to `rows` tokens of each sequence in one batch; returns the logits of every row, as bits.
     pub(crate) fn step(&mut self, work: &mut [(&mut Sequence, usize)]) -> Vec<Vec<Vec<u32>>> {
+        let batch = self.batch(work);
+        let rows = self.compute(&batch);
+        let of = |part: &BatchSequence| rows[part.first_row..part.first_row + part.rows].to_vec();
+        batch.sequences.iter().map(of).collect()
+    }
+
+    /// Up to `rows` tokens of each sequence, with the logits of every row wanted; they count as computed.
+    pub(crate) fn batch(&mut self, work: &mut [(&mut Sequence, usize)]) -> Batch {
         let mut batch = Batch::default();
         for (sequence, rows) in work.iter_mut() {
             let rows = (*rows).min(sequence.left());
@@ -77,14 +88,19 @@ impl Runner {
             sequence.computed = end;
         }
         batch.logit_rows = (0..batch.token_ids.len()).collect();
-        let logits = self.decoder.forward(&batch, &mut self.kv).expect("the batch is sound");
-        let rows: Vec<Vec<u32>> =
-            logits.rows().map(|row| row.iter().map(|x| x.to_bits()).collect()).collect();
         batch
-            .sequences
-            .iter()
-            .map(|part| rows[part.first_row..part.first_row + part.rows].to_vec())
-            .collect()
+    }
+
+    /// The logits of a batch's wanted rows, slice by slice, as bits.
+    pub(crate) fn compute(&mut self, batch: &Batch) -> Vec<Vec<u32>> {
+        let hidden = self.decoder.forward(batch, &mut self.kv).expect("the batch is sound");
+        let mut rows = Vec::new();
+        for first in (0..hidden.len()).step_by(self.at_once) {
+            let slice = first..hidden.len().min(first + self.at_once);
+            let logits = self.decoder.logits(&hidden, slice).expect("the rows are there");
+            rows.extend(logits.rows().map(|row| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>()));
+        }
+        rows
     }
 
     /// The logits of every row of a sequence computed alone, in chunks.
