@@ -5,7 +5,9 @@ use lockstep_proto::{TokenId, Tokens};
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::chat::{ChatTemplate, TemplateError, TemplateTokens};
+use crate::chat::{
+    ChatTemplate, Clock, SourceError, TemplateError, TemplateTokens, template_sources,
+};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// The model's text side cannot be read.
@@ -20,9 +22,9 @@ pub enum ModelError {
     /// The chat template does not parse.
     #[error("compile the chat template: {0}")]
     Template(TemplateError),
-    /// A chat template is not text.
-    #[error("read chat_template.jinja: it is not UTF-8")]
-    TemplateEncoding,
+    /// The chat template cannot be read.
+    #[error(transparent)]
+    TemplateSource(#[from] SourceError),
 }
 
 /// What the router knows of the model.
@@ -54,10 +56,13 @@ impl Model {
         let tokens = TemplateTokens {
             bos: token_name(&tokenizer_config, "bos_token"),
             eos: token_name(&tokenizer_config, "eos_token"),
+            others: std::collections::BTreeMap::new(),
         };
         let end_tokens = end_tokens(&generation, &config, tokens.eos.as_deref(), &tokenizer);
-        let source = template_source(files, &tokenizer_config)?;
-        let template = source.map(|source| ChatTemplate::compile(&source, tokens)).transpose();
+        let sources = template_sources(files, &tokenizer_config)?;
+        let template = (!sources.is_empty())
+            .then(|| ChatTemplate::of_several(&sources, tokens, Clock::System))
+            .transpose();
         Ok(Self {
             id,
             sha: None,
@@ -102,22 +107,6 @@ fn token_name(tokenizer_config: &Value, key: &str) -> Option<String> {
     value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
 }
 
-fn template_source(files: &ModelFiles, tokenizer_config: &Value) -> Result<Option<String>, ModelError> {
-    if let Some(bytes) = files.open("chat_template.jinja")? {
-        let text = std::str::from_utf8(&bytes).map_err(|_| ModelError::TemplateEncoding)?;
-        return Ok(Some(text.to_owned()));
-    }
-    let named = |entry: &Value| {
-        let default = entry.get("name").and_then(Value::as_str) == Some("default");
-        entry.get("template").and_then(Value::as_str).filter(|_| default).map(str::to_owned)
-    };
-    Ok(match tokenizer_config.get("chat_template") {
-        Some(Value::String(source)) => Some(source.clone()),
-        Some(Value::Array(entries)) => entries.iter().find_map(named),
-        Some(_) | None => None,
-    })
-}
-
 fn positions(config: &Value) -> Option<Tokens> {
     let text_config = config.get("text_config").unwrap_or(config);
     let value = text_config.get("max_position_embeddings").or_else(|| text_config.get("n_positions"))?;
@@ -148,19 +137,11 @@ mod tests {
     }
 
     #[test]
-    fn of_several_templates_the_default_is_taken() {
-        let files = ModelFiles::Folder("/nonexistent".into());
-        let list = json!({"chat_template": [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]});
-        assert_eq!(template_source(&files, &list).unwrap().as_deref(), Some("b"));
-        assert_eq!(template_source(&files, &json!({})).unwrap(), None);
-    }
-
-    #[test]
     fn the_demo_model_can_chat() {
         let model = Model::load(&ModelFiles::EmbeddedDemo, "demo".to_owned()).unwrap();
         let template = model.template.unwrap();
         let message = json!({"role": "user", "content": "Hi"});
-        let prompt = template.render(&crate::chat::Conversation { messages: vec![message] }).unwrap();
+        let prompt = template.render(&crate::chat::Conversation { messages: vec![message], ..Default::default() }).unwrap();
         assert!(prompt.ends_with("<|im_start|>assistant\n"), "{prompt}");
         let tokens = model.tokenizer.encode(&prompt, crate::tokenizer::SpecialTokens::Skip).unwrap();
         let vocabulary = model.tokenizer.vocabulary();

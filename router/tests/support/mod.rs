@@ -70,7 +70,7 @@ pub fn config() -> AppConfig {
 }
 
 pub fn model() -> Model {
-    let tokens = TemplateTokens { bos: None, eos: Some("<|im_end|>".to_owned()) };
+    let tokens = TemplateTokens { eos: Some("<|im_end|>".to_owned()), ..TemplateTokens::default() };
     Model {
         id: "test/model".to_owned(),
         sha: None,

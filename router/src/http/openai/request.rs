@@ -119,7 +119,7 @@ fn conversation(body: &mut Fields) -> Result<Conversation, ApiError> {
         return Err(ApiError::invalid("messages", "`messages` cannot be empty"));
     }
     let messages = messages.into_iter().map(message).collect::<Result<_, _>>()?;
-    Ok(Conversation { messages })
+    Ok(Conversation { messages, ..Conversation::default() })
 }
 
 fn message(mut message: Map<String, Value>) -> Result<Value, ApiError> {
