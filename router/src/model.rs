@@ -9,6 +9,7 @@ use crate::chat::{
     ChatTemplate, Clock, SourceError, TemplateError, TemplateTokens, template_sources,
 };
 use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::validation::SamplingDefaults;
 
 /// The model's text side cannot be read.
 #[derive(Debug, Error)]
@@ -41,6 +42,8 @@ pub struct Model {
     pub end_tokens: Vec<TokenId>,
     /// Longest context, if `config.json` tells.
     pub max_positions: Option<Tokens>,
+    /// What requests of chat leave open.
+    pub sampling_defaults: SamplingDefaults,
 }
 
 impl Model {
@@ -52,12 +55,9 @@ impl Model {
         let config: Value = files.open_json("config.json")?.unwrap_or_default();
         let generation: Value = files.open_json("generation_config.json")?.unwrap_or_default();
         let tokenizer_config: Value = files.open_json("tokenizer_config.json")?.unwrap_or_default();
-        let tokenizer = Tokenizer::from_bytes(&files.require("tokenizer.json")?)?;
-        let tokens = TemplateTokens {
-            bos: token_name(&tokenizer_config, "bos_token"),
-            eos: token_name(&tokenizer_config, "eos_token"),
-            others: std::collections::BTreeMap::new(),
-        };
+        let special_tokens_map: Value = files.open_json("special_tokens_map.json")?.unwrap_or_default();
+        let tokenizer = Tokenizer::load(files)?;
+        let tokens = TemplateTokens::from_files(&tokenizer_config, &special_tokens_map);
         let end_tokens = end_tokens(&generation, &config, tokens.eos.as_deref(), &tokenizer);
         let sources = template_sources(files, &tokenizer_config)?;
         let template = (!sources.is_empty())
@@ -70,25 +70,29 @@ impl Model {
             template: template.map_err(ModelError::Template)?,
             end_tokens,
             max_positions: positions(&config),
+            sampling_defaults: SamplingDefaults::from_generation_config(&generation),
         })
     }
 }
 
-/// `generation_config.json` knows best, then `tokenizer_config.json`, then `config.json`.
+/// A list in `generation_config.json` is the whole answer. A single id there, or else what `config.json` says,
+/// goes with the tokenizer's own: models tuned for chat often name the end of a turn only there.
 fn end_tokens(
     generation: &Value,
     config: &Value,
     named: Option<&str>,
     tokenizer: &Tokenizer,
 ) -> Vec<TokenId> {
-    let listed = ids(generation.get("eos_token_id"));
-    if !listed.is_empty() {
-        return listed;
+    let listed = generation.get("eos_token_id");
+    let mut tokens = ids(listed);
+    if listed.is_some_and(Value::is_array) && !tokens.is_empty() {
+        return tokens;
     }
-    match named.and_then(|name| tokenizer.id(name)) {
-        Some(token) => vec![token],
-        None => ids(config.get("eos_token_id")),
+    if tokens.is_empty() {
+        tokens = ids(config.get("eos_token_id").or_else(|| config.pointer("/text_config/eos_token_id")));
     }
+    tokens.extend(named.and_then(|name| tokenizer.id(name)).filter(|token| !tokens.contains(token)));
+    tokens
 }
 
 /// One id or a list of them.
@@ -99,12 +103,6 @@ fn ids(value: Option<&Value>) -> Vec<TokenId> {
         Some(single) => id(single).into_iter().collect(),
         None => Vec::new(),
     }
-}
-
-/// A token written as text or as an object with its text under `content`.
-fn token_name(tokenizer_config: &Value, key: &str) -> Option<String> {
-    let value = tokenizer_config.get(key)?;
-    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
 }
 
 fn positions(config: &Value) -> Option<Tokens> {
@@ -127,7 +125,10 @@ mod tests {
         let cases = [
             (&list, &one, Some("<|im_end|>"), vec![TokenId(2), TokenId(0)]),
             (&one, &list, None, vec![TokenId(2)]),
-            (&json!({}), &one, Some("<|im_end|>"), vec![TokenId(257)]),
+            (&one, &list, Some("<|im_end|>"), vec![TokenId(2), TokenId(257)]),
+            (&json!({}), &list, Some("<|im_end|>"), vec![TokenId(2), TokenId(0), TokenId(257)]),
+            (&json!({}), &json!({"text_config": {"eos_token_id": 3}}), None, vec![TokenId(3)]),
+            (&json!({}), &json!({}), Some("<|im_end|>"), vec![TokenId(257)]),
             (&json!({}), &one, Some("no such token"), vec![TokenId(2)]),
             (&json!({}), &json!({}), None, vec![]),
         ];

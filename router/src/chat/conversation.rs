@@ -6,20 +6,10 @@ use minijinja::value::Value;
 use serde_json::{Map, Value as Json};
 
 use super::python_json::value_of;
+use super::special_tokens::TemplateTokens;
 
 /// Names a message's reasoning is sent under; templates read the first, a few the second.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
-
-/// Special tokens a template may write.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TemplateTokens {
-    /// The beginning of a sequence, `bos_token`.
-    pub bos: Option<String>,
-    /// The end of a sequence, `eos_token`.
-    pub eos: Option<String>,
-    /// Others by the names templates have for them, such as `pad_token`.
-    pub others: BTreeMap<String, String>,
-}
 
 /// Messages as a client sent them, and what else the template may write.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -8,9 +8,11 @@ mod methods;
 mod python_json;
 mod python_text;
 mod sources;
+mod special_tokens;
 mod template;
 
 pub use clock::Clock;
-pub use conversation::{Conversation, Ending, TemplateTokens};
+pub use conversation::{Conversation, Ending};
 pub use sources::{SourceError, template_sources};
+pub use special_tokens::TemplateTokens;
 pub use template::{ChatTemplate, NamedTemplate, TemplateError};

@@ -6,8 +6,9 @@ use minijinja::{Environment, Error};
 use thiserror::Error as ThisError;
 
 use super::clock::Clock;
-use super::conversation::{Conversation, Ending, TemplateTokens};
+use super::conversation::{Conversation, Ending};
 use super::dialect;
+use super::special_tokens::TemplateTokens;
 
 /// The template that is used unless another fits better.
 pub(super) const DEFAULT: &str = "default";
