@@ -5,9 +5,7 @@ use lockstep_proto::{TokenId, Tokens};
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::chat::{
-    ChatTemplate, Clock, SourceError, TemplateError, TemplateTokens, template_sources,
-};
+use crate::chat::{ChatTemplate, Clock, SourceError, TemplateError, TemplateTokens, template_sources};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use crate::validation::SamplingDefaults;
 
@@ -142,7 +140,9 @@ mod tests {
         let model = Model::load(&ModelFiles::EmbeddedDemo, "demo".to_owned()).unwrap();
         let template = model.template.unwrap();
         let message = json!({"role": "user", "content": "Hi"});
-        let prompt = template.render(&crate::chat::Conversation { messages: vec![message], ..Default::default() }).unwrap();
+        let prompt = template
+            .render(&crate::chat::Conversation { messages: vec![message], ..Default::default() })
+            .unwrap();
         assert!(prompt.ends_with("<|im_start|>assistant\n"), "{prompt}");
         let tokens = model.tokenizer.encode(&prompt, crate::tokenizer::SpecialTokens::Skip).unwrap();
         let vocabulary = model.tokenizer.vocabulary();

@@ -72,7 +72,8 @@ fn where_they_part(expected: &str, rendered: &str) -> String {
 #[test]
 fn model_styles_render_as_in_transformers() {
     let expected = json("expected.json");
-    let (conversations, tools, maker) = (json("conversations.json"), json("tools.json"), Maker::of(&expected));
+    let (conversations, tools, maker) =
+        (json("conversations.json"), json("tools.json"), Maker::of(&expected));
     let cases = expected["cases"].as_array().unwrap();
     assert!(cases.len() >= 400, "{} cases", cases.len());
     let mut report = String::new();

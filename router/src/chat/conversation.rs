@@ -33,6 +33,9 @@ pub enum Ending {
     LastMessage,
 }
 
+/// What else a template is given: no switch of a request replaces these.
+pub const RESERVED_VARIABLES: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
+
 impl Conversation {
     /// The variables of a template. A special token the model lacks is undefined, a missing list is none.
     pub(super) fn context(&self, tokens: &TemplateTokens, ending: Ending) -> Value {
@@ -73,4 +76,37 @@ fn message(message: &Json) -> Value {
         shown.insert("reasoning_content".to_owned(), reasoning.clone());
     }
     value_of(&Json::Object(shown))
+}
+
+/// Makes an object of each tool call's arguments: clients of OpenAI's API send them as JSON in a text, templates
+/// write them as objects. What is no such JSON stays as it is.
+pub fn parse_arguments(message: &mut Map<String, Json>) {
+    let calls = message.get_mut("tool_calls").and_then(Json::as_array_mut);
+    for call in calls.into_iter().flatten() {
+        let Some(arguments) = call.pointer_mut("/function/arguments") else { continue };
+        let parsed =
+            arguments.as_str().and_then(|text| serde_json::from_str::<Map<String, Json>>(text).ok());
+        if let Some(parsed) = parsed {
+            *arguments = Json::Object(parsed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn arguments_in_a_text_become_an_object() {
+        let call = |arguments: Json| json!({"function": {"name": "f", "arguments": arguments}});
+        let calls =
+            [call(json!("{\"b\": 1, \"a\": []}")), call(json!("no JSON")), call(json!({"a": 1})), json!(5)];
+        let mut message = Map::from_iter([("tool_calls".to_owned(), json!(calls))]);
+        parse_arguments(&mut message);
+        let expected =
+            [call(json!({"b": 1, "a": []})), call(json!("no JSON")), call(json!({"a": 1})), json!(5)];
+        assert_eq!(message.get("tool_calls"), Some(&json!(expected)));
+    }
 }

@@ -7,18 +7,12 @@ use minijinja_contrib::pycompat;
 use super::dialect::refusal;
 
 /// What changes a list is refused, as transformers' sandbox refuses it.
-const CHANGES_LIST: [&str; 8] =
-    ["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
+const CHANGES_LIST: [&str; 8] = ["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
 /// And what changes a dict.
 const CHANGES_DICT: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update"];
 
 /// Calls `method` of `value`.
-pub(super) fn call(
-    state: &mut State,
-    value: &Value,
-    method: &str,
-    args: &[Value],
-) -> Result<Value, Error> {
+pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     let called = match (value.as_str(), value.kind()) {
         (Some(text), _) => of_string(state, text, method, args),
         (None, ValueKind::Seq) => of_list(value, method, args),
@@ -53,12 +47,7 @@ fn of_dict(value: &Value, method: &str) -> Result<Option<Value>, Error> {
     Ok((method == "copy").then(|| value.clone()))
 }
 
-fn of_string(
-    state: &mut State,
-    text: &str,
-    method: &str,
-    args: &[Value],
-) -> Result<Option<Value>, Error> {
+fn of_string(state: &mut State, text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     let result = match method {
         "removeprefix" | "removesuffix" => {
             let (affix,): (&str,) = from_args(args)?;
@@ -71,7 +60,8 @@ fn of_string(
         "index" | "rindex" => {
             let (part,): (&str,) = from_args(args)?;
             let at = if method == "index" { text.find(part) } else { text.rfind(part) };
-            let before = at.and_then(|at| text.get(..at)).ok_or_else(|| not_found("substring not found"))?;
+            let before =
+                at.and_then(|at| text.get(..at)).ok_or_else(|| not_found("substring not found"))?;
             Value::from(before.chars().count())
         }
         "startswith" | "endswith" if args.len() > 1 => {

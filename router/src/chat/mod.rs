@@ -12,7 +12,7 @@ mod special_tokens;
 mod template;
 
 pub use clock::Clock;
-pub use conversation::{Conversation, Ending};
+pub use conversation::{Conversation, Ending, RESERVED_VARIABLES, parse_arguments};
 pub use sources::{SourceError, template_sources};
 pub use special_tokens::TemplateTokens;
 pub use template::{ChatTemplate, NamedTemplate, TemplateError};

@@ -235,7 +235,8 @@ mod tests {
         let value = json!({"b": [1, 2.5, null, true], "a": "é\n\"<&>", "empty": {}, "none": []});
         let text = dumps(&value_of(&value), &style(Value::from(()), Characters::All)).unwrap();
         assert_eq!(text, r#"{"b": [1, 2.5, null, true], "a": "é\n\"<&>", "empty": {}, "none": []}"#);
-        let text = dumps(&value_of(&json!({"a": [1, {}]})), &style(Value::from(2), Characters::All)).unwrap();
+        let text =
+            dumps(&value_of(&json!({"a": [1, {}]})), &style(Value::from(2), Characters::All)).unwrap();
         assert_eq!(text, "{\n  \"a\": [\n    1,\n    {}\n  ]\n}");
     }
 

@@ -23,7 +23,9 @@ pub enum SourceError {
         name: String,
     },
     /// The field is of another shape.
-    #[error("read chat_template of {name}: found {found}, expected a text or a list of objects with name and template")]
+    #[error(
+        "read chat_template of {name}: found {found}, expected a text or a list of objects with name and template"
+    )]
     Shape {
         /// The file.
         name: String,
@@ -60,11 +62,7 @@ pub fn template_sources(
     of_field(name, &files.open_json(name)?.unwrap_or_default())
 }
 
-fn template_file(
-    files: &ModelFiles,
-    path: &str,
-    name: &str,
-) -> Result<Option<NamedTemplate>, SourceError> {
+fn template_file(files: &ModelFiles, path: &str, name: &str) -> Result<Option<NamedTemplate>, SourceError> {
     let Some(bytes) = files.open(path)? else { return Ok(None) };
     let text = std::str::from_utf8(&bytes).map_err(|_| SourceError::Encoding { name: path.to_owned() })?;
     Ok(Some(NamedTemplate { name: name.to_owned(), source: text.to_owned() }))
@@ -147,7 +145,9 @@ mod tests {
     #[test]
     fn another_shape_is_an_error_that_shows_it() {
         let (_folder, files) = folder(&[]);
-        for config in [json!({"chat_template": {"default": "a"}}), json!({"chat_template": [{"name": "a"}]})] {
+        for config in
+            [json!({"chat_template": {"default": "a"}}), json!({"chat_template": [{"name": "a"}]})]
+        {
             let error = template_sources(&files, &config).unwrap_err().to_string();
             assert!(error.contains("tokenizer_config.json: found {"), "{error}");
         }

@@ -23,7 +23,8 @@ impl TemplateTokens {
     /// written as a text or as an object with its text under `content`; `null` means there is none.
     pub fn from_files(tokenizer_config: &Value, special_tokens_map: &Value) -> Self {
         let mut named = BTreeMap::new();
-        for (name, value) in [special_tokens_map, tokenizer_config].into_iter().filter_map(Value::as_object).flatten()
+        for (name, value) in
+            [special_tokens_map, tokenizer_config].into_iter().filter_map(Value::as_object).flatten()
         {
             let text = value.as_str().or_else(|| value.get("content")?.as_str());
             match text {

@@ -228,6 +228,33 @@ mod tests {
     }
 
     #[test]
+    fn the_template_that_fits_the_conversation_is_taken() {
+        let set = |names: &[&str]| {
+            let named =
+                |name: &&str| NamedTemplate { name: (*name).to_owned(), source: (*name).to_owned() };
+            let templates: Vec<NamedTemplate> = names.iter().map(named).collect();
+            ChatTemplate::of_several(&templates, TemplateTokens::default(), Clock::System).unwrap()
+        };
+        let plain = Conversation { messages: vec![message("user", "a")], ..Default::default() };
+        let tools = Conversation { tools: vec![json!({})], ..plain.clone() };
+        let documents = Conversation { documents: vec![json!({})], ..plain.clone() };
+        let all = set(&["tool_use", "rag", "default", "other"]);
+        let prompts = [&plain, &tools, &documents].map(|conversation| all.render(conversation).unwrap());
+        assert_eq!(prompts, ["default", "tool_use", "rag"]);
+        assert_eq!(set(&["default"]).render(&tools).as_deref(), Ok("default"));
+        let error = set(&["tool_use", "other"]).render(&plain).unwrap_err().to_string();
+        assert_eq!(error, "the model has no default chat template, only these: tool_use, other");
+    }
+
+    #[test]
+    fn a_value_within_itself_is_no_end_of_the_process() {
+        for print in ["{{ ns }}", "{{ ns | string }}", "{{ ns | tojson }}"] {
+            let source = format!("{{% set ns = namespace() %}}{{% set ns.a = ns %}}{print}");
+            let _either = render(&source, json!([message("user", "a")]));
+        }
+    }
+
+    #[test]
     fn a_refusal_carries_the_templates_words() {
         let source = "{{ raise_exception('roles must alternate') }}";
         let error = render(source, json!([message("user", "a")])).unwrap_err();

@@ -98,7 +98,19 @@ fn hard_text() -> impl Strategy<Value = String> {
         "[a-f ]{0,8}",
         "\\PC{1,3}",
         proptest::sample::select(vec![
-            "the cat", "  ", "\n\n", "é", "日本", "👩‍👩‍👧", "<tool>", "</tool>", "</s>", "▁", "<0x41>", "\u{301}", "<｜end▁of｜>",
+            "the cat",
+            "  ",
+            "\n\n",
+            "é",
+            "日本",
+            "👩‍👩‍👧",
+            "<tool>",
+            "</tool>",
+            "</s>",
+            "▁",
+            "<0x41>",
+            "\u{301}",
+            "<｜end▁of｜>",
         ])
         .prop_map(str::to_owned),
     ];

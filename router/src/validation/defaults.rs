@@ -96,7 +96,10 @@ mod tests {
         };
         let mut open = SamplingRequest { temperature: Some(0.9), ..SamplingRequest::default() };
         open.fill(&defaults);
-        assert_eq!((open.temperature, open.top_k, open.repetition_penalty), (Some(0.9), Some(20), Some(1.1)));
+        assert_eq!(
+            (open.temperature, open.top_k, open.repetition_penalty),
+            (Some(0.9), Some(20), Some(1.1))
+        );
         let mut greedy = SamplingRequest { do_sample: Some(false), ..SamplingRequest::default() };
         greedy.fill(&defaults);
         assert_eq!((greedy.temperature, greedy.top_k, greedy.repetition_penalty), (None, None, Some(1.1)));
