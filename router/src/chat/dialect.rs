@@ -30,7 +30,7 @@ pub(super) fn is_about_missing(error: &Error) -> bool {
     if error.source().is_some_and(|source| source.is::<Refusal>()) {
         return false;
     }
-    let names_undefined = error.detail().is_some_and(|detail| detail.ends_with("is undefined)"));
+    let names_undefined = error.detail().is_some_and(|detail| detail.contains("` is undefined"));
     let missing = [ErrorKind::UndefinedError, ErrorKind::UnknownMethod, ErrorKind::UnknownFunction];
     names_undefined || missing.contains(&error.kind())
 }

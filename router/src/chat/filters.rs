@@ -25,6 +25,8 @@ pub(super) fn add(environment: &mut Environment<'static>) {
         let kinds = [ValueKind::Undefined, ValueKind::Seq, ValueKind::String, ValueKind::Map];
         kinds.contains(&value.kind())
     });
+    // The engine loops over none as over nothing, so it counts as iterable there.
+    environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment.add_function("dict", dict);
     environment.add_function("namespace", namespace);
     environment.add_function("joiner", minijinja_contrib::globals::joiner);
