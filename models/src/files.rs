@@ -130,6 +130,18 @@ impl ModelFiles {
         Ok(names)
     }
 
+    /// Names of the files in the folder `inner`, sorted; none when there is no such folder.
+    ///
+    /// # Errors
+    /// When it is there and cannot be listed.
+    pub fn names_within(&self, inner: &str) -> Result<Vec<String>, FileError> {
+        let Self::Folder(folder) = self else { return Ok(Vec::new()) };
+        let inner = folder.join(inner);
+        let mut names = if inner.is_dir() { list(&inner)? } else { Vec::new() };
+        names.sort();
+        Ok(names)
+    }
+
     /// The file's bytes, or `None` when there is no such file.
     ///
     /// # Errors

@@ -1,6 +1,15 @@
 //! What was typed: flags and environment names of the router.
 
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueEnum};
+
+/// What stands in for sampling parameters that a chat request leaves open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GenerationConfig {
+    /// What the model's generation_config.json says.
+    Auto,
+    /// Neutral values.
+    Ignore,
+}
 
 /// Serves HTTP and drives the shards of one model.
 #[derive(Args, Clone, Debug)]
@@ -76,6 +85,11 @@ pub struct RouterArgs {
     /// Threads that tokenize and render chat templates.
     #[arg(long, env = "VALIDATION_WORKERS", default_value_t = 2)]
     pub validation_workers: usize,
+
+    /// Whether chat requests take the temperature, top_p and so on that they do not name from the model's
+    /// generation_config.json. Its end tokens always count; /generate never samples unless it is asked to.
+    #[arg(long, env = "GENERATION_CONFIG", value_enum, default_value_t = GenerationConfig::Auto)]
+    pub generation_config: GenerationConfig,
 
     /// Seconds after which a step counts as hung and its shards as lost.
     #[arg(long, env = "STEP_TIMEOUT", default_value_t = 60)]

@@ -9,7 +9,7 @@ use lockstep_scheduler::{Limits, PrefixCaching};
 use thiserror::Error;
 
 use crate::app::AppConfig;
-use crate::args::RouterArgs;
+use crate::args::{GenerationConfig, RouterArgs};
 use crate::engine::EngineConfig;
 use crate::shards::{AddressError, ShardAddress};
 use crate::validation::RequestLimits;
@@ -76,6 +76,8 @@ pub struct RouterConfig {
     pub listen: Listen,
     /// What the parts are configured with.
     pub app: AppConfig,
+    /// What chat requests leave open.
+    pub generation_config: GenerationConfig,
     /// How the process ends.
     pub stopping: Stopping,
     /// How to log.
@@ -97,6 +99,7 @@ impl RouterConfig {
             shards,
             listen: Listen { hostname: args.hostname, port: args.port },
             app,
+            generation_config: args.generation_config,
             stopping: Stopping {
                 drain_timeout: Duration::from_secs(args.graceful_termination_timeout),
                 parent: args.parent,

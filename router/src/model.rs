@@ -5,8 +5,9 @@ use lockstep_proto::{TokenId, Tokens};
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::chat::{ChatTemplate, TemplateError, TemplateTokens};
+use crate::chat::{ChatTemplate, Clock, SourceError, TemplateError, TemplateTokens, template_sources};
 use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::validation::SamplingDefaults;
 
 /// The model's text side cannot be read.
 #[derive(Debug, Error)]
@@ -20,9 +21,9 @@ pub enum ModelError {
     /// The chat template does not parse.
     #[error("compile the chat template: {0}")]
     Template(TemplateError),
-    /// A chat template is not text.
-    #[error("read chat_template.jinja: it is not UTF-8")]
-    TemplateEncoding,
+    /// The chat template cannot be read.
+    #[error(transparent)]
+    TemplateSource(#[from] SourceError),
 }
 
 /// What the router knows of the model.
@@ -39,6 +40,8 @@ pub struct Model {
     pub end_tokens: Vec<TokenId>,
     /// Longest context, if `config.json` tells.
     pub max_positions: Option<Tokens>,
+    /// What requests of chat leave open.
+    pub sampling_defaults: SamplingDefaults,
 }
 
 impl Model {
@@ -50,14 +53,14 @@ impl Model {
         let config: Value = files.open_json("config.json")?.unwrap_or_default();
         let generation: Value = files.open_json("generation_config.json")?.unwrap_or_default();
         let tokenizer_config: Value = files.open_json("tokenizer_config.json")?.unwrap_or_default();
-        let tokenizer = Tokenizer::from_bytes(&files.require("tokenizer.json")?)?;
-        let tokens = TemplateTokens {
-            bos: token_name(&tokenizer_config, "bos_token"),
-            eos: token_name(&tokenizer_config, "eos_token"),
-        };
+        let special_tokens_map: Value = files.open_json("special_tokens_map.json")?.unwrap_or_default();
+        let tokenizer = Tokenizer::load(files)?;
+        let tokens = TemplateTokens::from_files(&tokenizer_config, &special_tokens_map);
         let end_tokens = end_tokens(&generation, &config, tokens.eos.as_deref(), &tokenizer);
-        let source = template_source(files, &tokenizer_config)?;
-        let template = source.map(|source| ChatTemplate::compile(&source, tokens)).transpose();
+        let sources = template_sources(files, &tokenizer_config)?;
+        let template = (!sources.is_empty())
+            .then(|| ChatTemplate::of_several(&sources, tokens, Clock::System))
+            .transpose();
         Ok(Self {
             id,
             sha: None,
@@ -65,25 +68,29 @@ impl Model {
             template: template.map_err(ModelError::Template)?,
             end_tokens,
             max_positions: positions(&config),
+            sampling_defaults: SamplingDefaults::from_generation_config(&generation),
         })
     }
 }
 
-/// `generation_config.json` knows best, then `tokenizer_config.json`, then `config.json`.
+/// A list in `generation_config.json` is the whole answer. A single id there, or else what `config.json` says,
+/// goes with the tokenizer's own: models tuned for chat often name the end of a turn only there.
 fn end_tokens(
     generation: &Value,
     config: &Value,
     named: Option<&str>,
     tokenizer: &Tokenizer,
 ) -> Vec<TokenId> {
-    let listed = ids(generation.get("eos_token_id"));
-    if !listed.is_empty() {
-        return listed;
+    let listed = generation.get("eos_token_id");
+    let mut tokens = ids(listed);
+    if listed.is_some_and(Value::is_array) && !tokens.is_empty() {
+        return tokens;
     }
-    match named.and_then(|name| tokenizer.id(name)) {
-        Some(token) => vec![token],
-        None => ids(config.get("eos_token_id")),
+    if tokens.is_empty() {
+        tokens = ids(config.get("eos_token_id").or_else(|| config.pointer("/text_config/eos_token_id")));
     }
+    tokens.extend(named.and_then(|name| tokenizer.id(name)).filter(|token| !tokens.contains(token)));
+    tokens
 }
 
 /// One id or a list of them.
@@ -94,28 +101,6 @@ fn ids(value: Option<&Value>) -> Vec<TokenId> {
         Some(single) => id(single).into_iter().collect(),
         None => Vec::new(),
     }
-}
-
-/// A token written as text or as an object with its text under `content`.
-fn token_name(tokenizer_config: &Value, key: &str) -> Option<String> {
-    let value = tokenizer_config.get(key)?;
-    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
-}
-
-fn template_source(files: &ModelFiles, tokenizer_config: &Value) -> Result<Option<String>, ModelError> {
-    if let Some(bytes) = files.open("chat_template.jinja")? {
-        let text = std::str::from_utf8(&bytes).map_err(|_| ModelError::TemplateEncoding)?;
-        return Ok(Some(text.to_owned()));
-    }
-    let named = |entry: &Value| {
-        let default = entry.get("name").and_then(Value::as_str) == Some("default");
-        entry.get("template").and_then(Value::as_str).filter(|_| default).map(str::to_owned)
-    };
-    Ok(match tokenizer_config.get("chat_template") {
-        Some(Value::String(source)) => Some(source.clone()),
-        Some(Value::Array(entries)) => entries.iter().find_map(named),
-        Some(_) | None => None,
-    })
 }
 
 fn positions(config: &Value) -> Option<Tokens> {
@@ -138,7 +123,10 @@ mod tests {
         let cases = [
             (&list, &one, Some("<|im_end|>"), vec![TokenId(2), TokenId(0)]),
             (&one, &list, None, vec![TokenId(2)]),
-            (&json!({}), &one, Some("<|im_end|>"), vec![TokenId(257)]),
+            (&one, &list, Some("<|im_end|>"), vec![TokenId(2), TokenId(257)]),
+            (&json!({}), &list, Some("<|im_end|>"), vec![TokenId(2), TokenId(0), TokenId(257)]),
+            (&json!({}), &json!({"text_config": {"eos_token_id": 3}}), None, vec![TokenId(3)]),
+            (&json!({}), &json!({}), Some("<|im_end|>"), vec![TokenId(257)]),
             (&json!({}), &one, Some("no such token"), vec![TokenId(2)]),
             (&json!({}), &json!({}), None, vec![]),
         ];
@@ -148,19 +136,13 @@ mod tests {
     }
 
     #[test]
-    fn of_several_templates_the_default_is_taken() {
-        let files = ModelFiles::Folder("/nonexistent".into());
-        let list = json!({"chat_template": [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]});
-        assert_eq!(template_source(&files, &list).unwrap().as_deref(), Some("b"));
-        assert_eq!(template_source(&files, &json!({})).unwrap(), None);
-    }
-
-    #[test]
     fn the_demo_model_can_chat() {
         let model = Model::load(&ModelFiles::EmbeddedDemo, "demo".to_owned()).unwrap();
         let template = model.template.unwrap();
         let message = json!({"role": "user", "content": "Hi"});
-        let prompt = template.render(&crate::chat::Conversation { messages: vec![message] }).unwrap();
+        let prompt = template
+            .render(&crate::chat::Conversation { messages: vec![message], ..Default::default() })
+            .unwrap();
         assert!(prompt.ends_with("<|im_start|>assistant\n"), "{prompt}");
         let tokens = model.tokenizer.encode(&prompt, crate::tokenizer::SpecialTokens::Skip).unwrap();
         let vocabulary = model.tokenizer.vocabulary();

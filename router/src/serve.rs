@@ -14,10 +14,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{debug, error, info, warn};
 
 use crate::app::{App, AppError};
-use crate::args::RouterArgs;
+use crate::args::{GenerationConfig, RouterArgs};
 use crate::config::{ConfigError, Listen, RouterConfig, Stopping};
 use crate::model::{Model, ModelError};
 use crate::shards::RemoteGroup;
+use crate::validation::SamplingDefaults;
 
 /// How often the end of running requests is looked for while draining.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
@@ -87,7 +88,10 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     // Before anything slow: a taken port is told at once, and early clients wait instead of failing.
     let listener = listen(&config.listen).await?;
     let address = listener.local_addr()?;
-    let model = Model::load(&config.files, config.model_id)?;
+    let mut model = Model::load(&config.files, config.model_id)?;
+    if config.generation_config == GenerationConfig::Ignore {
+        model.sampling_defaults = SamplingDefaults::default();
+    }
     let tasks = Tasks::new();
     let group = RemoteGroup::new(config.shards);
     let app = App::start(config.app, model, group, &tasks)?;

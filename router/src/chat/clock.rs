@@ -1,6 +1,24 @@
 //! Dates for templates that ask for today's: `strftime` in UTC. Pure.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// What templates take for the present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// The system's time.
+    System,
+    /// Always the same.
+    Fixed(SystemTime),
+}
+
+impl Clock {
+    pub(super) fn now(self) -> SystemTime {
+        match self {
+            Self::System => SystemTime::now(),
+            Self::Fixed(time) => time,
+        }
+    }
+}
 
 const SECONDS_A_DAY: u64 = 86_400;
 const MONTHS: [&str; 12] = [
@@ -21,23 +39,25 @@ const WEEKDAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday
 
 /// `now` as `format` says; unknown directives stay as they are.
 pub(super) fn strftime_utc(format: &str, now: SystemTime) -> String {
-    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut text = String::new();
     let mut characters = format.chars();
     while let Some(character) = characters.next() {
         match (character, if character == '%' { characters.next() } else { None }) {
             ('%', Some('-')) => {
-                let padded = directive(characters.next().unwrap_or('-'), seconds);
-                text.push_str(padded.trim_start_matches('0'));
+                let padded = directive(characters.next().unwrap_or('-'), since);
+                let trimmed = padded.trim_start_matches(['0', ' ']);
+                text.push_str(if trimmed.is_empty() { "0" } else { trimmed });
             }
-            ('%', Some(name)) => text.push_str(&directive(name, seconds)),
+            ('%', Some(name)) => text.push_str(&directive(name, since)),
             (plain, _) => text.push(plain),
         }
     }
     text
 }
 
-fn directive(name: char, seconds: u64) -> String {
+fn directive(name: char, since: Duration) -> String {
+    let seconds = since.as_secs();
     let days = seconds / SECONDS_A_DAY;
     let (year, month, day) = civil(days);
     let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
@@ -60,11 +80,29 @@ fn directive(name: char, seconds: u64) -> String {
         'S' => format!("{second:02}"),
         'F' => format!("{year}-{month:02}-{day:02}"),
         'T' => format!("{hour:02}:{minute:02}:{second:02}"),
+        'f' => format!("{:06}", since.subsec_micros()),
+        'j' => format!("{:03}", days - days_before(year) + 1),
+        'w' => ((days + 4) % 7).to_string(),
+        'u' => ((days + 3) % 7 + 1).to_string(),
+        'C' => format!("{:02}", year / 100),
+        'D' => format!("{month:02}/{day:02}/{:02}", year % 100),
+        'R' => format!("{hour:02}:{minute:02}"),
+        'k' => format!("{hour:2}"),
+        'l' => format!("{:2}", (hour + 11) % 12 + 1),
+        's' => seconds.to_string(),
+        'n' => "\n".to_owned(),
+        't' => "\t".to_owned(),
         'Z' => "UTC".to_owned(),
         'z' => "+0000".to_owned(),
         '%' => "%".to_owned(),
         other => format!("%{other}"),
     }
+}
+
+/// Days from 1970-01-01 to the first of January of `year`.
+fn days_before(year: u64) -> u64 {
+    let before = year - 1;
+    before * 365 + before / 4 - before / 100 + before / 400 - 719_162
 }
 
 /// Year, month and day of a day since 1970-01-01 (Hinnant, "chrono-compatible low-level date algorithms").
@@ -82,8 +120,6 @@ fn civil(days: u64) -> (u64, u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

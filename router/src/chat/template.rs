@@ -1,21 +1,21 @@
 //! The model's own chat template, rendered as Python's jinja2 renders it for Hugging Face models.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value};
-use minijinja::{Environment, Error, ErrorKind};
+use minijinja::{Environment, Error};
 use thiserror::Error as ThisError;
 
-use super::clock::strftime_utc;
-use super::python_json;
+use super::clock::Clock;
+use super::conversation::{Conversation, Ending};
+use super::dialect;
+use super::special_tokens::TemplateTokens;
 
-/// Renders end after this many of the engine's own steps: a template is data and must not run for ever.
-/// A long conversation of 1,000 messages takes about 100,000.
-const FUEL: u64 = 50_000_000;
-
-const NAME: &str = "chat_template";
+/// The template that is used unless another fits better.
+pub(super) const DEFAULT: &str = "default";
+/// The template for conversations with tools.
+const TOOL_USE: &str = "tool_use";
+/// The template for conversations with documents.
+const RETRIEVAL: &str = "rag";
 
 /// Why a conversation has no prompt.
 #[derive(Debug, ThisError, PartialEq, Eq)]
@@ -31,56 +31,49 @@ pub enum TemplateError {
     Failed(String),
 }
 
-/// Special tokens a template may write.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TemplateTokens {
-    /// The beginning of a sequence.
-    pub bos: Option<String>,
-    /// The end of a sequence.
-    pub eos: Option<String>,
+/// One of a model's templates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedTemplate {
+    /// `default`, `tool_use`, `rag` or any other.
+    pub name: String,
+    /// Its text.
+    pub source: String,
 }
 
-/// Messages as a client sent them, each content a plain text.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Conversation {
-    /// Oldest first.
-    pub messages: Vec<serde_json::Value>,
-}
-
-/// What a prompt ends with.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ending {
-    /// The opening of the assistant's next message.
-    AssistantSpeaks,
-    /// The last message.
-    LastMessage,
-}
-
-/// A model's template, compiled.
+/// A model's templates, compiled.
 #[derive(Clone)]
 pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
+    names: Vec<String>,
     tokens: TemplateTokens,
 }
 
 impl ChatTemplate {
-    /// Compiles `source`.
+    /// Compiles a model's only template.
     ///
     /// # Errors
     /// When it does not parse.
     pub fn compile(source: &str, tokens: TemplateTokens) -> Result<Self, TemplateError> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(failed)?);
-        environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message))
-        });
-        environment.add_function("strftime_now", |format: String| strftime_utc(&format, SystemTime::now()));
-        environment.add_filter("tojson", to_json);
-        environment.add_template_owned(NAME, without_generation_tags(source)).map_err(failed)?;
-        Ok(Self { environment: Arc::new(environment), tokens })
+        let only = NamedTemplate { name: DEFAULT.to_owned(), source: source.to_owned() };
+        Self::of_several(&[only], tokens, Clock::System)
+    }
+
+    /// Compiles all templates of a model; `clock` tells them the date.
+    ///
+    /// # Errors
+    /// When one does not parse.
+    pub fn of_several(
+        templates: &[NamedTemplate],
+        tokens: TemplateTokens,
+        clock: Clock,
+    ) -> Result<Self, TemplateError> {
+        let mut environment = dialect::environment(clock).map_err(failed)?;
+        for template in templates {
+            let source = dialect::prepared(&template.source);
+            environment.add_template_owned(template.name.clone(), source).map_err(failed)?;
+        }
+        let names = templates.iter().map(|template| template.name.clone()).collect();
+        Ok(Self { environment: Arc::new(environment), names, tokens })
     }
 
     /// The prompt of a conversation. Where the last message is the assistant's, the prompt ends with its
@@ -90,28 +83,29 @@ impl ChatTemplate {
     /// When the template refuses the messages or fails.
     pub fn render(&self, conversation: &Conversation) -> Result<String, TemplateError> {
         let begun = conversation.messages.last().and_then(assistant_text);
-        let Some(begun) = begun else {
-            return self.render_messages(&conversation.messages, Ending::AssistantSpeaks);
-        };
+        let Some(begun) = begun else { return self.apply(conversation, Ending::AssistantSpeaks) };
+        let mut conversation = conversation.clone();
         if begun.trim().is_empty() {
-            let before = conversation.messages.split_last().map_or(&[][..], |(_, before)| before);
-            return self.render_messages(before, Ending::AssistantSpeaks);
+            conversation.messages.pop();
+            return self.apply(&conversation, Ending::AssistantSpeaks);
         }
-        self.render_begun(&conversation.messages, begun)
+        let begun = begun.to_owned();
+        self.render_begun(conversation, &begun)
     }
 
     /// The prompt up to the end of its last message, whose text is `begun`.
     ///
     /// A mark after that text shows where it ends: the text itself may also be in what templates write after
     /// messages.
-    fn render_begun(&self, messages: &[serde_json::Value], begun: &str) -> Result<String, TemplateError> {
+    fn render_begun(&self, mut conversation: Conversation, begun: &str) -> Result<String, TemplateError> {
         // No client can guess it, so no message holds it.
         let mark = uuid::Uuid::new_v4().to_string();
-        let mut messages = messages.to_vec();
-        if let Some(content) = messages.last_mut().and_then(|message| message.get_mut("content")) {
+        if let Some(content) =
+            conversation.messages.last_mut().and_then(|message| message.get_mut("content"))
+        {
             *content = format!("{begun}{mark} ").into();
         }
-        let mut prompt = self.render_messages(&messages, Ending::LastMessage)?;
+        let mut prompt = self.apply(&conversation, Ending::LastMessage)?;
         let Some(end) = prompt.rfind(&mark) else {
             let reason = "the chat template does not write the last message, so it cannot be continued";
             return Err(TemplateError::Failed(reason.to_owned()));
@@ -125,21 +119,26 @@ impl ChatTemplate {
         Ok(prompt)
     }
 
-    fn render_messages(
-        &self,
-        messages: &[serde_json::Value],
-        ending: Ending,
-    ) -> Result<String, TemplateError> {
-        let template = self.environment.get_template(NAME).map_err(failed)?;
-        let token = |token: &Option<String>| token.as_deref().map_or(Value::from(()), Value::from);
-        let context = Value::from_pairs([
-            ("messages", messages.iter().map(python_json::value_of).collect::<Value>()),
-            ("bos_token", token(&self.tokens.bos)),
-            ("eos_token", token(&self.tokens.eos)),
-            ("add_generation_prompt", Value::from(ending == Ending::AssistantSpeaks)),
-            ("tools", Value::from(())),
-        ]);
-        template.render(context).map_err(failed)
+    /// What transformers' `apply_chat_template` prints, byte for byte.
+    ///
+    /// # Errors
+    /// When the template refuses the messages or fails.
+    pub fn apply(&self, conversation: &Conversation, ending: Ending) -> Result<String, TemplateError> {
+        let template = self.environment.get_template(self.choose(conversation)?).map_err(failed)?;
+        template.render(conversation.context(&self.tokens, ending)).map_err(failed)
+    }
+
+    /// The name of the template that fits a conversation best.
+    fn choose(&self, conversation: &Conversation) -> Result<&str, TemplateError> {
+        let named = |name: &'static str| self.names.iter().any(|known| known == name).then_some(name);
+        let for_tools = named(TOOL_USE).filter(|_| !conversation.tools.is_empty());
+        let for_documents = || named(RETRIEVAL).filter(|_| !conversation.documents.is_empty());
+        let chosen = for_tools.or_else(for_documents).or_else(|| named(DEFAULT));
+        chosen.ok_or_else(|| {
+            let known = self.names.join(", ");
+            let reason = format!("the model has no default chat template, only these: {known}");
+            TemplateError::Failed(reason)
+        })
     }
 }
 
@@ -151,39 +150,9 @@ fn assistant_text(message: &serde_json::Value) -> Option<&str> {
     message.get("content").and_then(serde_json::Value::as_str)
 }
 
-/// `json.dumps` as Hugging Face sets it up: no escape of HTML, non-ASCII as it is.
-fn to_json(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
-    let style = python_json::Style::from_kwargs(&kwargs)?;
-    kwargs.assert_all_used()?;
-    python_json::dumps(value, &style)
-}
-
-/// `{% generation %}` marks the assistant's text for training; it prints nothing and only Hugging Face
-/// knows it. As a condition that always holds it keeps its control of white space.
-fn without_generation_tags(source: &str) -> String {
-    let mut text = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
-        let Some(length) = tag.find("%}").map(|at| at + 2) else { break };
-        let (tag, after) = tag.split_at(length);
-        text.push_str(before);
-        let word =
-            tag.trim_start_matches("{%").trim_end_matches("%}").trim_matches(['-', '+', ' ', '\n', '\t']);
-        match word {
-            "generation" => text.push_str(&tag.replace("generation", "if true")),
-            "endgeneration" => text.push_str(&tag.replace("endgeneration", "endif")),
-            _ => text.push_str(tag),
-        }
-        rest = after;
-    }
-    text.push_str(rest);
-    text
-}
-
 fn failed(error: Error) -> TemplateError {
     let reason = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
-    if error.kind() == ErrorKind::UndefinedError {
+    if dialect::is_about_missing(&error) {
         return TemplateError::MissingVariable(reason);
     }
     TemplateError::Failed(reason)
@@ -197,9 +166,9 @@ mod tests {
     use crate::testing::TEMPLATE;
 
     fn render(source: &str, messages: serde_json::Value) -> Result<String, TemplateError> {
-        let tokens = TemplateTokens { bos: Some("<s>".to_owned()), eos: Some("</s>".to_owned()) };
+        let tokens = TemplateTokens { bos: Some("<s>".to_owned()), ..TemplateTokens::default() };
         let messages = messages.as_array().cloned().unwrap_or_default();
-        ChatTemplate::compile(source, tokens)?.render(&Conversation { messages })
+        ChatTemplate::compile(source, tokens)?.render(&Conversation { messages, ..Default::default() })
     }
 
     fn message(role: &str, content: &str) -> serde_json::Value {
@@ -255,6 +224,33 @@ mod tests {
                 Ok(expected),
                 "{source}"
             );
+        }
+    }
+
+    #[test]
+    fn the_template_that_fits_the_conversation_is_taken() {
+        let set = |names: &[&str]| {
+            let named =
+                |name: &&str| NamedTemplate { name: (*name).to_owned(), source: (*name).to_owned() };
+            let templates: Vec<NamedTemplate> = names.iter().map(named).collect();
+            ChatTemplate::of_several(&templates, TemplateTokens::default(), Clock::System).unwrap()
+        };
+        let plain = Conversation { messages: vec![message("user", "a")], ..Default::default() };
+        let tools = Conversation { tools: vec![json!({})], ..plain.clone() };
+        let documents = Conversation { documents: vec![json!({})], ..plain.clone() };
+        let all = set(&["tool_use", "rag", "default", "other"]);
+        let prompts = [&plain, &tools, &documents].map(|conversation| all.render(conversation).unwrap());
+        assert_eq!(prompts, ["default", "tool_use", "rag"]);
+        assert_eq!(set(&["default"]).render(&tools).as_deref(), Ok("default"));
+        let error = set(&["tool_use", "other"]).render(&plain).unwrap_err().to_string();
+        assert_eq!(error, "the model has no default chat template, only these: tool_use, other");
+    }
+
+    #[test]
+    fn a_value_within_itself_is_no_end_of_the_process() {
+        for print in ["{{ ns }}", "{{ ns | string }}", "{{ ns | tojson }}"] {
+            let source = format!("{{% set ns = namespace() %}}{{% set ns.a = ns %}}{print}");
+            let _either = render(&source, json!([message("user", "a")]));
         }
     }
 

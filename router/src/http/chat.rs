@@ -24,7 +24,8 @@ pub(super) async fn completions(
     arrival: Arrival,
     JsonBody(mut body): JsonBody,
 ) -> Result<Response, ApiError> {
-    let ChatRequest { text, model, logprobs, delivery } = ChatRequest::parse(&mut body)?;
+    let ChatRequest { mut text, model, logprobs, delivery } = ChatRequest::parse(&mut body)?;
+    text.sampling.fill(&app.model.sampling_defaults);
     let running = start(&app, arrival, text).await.map_err(in_openai_words)?;
     let envelope = Envelope::new(model.unwrap_or_else(|| app.model.id.clone()), app.fingerprint());
     match delivery {

@@ -5,18 +5,61 @@ mod vocabulary;
 
 use std::sync::Arc;
 
+use lockstep_models::{FileError, ModelFiles};
 use lockstep_proto::TokenId;
 use thiserror::Error;
 
 pub use stream::Detokenizer;
 pub use vocabulary::Vocabulary;
 
+/// Other files that tokenizers are kept in.
+const OTHER_FILES: [&str; 7] = [
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tekken.json",
+    "sentencepiece.bpe.model",
+];
+
+/// What the small text in place of a file in Git's large file storage begins with.
+const POINTER: &[u8] = b"version http";
+
 /// A tokenizer that cannot be used, or text it cannot take.
 #[derive(Debug, Error)]
 pub enum TokenizerError {
+    /// The file cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// There is a tokenizer of another kind, or none.
+    #[error(
+        "load the tokenizer of {place}: found {found}, expected tokenizer.json; make it with: python -c \"from \
+         transformers import AutoTokenizer as T; T.from_pretrained('{place}').save_pretrained('{place}')\""
+    )]
+    NotFast {
+        /// The model's folder.
+        place: String,
+        /// What is there.
+        found: String,
+    },
+    /// The file was never fetched.
+    #[error(
+        "read tokenizer.json: found a pointer of Git's large file storage, expected the file itself; fetch it with: \
+         git lfs pull"
+    )]
+    Pointer,
     /// The file does not parse.
-    #[error("parse tokenizer.json: {0}")]
-    Parse(String),
+    #[error(
+        "parse tokenizer.json: {reason}; found {size} bytes that are cut off, damaged or of another format, expected \
+         what Hugging Face's tokenizers save; fetch the file again"
+    )]
+    Parse {
+        /// What is wrong with it.
+        reason: String,
+        /// Its size in bytes.
+        size: usize,
+    },
     /// The decoder cannot be looked at.
     #[error("read the decoder of tokenizer.json: {0}")]
     Decoder(serde_json::Error),
@@ -60,15 +103,34 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
+    /// Reads the tokenizer of a model. What goes around a text is what its `tokenizer.json` says: as in
+    /// transformers, `add_bos_token` and `add_eos_token` of `tokenizer_config.json` do not change that.
+    ///
+    /// # Errors
+    /// When there is no `tokenizer.json`, or it cannot be used.
+    pub fn load(files: &ModelFiles) -> Result<Self, TokenizerError> {
+        if let Some(bytes) = files.open("tokenizer.json")? {
+            return Self::from_bytes(&bytes);
+        }
+        let mut found = files.names_ending_in("")?;
+        found.retain(|name| OTHER_FILES.contains(&name.as_str()) || name.ends_with(".tiktoken"));
+        let found = if found.is_empty() { "no tokenizer".to_owned() } else { found.join(", ") };
+        Err(TokenizerError::NotFast { place: files.to_argument(), found })
+    }
+
     /// Reads a `tokenizer.json`.
     ///
     /// # Errors
     /// When it does not parse or its decoder is of an unsupported kind.
     pub fn from_bytes(json: &[u8]) -> Result<Self, TokenizerError> {
+        if json.starts_with(POINTER) {
+            return Err(TokenizerError::Pointer);
+        }
+        let unusable = |reason: String| TokenizerError::Parse { reason, size: json.len() };
         let parsed = tokenizers::Tokenizer::from_bytes(json);
-        let mut inner = parsed.map_err(|error| TokenizerError::Parse(error.to_string()))?;
+        let mut inner = parsed.map_err(|error| unusable(error.to_string()))?;
         // Lengths are the validation's to judge.
-        inner.with_truncation(None).map_err(|error| TokenizerError::Parse(error.to_string()))?;
+        inner.with_truncation(None).map_err(|error| unusable(error.to_string()))?;
         inner.with_padding(None);
         let vocabulary = Arc::new(Vocabulary::of(&inner)?);
         Ok(Self { inner, vocabulary })

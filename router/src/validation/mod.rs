@@ -1,5 +1,6 @@
 //! What was asked → what will be done. The first broken rule, in the order clients know, is the answer.
 
+mod defaults;
 mod limits;
 mod sampling;
 
@@ -11,6 +12,7 @@ use crate::engine::{Assignment, StopStrings, StopText};
 use crate::error::ApiError;
 use crate::tokenizer::SpecialTokens;
 
+pub use defaults::SamplingDefaults;
 pub use limits::RequestLimits;
 pub use sampling::SamplingRequest;
 

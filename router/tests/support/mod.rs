@@ -18,7 +18,7 @@ use lockstep_router::model::Model;
 use lockstep_router::shards::fake::{FakeControl, FakeGroup, FakeModel, FakeShape};
 use lockstep_router::testing::{TEMPLATE, VOCABULARY_SIZE, byte_level_tokenizer, ids};
 use lockstep_router::tokenizer::Tokenizer;
-use lockstep_router::validation::RequestLimits;
+use lockstep_router::validation::{RequestLimits, SamplingDefaults};
 use lockstep_scheduler::{Limits, PrefixCaching};
 use serde_json::Value;
 use tower::ServiceExt;
@@ -70,7 +70,7 @@ pub fn config() -> AppConfig {
 }
 
 pub fn model() -> Model {
-    let tokens = TemplateTokens { bos: None, eos: Some("<|im_end|>".to_owned()) };
+    let tokens = TemplateTokens { eos: Some("<|im_end|>".to_owned()), ..TemplateTokens::default() };
     Model {
         id: "test/model".to_owned(),
         sha: None,
@@ -78,6 +78,7 @@ pub fn model() -> Model {
         template: Some(ChatTemplate::compile(TEMPLATE, tokens).unwrap()),
         end_tokens: vec![TokenId(ids::IM_END)],
         max_positions: Some(Tokens(200)),
+        sampling_defaults: SamplingDefaults::default(),
     }
 }
 

@@ -3,7 +3,7 @@
 use lockstep_proto::PromptLogprobs;
 use serde_json::{Map, Value};
 
-use crate::chat::Conversation;
+use crate::chat::{Conversation, RESERVED_VARIABLES, parse_arguments};
 use crate::engine::StopText;
 use crate::error::ApiError;
 use crate::http::fields::Fields;
@@ -119,7 +119,25 @@ fn conversation(body: &mut Fields) -> Result<Conversation, ApiError> {
         return Err(ApiError::invalid("messages", "`messages` cannot be empty"));
     }
     let messages = messages.into_iter().map(message).collect::<Result<_, _>>()?;
-    Ok(Conversation { messages })
+    let documents = body.take("documents")?.unwrap_or_default();
+    Ok(Conversation {
+        messages,
+        documents,
+        variables: template_variables(body)?,
+        ..Conversation::default()
+    })
+}
+
+/// Switches of the model's template, such as `enable_thinking`.
+fn template_variables(body: &mut Fields) -> Result<Map<String, Value>, ApiError> {
+    const NAME: &str = "chat_template_kwargs";
+    let variables: Map<String, Value> = body.take(NAME)?.unwrap_or_default();
+    match RESERVED_VARIABLES.into_iter().find(|name| variables.contains_key(*name)) {
+        None => Ok(variables),
+        Some(reserved) => {
+            Err(ApiError::invalid(NAME, format_args!("`{NAME}` cannot replace `{reserved}`")))
+        }
+    }
 }
 
 fn message(mut message: Map<String, Value>) -> Result<Value, ApiError> {
@@ -136,6 +154,7 @@ fn message(mut message: Map<String, Value>) -> Result<Value, ApiError> {
         }
     };
     message.insert("content".to_owned(), content);
+    parse_arguments(&mut message);
     Ok(Value::Object(message))
 }
 
