@@ -17,6 +17,9 @@ use crate::passthrough::RouterFlags;
 /// The name the embedded model is served under.
 const DEMO_NAME: &str = "lockstep/demo";
 
+/// What it is called on the command line.
+const DEMO_ID: &str = "demo";
+
 const WEIGHTS: &str = ".safetensors";
 
 /// Everything a run is made of.
@@ -110,17 +113,20 @@ fn free_address(address: SocketAddr) -> Result<SocketAddr, LaunchError> {
 }
 
 fn find_model(args: &ServeArgs) -> Result<(ModelFiles, String), LaunchError> {
-    let Some(id) = &args.model_id else {
+    let Some(id) = args.model_id.as_ref().filter(|id| *id != DEMO_ID) else {
         return Ok((ModelFiles::EmbeddedDemo, DEMO_NAME.to_owned()));
     };
     let model = match local_folder(id) {
         Some(folder) => ModelFiles::Folder(folder),
-        None => ModelFiles::Folder(hub::download(id, &args.hub.source())?),
+        None => {
+            let source = args.hub.source(args.log.config().format)?;
+            ModelFiles::from_argument(&hub::download(id, &source)?.display().to_string())
+        }
     };
     for name in ["config.json", "tokenizer.json"] {
         model.require(name)?;
     }
-    if model.names_ending_in(WEIGHTS)?.is_empty() {
+    if matches!(model, ModelFiles::Folder(_)) && model.names_ending_in(WEIGHTS)?.is_empty() {
         return Err(FileError::Missing { name: format!("*{WEIGHTS}"), place: model.to_string() }.into());
     }
     Ok((model, id.clone()))
