@@ -84,7 +84,7 @@ pub struct ServeArgs {
 #[derive(Args, Debug)]
 pub struct DownloadArgs {
     /// The name of a model on the Hub, such as org/name.
-    #[arg(value_name = "MODEL_ID", conflicts_with = "model_id", required_unless_present = "model_id")]
+    #[arg(value_name = "MODEL_ID", required_unless_present = "model_id")]
     pub model: Option<String>,
     /// The same.
     #[arg(long, env)]

@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use lockstep_models::{FileError, ModelFiles, hub};
+use lockstep_models::hub::{self, HubError};
+use lockstep_models::{FileError, ModelFiles};
 use lockstep_process::telemetry::LogConfig;
 use lockstep_proto::Bytes;
 use lockstep_shard::decoder::Dtype;
@@ -117,7 +118,8 @@ fn find_model(args: &ServeArgs) -> Result<(ModelFiles, String), LaunchError> {
         return Ok((ModelFiles::EmbeddedDemo, DEMO_NAME.to_owned()));
     };
     let model = match local_folder(id) {
-        Some(folder) => ModelFiles::Folder(folder),
+        Some(folder) if folder.exists() => ModelFiles::Folder(folder),
+        Some(_) => return Err(HubError::Name { name: id.clone() }.into()),
         None => {
             let source = args.hub.source(args.log.config().format)?;
             ModelFiles::from_argument(&hub::download(id, &source)?.display().to_string())

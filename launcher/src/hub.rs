@@ -11,24 +11,27 @@ use lockstep_process::telemetry::LogFormat;
 
 use crate::error::LaunchError;
 
+/// What these flags stand under in the help.
+const HEADING: &str = "Models from the Hub";
+
 const PUBLIC_HUB: &str = "https://huggingface.co";
 
 /// Where the Hub is and how to be let in. The names in the environment are those of the Hub's own tools.
 #[derive(Args, Clone, Debug, Default)]
-#[command(next_help_heading = "Models from the Hub")]
 pub struct HubArgs {
     /// Branch, tag or commit of the model.
-    #[arg(long, env)]
+    #[arg(long, env, help_heading = HEADING)]
     pub revision: Option<String>,
     /// The one file to serve of a model that comes as GGUF files.
-    #[arg(long, env, value_name = "FILE")]
+    #[arg(long, env, value_name = "FILE", help_heading = HEADING)]
     pub gguf_file: Option<String>,
     /// Use what is downloaded already and no network.
     #[arg(long, alias = "hf-hub-offline", env = "HF_HUB_OFFLINE", value_parser = FalseyValueParser::new())]
+    #[arg(help_heading = HEADING)]
     pub offline: bool,
     /// Where downloaded models are kept; absent: HF_HUB_CACHE, or the folder `hub` in HF_HOME, which is usually
     /// ~/.cache/huggingface.
-    #[arg(long, env, value_name = "FOLDER")]
+    #[arg(long, env, value_name = "FOLDER", help_heading = HEADING)]
     pub huggingface_hub_cache: Option<PathBuf>,
     /// The same by its newer name.
     #[arg(long, env, hide = true)]

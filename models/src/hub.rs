@@ -27,6 +27,9 @@ pub use self::error::{HubError, TokenShown};
 pub use self::progress::ProgressKind;
 pub use self::selection::Problem;
 
+/// How often the Hub is asked for news of a model that is here already.
+const ATTEMPTS_WITH_A_CHOICE: u32 = 2;
+
 /// Where the Hub is, which version of a model is meant, where it is kept.
 #[derive(Clone, Debug)]
 pub struct HubSource {
@@ -137,7 +140,12 @@ fn check_revision(name: &str, revision: &str) -> Result<(), HubError> {
 
 fn fetch_from_hub(name: &str, source: &HubSource, cache: &RepoCache) -> Result<PathBuf, HubError> {
     let client = Client::new(name, source)?;
-    let Listing { commit, files } = fetch::patiently(&source.patience, || client.list())?;
+    let mut patience = source.patience;
+    if downloaded_before(name, source, cache).is_ok() {
+        // There is something to fall back on: nobody has to wait long for a Hub that is out of reach.
+        patience.attempts = patience.attempts.min(ATTEMPTS_WITH_A_CHOICE);
+    }
+    let Listing { commit, files } = fetch::patiently(&patience, || client.list())?;
     let unusable = |problem| HubError::Unusable { name: name.to_owned(), problem };
     let selection = match &source.gguf_file {
         Some(asked) => selection::select_gguf(&files, asked),

@@ -18,8 +18,9 @@ pub enum ProgressKind {
 }
 
 const BETWEEN_LINES: Duration = Duration::from_secs(5);
-const BAR: &str = "{prefix:>36} {wide_bar} {bytes:>10} of {total_bytes:>10} {bytes_per_sec:>12} {eta:>4}";
-const NAME_CHARS: usize = 36;
+/// Fits a terminal of 80 columns and leaves the bar some.
+const BAR: &str = "{prefix:32} {wide_bar} {percent:>3}% {bytes_per_sec:>12} {eta:>4}";
+const NAME_CHARS: usize = 32;
 
 /// Of several files.
 pub(super) struct Progress {
@@ -48,10 +49,10 @@ impl Progress {
         let started = Instant::now();
         let display = if kind == ProgressKind::Bars && std::io::stderr().is_terminal() {
             let all = MultiProgress::new();
-            let bar = all.add(bar(total, &format!("{model} ({files} files)")));
+            let bar = all.add(bar(total, &format!("{}, {}", counted(files), BinaryBytes(total))));
             Display::Bars { all, total: bar }
         } else {
-            info!("downloading {files} files of {model}, {}", BinaryBytes(total));
+            info!("downloading {} of {model}, {}", counted(files), BinaryBytes(total));
             Display::Lines { next: Mutex::new(started + BETWEEN_LINES) }
         };
         Self { display, started, done: AtomicU64::new(0), total }
@@ -134,6 +135,10 @@ impl Drop for FileProgress<'_> {
             bar.finish_and_clear();
         }
     }
+}
+
+fn counted(files: usize) -> String {
+    if files == 1 { "1 file".to_owned() } else { format!("{files} files") }
 }
 
 fn bar(length: u64, name: &str) -> ProgressBar {

@@ -219,6 +219,28 @@ fn a_full_disk() {
 }
 
 #[test]
+fn a_disk_that_is_too_small_from_the_start() {
+    let stub = Stub::new(&[(NAME, Model::new(&[CONFIG, TOKENIZER, WEIGHTS]))]);
+    let huge = "location: /x\r\nx-linked-size: 1152921504606846976\r\nx-linked-etag: \"abc\"\r\n";
+    stub.fail("model.safetensors", [Fault::Status(302, huge)]);
+    let cache = tempfile::tempdir().expect("a folder");
+    let error = download(NAME, &source(&stub, cache.path())).expect_err("no disk is that large");
+    let said = error.to_string();
+    assert!(said.starts_with("download org/small: 1.00 EiB are to come, "), "{said}");
+    assert!(ranges(&stub.asked(), "model.safetensors").is_empty());
+}
+
+#[test]
+fn an_etag_that_leads_out_of_the_folder() {
+    let stub = Stub::new(&[(NAME, Model::new(&[CONFIG, TOKENIZER, WEIGHTS]))]);
+    let elsewhere = "location: /x\r\nx-linked-size: 7\r\nx-linked-etag: \"../../x\"\r\n";
+    stub.fail("model.safetensors", [Fault::Status(302, elsewhere)]);
+    let expected = "download model.safetensors of org/small: HOST answers with an ETag that can be no file's name; \
+                    is HOST a Hub? HF_ENDPOINT says where the Hub is";
+    check(&stub, usual, NAME, expected);
+}
+
+#[test]
 fn a_folder_that_cannot_be_written() {
     let stub = Stub::new(&[(NAME, Model::new(&[CONFIG, TOKENIZER, WEIGHTS]))]);
     let folder = tempfile::tempdir().expect("a folder");
