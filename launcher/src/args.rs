@@ -37,6 +37,8 @@ pub enum Command {
     Shard(lockstep_shard::args::ShardArgs),
     /// Download a model from the Hub, and print the folder it is in.
     Download(DownloadArgs),
+    /// Print how a model would be split over shards and what each would hold, without its weights.
+    Plan(PlanArgs),
     /// Drive a running server and print latencies and throughput.
     Bench(lockstep_bench::args::BenchArgs),
 }
@@ -78,6 +80,26 @@ pub struct ServeArgs {
     /// Handed on to the router as typed.
     #[command(flatten)]
     pub router: RouterFlags,
+}
+
+/// What `plan` takes.
+#[derive(Args, Debug)]
+pub struct PlanArgs {
+    /// A local folder, or the name of a model on the Hub; absent: the demo model in this binary.
+    #[arg(long, env)]
+    pub model_id: Option<String>,
+    /// What to download its config.json with.
+    #[command(flatten)]
+    pub hub: HubArgs,
+    /// How many processes the model is split over.
+    #[arg(long, env, default_value_t = 1)]
+    pub num_shard: u32,
+    /// What weights and KV cache are kept in.
+    #[arg(long, env, default_value = "bfloat16")]
+    pub dtype: Dtype,
+    /// How to log.
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 /// What `download` takes.

@@ -11,7 +11,7 @@ use lockstep_proto::Bytes;
 use lockstep_shard::decoder::Dtype;
 use tracing::warn;
 
-use crate::args::ServeArgs;
+use crate::args::{PlanArgs, ServeArgs};
 use crate::error::LaunchError;
 use crate::passthrough::RouterFlags;
 
@@ -132,6 +132,18 @@ fn find_model(args: &ServeArgs) -> Result<(ModelFiles, String), LaunchError> {
         return Err(FileError::Missing { name: format!("*{WEIGHTS}"), place: model.to_string() }.into());
     }
     Ok((model, id.clone()))
+}
+
+/// The files of a model as far as its configuration goes.
+///
+/// # Errors
+/// When there is no such model.
+pub fn find_config(args: &PlanArgs) -> Result<ModelFiles, LaunchError> {
+    let Some(id) = &args.model_id else { return Ok(ModelFiles::EmbeddedDemo) };
+    Ok(ModelFiles::Folder(match local_folder(id) {
+        Some(folder) => folder,
+        None => hub::download(id, &args.hub.source())?,
+    }))
 }
 
 /// The folder `id` names: an existing one, or one that is written like a path and nothing else.

@@ -25,8 +25,10 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use lockstep_shard::decoder::ModelSpec;
+use lockstep_shard::forecast::Forecast;
 
-use crate::args::{Cli, Command, DownloadArgs, ServeArgs};
+use crate::args::{Cli, Command, DownloadArgs, PlanArgs, ServeArgs};
 use crate::config::ServeConfig;
 use crate::error::LaunchError;
 
@@ -57,6 +59,7 @@ fn play(cli: Cli, started: Instant) -> Result<(), LaunchError> {
             Ok(lockstep_shard::run(args)?)
         }
         Some(Command::Download(args)) => download(&args),
+        Some(Command::Plan(args)) => plan(&args),
         Some(Command::Bench(args)) => Ok(lockstep_bench::run(&args)?),
     }
 }
@@ -65,6 +68,14 @@ fn serve(args: &ServeArgs, started: Instant) -> Result<(), LaunchError> {
     lockstep_process::telemetry::init(&args.log.config())?;
     let config = ServeConfig::from_args(args)?;
     run::serve(&config, started)
+}
+
+fn plan(args: &PlanArgs) -> Result<(), LaunchError> {
+    lockstep_process::telemetry::init(&args.log.config())?;
+    let files = config::find_config(args)?;
+    let forecast = Forecast::new(ModelSpec::read(&files)?, args.dtype, args.num_shard)?;
+    let _ = writeln!(std::io::stdout().lock(), "model     {files}\n{forecast}");
+    Ok(())
 }
 
 fn download(args: &DownloadArgs) -> Result<(), LaunchError> {

@@ -13,6 +13,7 @@ pub mod decoder;
 mod dtype;
 pub mod engine;
 mod error;
+pub mod forecast;
 mod grpc;
 pub mod kv;
 mod load;

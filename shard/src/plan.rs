@@ -3,7 +3,8 @@
 use lockstep_proto::{Blocks, Bytes, Rank, Tokens};
 
 use crate::batch::BLOCK_SIZE;
-use crate::decoder::spec::{ModelSpec, Shape};
+use crate::decoder::choices::LayerMlp;
+use crate::decoder::spec::{ExpertShape, ModelSpec};
 use crate::decoder::split::{Slice, Split, SplitError};
 use crate::dtype::Dtype;
 use crate::ops::cpu::panels::PanelShape;
@@ -27,16 +28,21 @@ impl MemoryPlan {
     }
 
     pub(crate) fn of(spec: &ModelSpec, dtype: Dtype, split: Split) -> Result<Self, SplitError> {
-        let shape = &spec.shape;
-        let slice = Slice::of(shape, split)?;
-        let products = Products::of(shape, &slice);
-        let layer = [products.qkv, products.output, products.gate_up, products.down];
+        let slice = Slice::of(spec, split)?;
+        let products = Products::of(spec, &slice);
         let packed = |product: PanelShape| product.bytes(dtype) as u64;
-        let in_layers = layer.into_iter().map(packed).sum::<u64>() * shape.layers as u64;
-        let f32s = (2 * shape.layers + 1) * shape.hidden + shape.max_positions * shape.head_width;
+        let attention = packed(products.qkv) + packed(products.output);
+        let dense = packed(products.inner) + packed(products.down);
+        let expert = packed(products.expert_gate_up) + packed(products.expert_down);
+        let experts = packed(products.router) + slice.experts.len() as u64 * expert;
+        let in_layer = |mlp: LayerMlp| match mlp {
+            LayerMlp::Dense => attention + dense,
+            LayerMlp::Experts => attention + experts,
+        };
+        let in_layers: u64 = spec.layers.iter().map(|layer| in_layer(layer.mlp)).sum();
         Ok(Self {
-            weights: Bytes(in_layers + packed(products.head) + 4 * f32s as u64),
-            block: slice.kv_layout().block_bytes(shape.layers, dtype),
+            weights: Bytes(in_layers + packed(products.head) + 4 * spec.unpacked_elements() as u64),
+            block: slice.kv_layout().block_bytes(spec.shape.layers, dtype),
         })
     }
 
@@ -72,24 +78,32 @@ impl MemoryPlan {
 pub(crate) struct Products {
     pub(crate) qkv: PanelShape,
     pub(crate) output: PanelShape,
-    pub(crate) gate_up: PanelShape,
+    /// What comes before the activation.
+    pub(crate) inner: PanelShape,
     pub(crate) down: PanelShape,
+    pub(crate) router: PanelShape,
+    pub(crate) expert_gate_up: PanelShape,
+    pub(crate) expert_down: PanelShape,
     pub(crate) head: PanelShape,
 }
 
 impl Products {
-    pub(crate) fn of(shape: &Shape, slice: &Slice) -> Self {
-        let hidden = shape.hidden;
+    pub(crate) fn of(spec: &ModelSpec, slice: &Slice) -> Self {
+        let hidden = spec.shape.hidden;
         let queries = slice.query_heads.len() * slice.head_width;
         let keys = slice.kv_heads.len() * slice.head_width;
         let intermediate = slice.intermediate.len();
+        let experts = spec.shape.experts.unwrap_or(ExpertShape { count: 0, chosen: 0, intermediate: 0 });
         let whole = |outputs, inputs| PanelShape { outputs, inputs, segments: 1 };
         let summed = |outputs, inputs| PanelShape { outputs, inputs, segments: slice.segments };
         Self {
             qkv: whole(queries + 2 * keys, hidden),
             output: summed(hidden, queries),
-            gate_up: whole(2 * intermediate, hidden),
+            inner: whole(spec.choices.mlp.kind.inner_products() * intermediate, hidden),
             down: summed(hidden, intermediate),
+            router: whole(experts.count, hidden),
+            expert_gate_up: whole(2 * experts.intermediate, hidden),
+            expert_down: whole(hidden, experts.intermediate),
             head: whole(slice.vocabulary_padded, hidden),
         }
     }

@@ -10,8 +10,8 @@ pub(super) struct Embedding {
     /// (vocabulary, hidden)
     pub(super) table: StoredTensor,
     pub(super) hidden: usize,
-    /// What rows are multiplied by, where the family does.
-    pub(super) scale: Option<f32>,
+    /// What rows are multiplied by.
+    pub(super) scale: f32,
 }
 
 impl Embedding {
@@ -21,10 +21,8 @@ impl Embedding {
         for (token, row) in tokens.iter().zip(values.chunks_exact_mut(self.hidden)) {
             self.table.read(token.index(), 0..self.hidden, row);
         }
-        if let Some(scale) = self.scale {
-            for value in &mut values {
-                *value *= scale;
-            }
+        if self.scale != 1.0 {
+            values.iter_mut().for_each(|value| *value *= self.scale);
         }
         Tensor::from_vec(values, (tokens.len(), self.hidden), &Device::Cpu)
     }

@@ -1,72 +1,56 @@
-//! The forward pass: residual stream in, logits out.
+//! The forward pass: tokens in, logits out.
 
-use candle_core::Tensor;
-
-use super::layer::Pass;
+use super::stream::{ForwardResult, Pass, Stream};
 use super::{Decoder, ForwardError, Logits};
 use crate::batch::Batch;
 use crate::kv::KvPool;
-use crate::ops::add_rms_norm::AddRmsNorm;
-use crate::ops::all_reduce::AllReduce;
 use crate::ops::gather_vocabulary::GatherVocabulary;
-use crate::ops::rms_norm::RmsNorm;
+use crate::ops::logit_transform::LogitTransform;
 use crate::ops::select_rows::SelectRows;
 
 /// Runs a batch that was checked.
-pub(super) fn forward(decoder: &Decoder, batch: &Batch, kv: &mut KvPool) -> Result<Logits, ForwardError> {
+pub(super) fn forward(decoder: &Decoder, batch: &Batch, kv: &mut KvPool) -> ForwardResult<Logits> {
     let vocabulary = decoder.spec.shape.vocabulary;
     if batch.token_ids.is_empty() {
         return Ok(Logits::new(Vec::new(), vocabulary));
     }
-    let pass =
-        Pass { batch, attention: decoder.attention, rope_table: &decoder.rope_table, isa: decoder.isa };
-    let mut stream = Stream::begin(decoder, batch)?;
+    let pass = Pass { batch, communicator: decoder.communicator.as_ref(), isa: decoder.isa };
+    let scale = decoder.spec.choices.scales.residual as f32;
+    let before_layer = |index: usize| match decoder.layers.get(index) {
+        Some(layer) => layer.norms.before_attention.as_ref(),
+        None => Some(&decoder.final_norm),
+    };
+    let mut stream = Stream::begin(decoder, &pass, before_layer(0))?;
     for (index, (layer, kv)) in decoder.layers.iter().zip(&kv.layers).enumerate() {
-        let attended = layer.attend(&pass, &stream.normed, kv)?;
-        stream = stream.add(decoder, attended, &layer.post_norm)?;
-        let next_norm = decoder.layers.get(index + 1).map_or(&decoder.final_norm, |next| &next.input_norm);
-        let activated = layer.mlp(&pass, &stream.normed)?;
-        stream = stream.add(decoder, activated, next_norm)?;
+        let norms = &layer.norms;
+        let attended = layer.attention.forward(&pass, &stream.normed, kv)?;
+        let around = (norms.after_attention.as_ref(), norms.before_mlp.as_ref());
+        stream = stream.add(&pass, attended, scale, around)?;
+        let output = layer.mlp.forward(&pass, &stream.normed)?;
+        let around = (norms.after_mlp.as_ref(), before_layer(index + 1));
+        stream = stream.add(&pass, output, scale, around)?;
     }
     if batch.logit_rows.is_empty() {
         return Ok(Logits::new(Vec::new(), vocabulary));
     }
     let wanted = stream.normed.apply_op1_no_bwd(&SelectRows { rows: &batch.logit_rows })?;
+    head(decoder, &wanted)
+}
+
+/// (rows, hidden) → the logits of all ranks' parts of the vocabulary.
+fn head(decoder: &Decoder, wanted: &candle_core::Tensor) -> ForwardResult<Logits> {
+    let (vocabulary, scales) = (decoder.spec.shape.vocabulary, decoder.spec.choices.scales);
     let mine = wanted.apply_op1_no_bwd(&decoder.head)?;
+    if scales.logits_divisor != 1.0 || scales.logits_softcap.is_some() {
+        mine.inplace_op1(&LogitTransform {
+            divide_by: scales.logits_divisor as f32,
+            softcap: scales.logits_softcap.map(|cap| cap as f32),
+            isa: decoder.isa,
+        })?;
+    }
     let gather = GatherVocabulary::over(decoder.communicator.as_ref(), vocabulary);
     match mine.apply_op1_no_bwd(&gather).and_then(|all| all.flatten_all()?.to_vec1()) {
         Ok(values) => Ok(Logits::new(values, vocabulary)),
         Err(error) => Err(gather.into_failure().map_or(error.into(), ForwardError::Comm)),
     }
-}
-
-/// The residual stream and its norm, both (rows, hidden), the same on every rank.
-struct Stream {
-    residual: Tensor,
-    normed: Tensor,
-}
-
-impl Stream {
-    fn begin(decoder: &Decoder, batch: &Batch) -> Result<Self, ForwardError> {
-        let residual = decoder.embedding.rows(&batch.token_ids)?;
-        let norm = RmsNorm { epsilon: epsilon(decoder), isa: decoder.isa };
-        let first_norm = decoder.layers.first().map_or(&decoder.final_norm, |layer| &layer.input_norm);
-        let normed = residual.apply_op2_no_bwd(first_norm, &norm)?;
-        Ok(Self { residual, normed })
-    }
-
-    /// Adds the ranks' parts of a layer's output and norms the sum.
-    fn add(self, decoder: &Decoder, part: Tensor, norm: &Tensor) -> Result<Self, ForwardError> {
-        let reduce = AllReduce::over(decoder.communicator.as_ref());
-        if let Err(error) = part.inplace_op1(&reduce) {
-            return Err(reduce.into_failure().map_or(error.into(), ForwardError::Comm));
-        }
-        let add = AddRmsNorm { epsilon: epsilon(decoder), isa: decoder.isa };
-        let both = self.residual.apply_op3_no_bwd(&part, norm, &add)?;
-        Ok(Self { residual: both.get(0)?, normed: both.get(1)? })
-    }
-}
-
-fn epsilon(decoder: &Decoder) -> f32 {
-    decoder.spec.shape.norm_epsilon as f32
 }

@@ -1,61 +1,121 @@
-//! One layer: attention and MLP, each between a norm and an addition to the residual stream.
+//! One layer: attention and MLP, each with its norms and an addition to the residual stream.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::spec::Activation;
-use crate::batch::Batch;
+use super::choices::QkNorm;
+use super::mlp::Mlp;
+use super::stream::{ForwardResult, Norm, Pass};
 use crate::kv::LayerKv;
+use crate::ops::add_bias::AddBias;
 use crate::ops::attention::{Attention, AttentionShape};
-use crate::ops::cpu::isa::Isa;
+use crate::ops::head_norm::HeadNorm;
 use crate::ops::linear::Linear;
+use crate::ops::projection_norm::{ProjectionNorm, ProjectionSquares};
 use crate::ops::rope::Rope;
-use crate::ops::silu_gate::SiluGate;
 use crate::ops::write_kv::{Pool, WriteKv};
 
 /// One rank's part of one layer.
 pub(super) struct Layer {
-    /// (hidden)
-    pub(super) input_norm: Tensor,
+    pub(super) attention: LayerAttention,
+    pub(super) mlp: Mlp,
+    pub(super) norms: LayerNorms,
+}
+
+/// The norms a layer has.
+pub(super) struct LayerNorms {
+    pub(super) before_attention: Option<Norm>,
+    pub(super) after_attention: Option<Norm>,
+    pub(super) before_mlp: Option<Norm>,
+    pub(super) after_mlp: Option<Norm>,
+}
+
+/// One rank's heads of one layer.
+pub(super) struct LayerAttention {
+    pub(super) shape: AttentionShape,
     /// (rows, hidden) → (rows, query, key and value heads)
-    pub(super) qkv: Linear,
+    pub(super) qkv: Projection,
+    pub(super) qk_norm: LayerQkNorm,
+    /// (positions, elements turned), where positions turn anything.
+    pub(super) rope_table: Option<Tensor>,
     /// (rows, query heads) → (rows, hidden), to be summed over ranks
-    pub(super) output: Linear,
-    /// (hidden)
-    pub(super) post_norm: Tensor,
-    /// (rows, hidden) → (rows, gate and up)
-    pub(super) gate_up: Linear,
-    /// (rows, MLP) → (rows, hidden), to be summed over ranks
-    pub(super) down: Linear,
-    pub(super) activation: Activation,
+    pub(super) output: Projection,
 }
 
-/// What all layers of a pass share.
-pub(super) struct Pass<'a> {
-    pub(super) batch: &'a Batch,
-    pub(super) attention: AttentionShape,
-    /// (positions, head width)
-    pub(super) rope_table: &'a Tensor,
-    pub(super) isa: Isa,
+/// A product and what is added to it.
+pub(super) struct Projection {
+    pub(super) linear: Linear,
+    /// (outputs)
+    pub(super) bias: Option<Tensor>,
 }
 
-impl Layer {
-    /// (rows, hidden) → this rank's part of (rows, hidden).
-    pub(super) fn attend(&self, pass: &Pass<'_>, normed: &Tensor, kv: &LayerKv) -> Result<Tensor> {
-        let (shape, sequences, isa) = (pass.attention, pass.batch.sequences.as_slice(), pass.isa);
-        let qkv = normed.apply_op1_no_bwd(&self.qkv)?;
-        qkv.inplace_op2(pass.rope_table, &Rope { shape, sequences, isa })?;
+/// The norms of queries and keys.
+pub(super) struct LayerQkNorm {
+    pub(super) kind: QkNorm,
+    /// Of each head: (2, head width), queries first. Of the projection: this rank's queries, then keys. Empty
+    /// where there is none.
+    pub(super) weights: Tensor,
+    pub(super) epsilon: f32,
+    /// Parts this rank's heads are summed in.
+    pub(super) segments: usize,
+    /// Elements of all ranks' queries and of all ranks' keys in a row.
+    pub(super) widths: (usize, usize),
+}
+
+impl Projection {
+    /// (rows, inputs) → (rows, outputs), for products whose outputs are this rank's own.
+    pub(super) fn apply(&self, input: &Tensor) -> candle_core::Result<Tensor> {
+        let output = input.apply_op1_no_bwd(&self.linear)?;
+        self.add_bias(&output)?;
+        Ok(output)
+    }
+
+    fn add_bias(&self, output: &Tensor) -> candle_core::Result<()> {
+        match &self.bias {
+            Some(bias) => output.inplace_op2(bias, &AddBias),
+            None => Ok(()),
+        }
+    }
+
+    /// (rows, inputs of this rank) → (rows, outputs), summed over the ranks. The bias comes after the sum, so
+    /// that the number of ranks does not show in it.
+    pub(super) fn apply_and_sum(&self, pass: &Pass<'_>, input: &Tensor) -> ForwardResult<Tensor> {
+        let output = input.apply_op1_no_bwd(&self.linear)?;
+        pass.all_reduce(&output)?;
+        self.add_bias(&output)?;
+        Ok(output)
+    }
+}
+
+impl LayerAttention {
+    /// (rows, hidden) → (rows, hidden), summed over the ranks.
+    pub(super) fn forward(&self, pass: &Pass<'_>, input: &Tensor, kv: &LayerKv) -> ForwardResult<Tensor> {
+        let (shape, sequences, isa) = (self.shape, pass.batch.sequences.as_slice(), pass.isa);
+        let qkv = self.qkv.apply(input)?;
+        self.norm(pass, &qkv)?;
+        if let Some(table) = &self.rope_table {
+            qkv.inplace_op2(table, &Rope { shape, sequences, isa })?;
+        }
         kv.keys.inplace_op2(&qkv, &WriteKv { pool: Pool::Keys, shape, sequences })?;
         kv.values.inplace_op2(&qkv, &WriteKv { pool: Pool::Values, shape, sequences })?;
         let attended = qkv.apply_op3_no_bwd(&kv.keys, &kv.values, &Attention { shape, sequences, isa })?;
-        attended.apply_op1_no_bwd(&self.output)
+        self.output.apply_and_sum(pass, &attended)
     }
 
-    /// (rows, hidden) → this rank's part of (rows, hidden).
-    pub(super) fn mlp(&self, pass: &Pass<'_>, normed: &Tensor) -> Result<Tensor> {
-        let gate_up = normed.apply_op1_no_bwd(&self.gate_up)?;
-        let gated = match self.activation {
-            Activation::Silu => gate_up.apply_op1_no_bwd(&SiluGate { isa: pass.isa })?,
-        };
-        gated.apply_op1_no_bwd(&self.down)
+    fn norm(&self, pass: &Pass<'_>, qkv: &Tensor) -> ForwardResult<()> {
+        let LayerQkNorm { kind, weights, epsilon, segments, widths } = &self.qk_norm;
+        let (shape, epsilon, isa) = (self.shape, *epsilon, pass.isa);
+        match kind {
+            QkNorm::Absent => {}
+            QkNorm::Head => qkv.inplace_op2(weights, &HeadNorm { shape, epsilon, isa })?,
+            QkNorm::Projection => {
+                let parts = ProjectionSquares { shape, segments: *segments, isa };
+                let squares = qkv.apply_op1_no_bwd(&parts)?;
+                pass.all_reduce(&squares)?;
+                let (query_width, key_width) = *widths;
+                let norm = ProjectionNorm { shape, epsilon, query_width, key_width, isa };
+                qkv.inplace_op3(&squares, weights, &norm)?;
+            }
+        }
+        Ok(())
     }
 }

@@ -4,20 +4,22 @@
 //! prompt is cut into chunks, or how many ranks there are.
 
 mod check;
+pub(crate) mod choices;
 mod embedding;
 mod families;
 mod forward;
 mod layer;
 mod load;
 mod logits;
+mod mlp;
 mod names;
-mod rope;
+pub(crate) mod rope;
 pub(crate) mod spec;
 pub(crate) mod split;
+mod stream;
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
 use lockstep_models::ModelFiles;
 use lockstep_proto::{Blocks, Bytes};
 use thiserror::Error;
@@ -25,6 +27,7 @@ use thiserror::Error;
 use crate::batch::Batch;
 use crate::comm::{CommError, Communicator};
 use crate::kv::KvPool;
+use crate::kv::layout::KvLayout;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::linear::Linear;
 use crate::plan::MemoryPlan;
@@ -32,12 +35,16 @@ use crate::weights::WeightsError;
 
 pub use crate::dtype::Dtype;
 pub use crate::kv::AllocateError;
+pub use crate::ops::activation::Activation;
 pub use check::BatchError;
 pub use logits::Logits;
-pub use spec::{
-    Activation, Choices, EmbeddingScale, GateUpProjection, Head, ModelSpec, NormPlacement, NormWeight,
-    QkNorm, QkvProjection, RopeScaling, ScoreScale, Shape, Softcap, SpecError, Window,
+pub use choices::{
+    AttentionChoices, Bias, Choices, ExpertChoices, ExpertNames, Head, LayerChoices, LayerMlp, LayerRope,
+    MlpChoices, MlpKind, NormChoices, NormKind, NormPlacement, NormWeight, QkNorm, QkvProjection,
+    RoutingWeights, Scales, ScoreScale,
 };
+pub use rope::{RampEnds, Rope, RopeScaling, Yarn};
+pub use spec::{ExpertShape, ModelSpec, Shape, SpecError};
 pub use split::{Split, SplitError};
 
 /// One rank's part of a model, ready to run.
@@ -49,12 +56,9 @@ pub struct Decoder {
     communicator: Arc<dyn Communicator>,
     embedding: embedding::Embedding,
     layers: Vec<layer::Layer>,
-    /// (hidden)
-    final_norm: Tensor,
-    /// (positions, head width)
-    rope_table: Tensor,
+    final_norm: stream::Norm,
     head: Linear,
-    attention: crate::ops::attention::AttentionShape,
+    kv: KvLayout,
 }
 
 /// A model that cannot be loaded.
@@ -107,7 +111,7 @@ impl Decoder {
     /// # Errors
     /// When there is not so much address space.
     pub fn allocate_kv(&self, blocks: Blocks) -> Result<KvPool, AllocateError> {
-        KvPool::allocate(self.attention.kv, self.layers.len(), self.dtype, blocks)
+        KvPool::allocate(self.kv, self.layers.len(), self.dtype, blocks)
     }
 
     /// What the model is.
@@ -127,7 +131,7 @@ impl Decoder {
 
     /// Names the arithmetic: ranks and hosts with equal names compute equal bits.
     pub fn arithmetic(&self) -> String {
-        format!("{}/{}/v{}", self.dtype, self.isa, self.spec.shape.virtual_shards())
+        format!("{}/{}/v{}", self.dtype, self.isa, self.spec.virtual_shards())
     }
 
     /// Computes the batch's rows, writes their keys and values to their sequences' blocks, and returns the

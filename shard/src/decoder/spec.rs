@@ -1,16 +1,20 @@
-//! What a model is: its sizes and its choices among the axes on which families differ.
+//! What a model is: its sizes, its choices among the axes on which families differ, and its layers.
 
 use lockstep_models::{FileError, ModelFiles};
 use lockstep_proto::Tokens;
 use thiserror::Error;
 
-use super::families;
+use super::choices::{Choices, LayerChoices, LayerMlp};
+use super::{families, names};
 
 /// A decoder, before any weight is read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSpec {
+    pub(crate) family: &'static str,
     pub(crate) shape: Shape,
     pub(crate) choices: Choices,
+    /// As many as the shape has layers.
+    pub(crate) layers: Vec<LayerChoices>,
 }
 
 /// A model's sizes.
@@ -26,139 +30,27 @@ pub struct Shape {
     pub kv_heads: usize,
     /// Elements of a head; even.
     pub head_width: usize,
-    /// Width of the MLP.
+    /// Width of the MLP, in layers that have one for all tokens.
     pub intermediate: usize,
+    /// Those of the layers that have experts.
+    pub experts: Option<ExpertShape>,
     /// Entries of the vocabulary.
     pub vocabulary: usize,
     /// Positions a context may have.
     pub max_positions: usize,
     /// What norms add to the mean square.
     pub norm_epsilon: f64,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
 }
 
-/// A model's answers to what families do differently. Every family answers every question.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Choices {
-    /// How queries, keys and values are projected.
-    pub qkv: QkvProjection,
-    /// Whether query and key heads are normed.
-    pub qk_norm: QkNorm,
-    /// How rotary frequencies are stretched.
-    pub rope_scaling: RopeScaling,
-    /// What a position sees.
-    pub window: Window,
-    /// What scores are multiplied by.
-    pub score_scale: ScoreScale,
-    /// What is multiplied by in a norm.
-    pub norm_weight: NormWeight,
-    /// Where norms stand.
-    pub norm_placement: NormPlacement,
-    /// How the MLP's first two products are stored.
-    pub gate_up: GateUpProjection,
-    /// The MLP's activation.
-    pub activation: Activation,
-    /// What embeddings are multiplied by.
-    pub embedding_scale: EmbeddingScale,
-    /// Where the head's weights are.
-    pub head: Head,
-    /// What bounds scores and logits.
-    pub softcap: Softcap,
-}
-
-/// How queries, keys and values are projected.
+/// The sizes of a layer's experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QkvProjection {
-    /// Three tensors, no bias.
-    Separate,
-}
-
-/// Whether query and key heads are normed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QkNorm {
-    /// They are not.
-    Absent,
-}
-
-/// How rotary frequencies are stretched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RopeScaling {
-    /// They are not.
-    Absent,
-}
-
-/// What a position sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Window {
-    /// All positions up to itself.
-    Full,
-    /// In every layer, this many positions with itself the last.
-    EveryLayer(Tokens),
-}
-
-/// What scores are multiplied by.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum ScoreScale {
-    /// One over the root of the head's width.
-    HeadWidth,
-    /// This.
-    Scalar(f64),
-}
-
-/// What is multiplied by in a norm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NormWeight {
-    /// The weight.
-    Plain,
-    /// One plus the weight.
-    OnePlus,
-}
-
-/// Where norms stand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NormPlacement {
-    /// Before attention and before the MLP.
-    Pre,
-}
-
-/// How the MLP's first two products are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GateUpProjection {
-    /// Two tensors.
-    Separate,
-}
-
-/// The MLP's activation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `x / (1 + e^-x)`.
-    Silu,
-}
-
-/// What embeddings are multiplied by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EmbeddingScale {
-    /// Nothing.
-    One,
-    /// The root of the residual stream's width.
-    RootOfHidden,
-}
-
-/// Where the head's weights are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Head {
-    /// They are the embedding's.
-    Tied,
-    /// A tensor of its own.
-    Separate,
-}
-
-/// What bounds scores and logits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Softcap {
-    /// Nothing.
-    Absent,
+pub struct ExpertShape {
+    /// How many there are.
+    pub count: usize,
+    /// How many of them a token chooses.
+    pub chosen: usize,
+    /// Width of one.
+    pub intermediate: usize,
 }
 
 /// A config.json that cannot be served.
@@ -203,14 +95,44 @@ impl ModelSpec {
     /// # Errors
     /// When it cannot be read, its architecture is unknown, or it asks for what is not implemented.
     pub fn read(files: &ModelFiles) -> Result<Self, SpecError> {
-        let spec = families::read(files)?;
-        spec.shape.check()?;
-        Ok(spec)
+        families::read(files)
+    }
+
+    /// The architecture's name, as config.json gives it.
+    pub fn family(&self) -> &'static str {
+        self.family
+    }
+
+    /// Elements that are kept as f32 beside the packed matrices: norms, biases, and the angles of positions.
+    pub(crate) fn unpacked_elements(&self) -> usize {
+        let vectors = names::expected(self).into_values().filter(|shape| shape.len() == 1).flatten();
+        let local = self.choices.local_rope.as_ref().map_or(0, |rope| rope.width);
+        vectors.sum::<usize>() + self.shape.max_positions * (self.choices.rope.width + local)
+    }
+
+    /// Whether any layer has one MLP for all tokens.
+    pub(crate) fn has_dense_layers(&self) -> bool {
+        self.layers.iter().any(|layer| layer.mlp == LayerMlp::Dense)
     }
 
     /// The model's sizes.
     pub fn shape(&self) -> &Shape {
         &self.shape
+    }
+
+    /// The layers, first to last.
+    pub fn layers(&self) -> &[LayerChoices] {
+        &self.layers
+    }
+
+    /// Elements of all its tensors.
+    pub fn parameters(&self) -> u64 {
+        names::expected(self).values().map(|shape| shape.iter().product::<usize>() as u64).sum()
+    }
+
+    /// The most ranks it can be split over; every power of two below works too.
+    pub fn max_ranks(&self) -> usize {
+        self.virtual_shards()
     }
 
     /// Entries of the vocabulary.
@@ -225,15 +147,22 @@ impl ModelSpec {
 }
 
 impl Shape {
+    /// Layers beyond what any model has.
+    pub(super) const MAX_LAYERS: usize = 1 << 12;
+
     /// Numbers far beyond any model are refused, so that no product of sizes comes near overflow.
-    fn check(&self) -> Result<(), SpecError> {
+    pub(super) fn check(&self) -> Result<(), SpecError> {
+        let experts = self.experts.unwrap_or(ExpertShape { count: 1, chosen: 1, intermediate: 1 });
         let sizes = [
             ("hidden_size", self.hidden, 1 << 20),
-            ("num_hidden_layers", self.layers, 1 << 12),
+            ("num_hidden_layers", self.layers, Self::MAX_LAYERS),
             ("num_attention_heads", self.query_heads, 1 << 14),
             ("num_key_value_heads", self.kv_heads, 1 << 14),
             ("head_dim", self.head_width, 1 << 14),
             ("intermediate_size", self.intermediate, 1 << 20),
+            ("num_experts", experts.count, 1 << 14),
+            ("num_experts_per_tok", experts.chosen, experts.count),
+            ("moe_intermediate_size", experts.intermediate, 1 << 20),
             ("vocab_size", self.vocabulary, 1 << 26),
             ("max_position_embeddings", self.max_positions, 1 << 26),
         ];
@@ -243,15 +172,10 @@ impl Shape {
                 return Err(SpecError::Invalid { field, found: size.to_string(), expected });
             }
         }
-        let numbers = [
-            ("rope_theta", self.rope_theta, self.rope_theta > 0.0, "a number above 0 that f32 holds"),
-            ("rms_norm_eps", self.norm_epsilon, self.norm_epsilon >= 0.0, "a number from 0 that f32 holds"),
-        ];
-        for (field, number, holds, expected) in numbers {
-            if !holds || !(number as f32).is_finite() {
-                let found = number.to_string();
-                return Err(SpecError::Invalid { field, found, expected: expected.to_owned() });
-            }
+        let epsilon = self.norm_epsilon;
+        if epsilon < 0.0 || !(epsilon as f32).is_finite() {
+            let expected = "a number from 0 that f32 holds".to_owned();
+            return Err(SpecError::Invalid { field: "rms_norm_eps", found: epsilon.to_string(), expected });
         }
         if !self.query_heads.is_multiple_of(self.kv_heads) {
             return Err(SpecError::Invalid {

@@ -4,7 +4,6 @@ pub(crate) mod layout;
 
 use candle_core::{Device, Tensor};
 use half::bf16;
-use half::vec::HalfBitsVecExt;
 use lockstep_proto::{Blocks, Bytes};
 use thiserror::Error;
 
@@ -74,13 +73,11 @@ impl KvPool {
 fn zeroes(elements: usize, dtype: Dtype) -> candle_core::Result<Tensor> {
     match dtype {
         Dtype::Bfloat16 => {
-            let bits =
-                on_huge_pages(elements, |count| vec![0_u16; count]).map_err(candle_core::Error::wrap)?;
-            Tensor::from_vec(bits.reinterpret_into::<bf16>(), elements, &Device::Cpu)
+            let values = on_huge_pages::<bf16>(elements).map_err(candle_core::Error::wrap)?;
+            Tensor::from_vec(values, elements, &Device::Cpu)
         }
         Dtype::Float32 => {
-            let values =
-                on_huge_pages(elements, |count| vec![0_f32; count]).map_err(candle_core::Error::wrap)?;
+            let values = on_huge_pages::<f32>(elements).map_err(candle_core::Error::wrap)?;
             Tensor::from_vec(values, elements, &Device::Cpu)
         }
     }

@@ -21,6 +21,25 @@ pub(crate) struct AttentionShape {
     pub(crate) scale: f32,
     /// How many positions, its own included, a row sees; all where there is none.
     pub(crate) window: Option<usize>,
+    /// What scores stay below, of either sign: a score becomes `cap * tanh(score / cap)`.
+    pub(crate) softcap: Option<f32>,
+}
+
+impl AttentionShape {
+    /// Elements of a row of queries.
+    pub(crate) fn query_elements(self) -> usize {
+        self.query_heads * self.kv.head_width
+    }
+
+    /// Elements of a row of keys, or of values.
+    pub(crate) fn kv_elements(self) -> usize {
+        self.kv.kv_heads * self.kv.head_width
+    }
+
+    /// Elements of a row of queries, keys and values, in this order.
+    pub(crate) fn row_elements(self) -> usize {
+        self.query_elements() + 2 * self.kv_elements()
+    }
 }
 
 /// (rows, all heads, head width), keys, values → (rows, query heads * head width). The rows' own keys and
@@ -34,9 +53,8 @@ pub(crate) struct Attention<'a> {
 impl Attention<'_> {
     fn on_cpu<K: KvElement>(&self, qkv: &[f32], keys: &[K], values: &[K]) -> Vec<f32> {
         let shape = self.shape;
-        let width = shape.kv.head_width;
-        let rows = qkv.len() / ((shape.query_heads + 2 * shape.kv.kv_heads) * width);
-        let mut output = vec![0.0; rows * shape.query_heads * width];
+        let rows = qkv.len() / shape.row_elements();
+        let mut output = vec![0.0; rows * shape.query_elements()];
         attend(
             self.isa,
             AttentionInput { shape, sequences: self.sequences, qkv, keys, values },
@@ -66,7 +84,7 @@ impl CustomOp3 for Attention<'_> {
         } else {
             self.on_cpu::<f32>(qkv, contiguous(keys, keys_layout)?, contiguous(values, values_layout)?)
         };
-        let columns = self.shape.query_heads * self.shape.kv.head_width;
+        let columns = self.shape.query_elements();
         let rows = output.len() / columns;
         Ok((CpuStorage::F32(output), Shape::from((rows, columns))))
     }

@@ -1,18 +1,23 @@
 //! The operators of the forward pass. One file each, with what every device needs of it: the CPU path calls
 //! a kernel in [`cpu`].
 
-pub(crate) mod add_rms_norm;
+pub(crate) mod activation;
+pub(crate) mod add_bias;
+pub(crate) mod add_norm;
 pub(crate) mod all_reduce;
 pub(crate) mod attention;
 pub(crate) mod cpu;
+pub(crate) mod experts;
 pub(crate) mod gather_vocabulary;
+pub(crate) mod head_norm;
 pub(crate) mod linear;
+pub(crate) mod logit_transform;
+pub(crate) mod norm;
+pub(crate) mod projection_norm;
 #[cfg(test)]
 pub(crate) mod reference;
-pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub(crate) mod select_rows;
-pub(crate) mod silu_gate;
 pub(crate) mod write_kv;
 
 use candle_core::backend::BackendStorage;

@@ -1,5 +1,7 @@
 //! The operators as plainly as they can be written, in f64: what the kernels are tested against.
 
+use crate::ops::activation::Activation;
+
 /// Repeatable numbers for tests.
 pub(crate) struct Random(u64);
 
@@ -52,21 +54,41 @@ pub(crate) fn rms_norm(input: &[f32], weight: &[f32], epsilon: f64) -> Vec<f32> 
     input.chunks(weight.len()).flat_map(norm).collect()
 }
 
-/// (rows, 2 * width) → (rows, width).
-pub(crate) fn silu_gate(gate_up: &[f32], width: usize) -> Vec<f32> {
-    let silu = |x: f32| f64::from(x) / (1.0 + (-f64::from(x)).exp());
-    let gated = |row: &[f32]| {
-        let (gate, up) = row.split_at(width);
-        gate.iter().zip(up).map(|(gate, up)| (silu(*gate) * f64::from(*up)) as f32).collect::<Vec<_>>()
+/// (rows, width) → (rows, width).
+pub(crate) fn layer_norm(input: &[f32], weight: &[f32], epsilon: f64) -> Vec<f32> {
+    let norm = |row: &[f32]| {
+        let mean = row.iter().map(|x| f64::from(*x)).sum::<f64>() / row.len() as f64;
+        let variance = row.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / row.len() as f64;
+        let factor = 1.0 / (variance + epsilon).sqrt();
+        let normed = |(x, w): (&f32, &f32)| ((f64::from(*x) - mean) * factor * f64::from(*w)) as f32;
+        row.iter().zip(weight).map(normed).collect::<Vec<_>>()
     };
-    gate_up.chunks(2 * width).flat_map(gated).collect()
+    input.chunks(weight.len()).flat_map(norm).collect()
+}
+
+pub(crate) fn activation(activation: Activation, x: f32) -> f32 {
+    let x = f64::from(x);
+    let y = match activation {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::GeluTanh => {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+            0.5 * x * (1.0 + inner.tanh())
+        }
+    };
+    y as f32
 }
 
 /// One query (width) over keys and values (positions, width) → (width).
-pub(crate) fn attention(query: &[f32], keys: &[f32], values: &[f32], scale: f64) -> Vec<f32> {
+pub(crate) fn attention(
+    query: &[f32],
+    keys: &[f32],
+    values: &[f32],
+    (scale, softcap): (f32, Option<f32>),
+) -> Vec<f32> {
     let width = query.len();
     let dot = |key: &[f32]| query.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>();
-    let scores: Vec<f64> = keys.chunks(width).map(|key| dot(key) * scale).collect();
+    let capped = |score: f64| softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
+    let scores: Vec<f64> = keys.chunks(width).map(|key| capped(dot(key) * f64::from(scale))).collect();
     let maximum = scores.iter().copied().fold(f64::MIN, f64::max);
     let weights: Vec<f64> = scores.iter().map(|score| (score - maximum).exp()).collect();
     let total: f64 = weights.iter().sum();

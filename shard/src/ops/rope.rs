@@ -1,6 +1,6 @@
 //! Turns queries and keys by their positions, in place.
 
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, bail};
 
 use super::attention::AttentionShape;
 use super::cpu::isa::Isa;
@@ -8,12 +8,33 @@ use super::cpu::rope::rotate;
 use super::{contiguous, contiguous_mut};
 use crate::batch::BatchSequence;
 
-/// (rows, all heads, head width), table (positions, head width): rotates the query and key heads of each
-/// row by its position's angles, cosines in the first half of the table's row and sines in the second.
+/// (rows, all heads, head width), table (positions, rotary width): rotates the first elements, as many as
+/// the table is wide, of the query and key heads of each row by its position's angles, cosines in the first
+/// half of the table's row and sines in the second. The elements beyond stay.
 pub(crate) struct Rope<'a> {
     pub(crate) shape: AttentionShape,
     pub(crate) sequences: &'a [BatchSequence],
     pub(crate) isa: Isa,
+}
+
+impl Rope<'_> {
+    /// How many elements of each head turn.
+    fn rotary_width(&self, table: &Layout) -> Result<usize> {
+        let (positions, rotary) = table.shape().dims2()?;
+        let width = self.shape.kv.head_width;
+        if rotary > width || !rotary.is_multiple_of(2) {
+            bail!(
+                "rotate heads of {width} elements by {rotary} angles: an even number up to {width} works"
+            );
+        }
+        let end = |sequence: &BatchSequence| sequence.first_position.index().saturating_add(sequence.rows);
+        match self.sequences.iter().map(end).max() {
+            Some(end) if end > positions => {
+                bail!("rotate by the angles of {end} positions: the table has {positions}")
+            }
+            Some(_) | None => Ok(rotary),
+        }
+    }
 }
 
 impl InplaceOp2 for Rope<'_> {
@@ -28,18 +49,73 @@ impl InplaceOp2 for Rope<'_> {
         table: &CpuStorage,
         table_layout: &Layout,
     ) -> Result<()> {
+        let rotary = self.rotary_width(table_layout)?;
         let qkv = contiguous_mut::<f32>(qkv, qkv_layout)?;
         let table = contiguous::<f32>(table, table_layout)?;
-        let (heads, kv_heads) = (self.shape.query_heads, self.shape.kv.kv_heads);
-        let width = self.shape.kv.head_width;
+        let rotated_elements = self.shape.query_elements() + self.shape.kv_elements();
         for sequence in self.sequences {
             for row in 0..sequence.rows {
                 let position = sequence.first_position.index() + row;
-                let start = (sequence.first_row + row) * (heads + 2 * kv_heads) * width;
-                let rotated = &mut qkv[start..][..(heads + kv_heads) * width];
-                rotate(self.isa, rotated, &table[position * width..][..width]);
+                let start = (sequence.first_row + row) * self.shape.row_elements();
+                let heads = &mut qkv[start..][..rotated_elements];
+                rotate(self.isa, heads, self.shape.kv.head_width, &table[position * rotary..][..rotary]);
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+    use lockstep_proto::Position;
+
+    use super::*;
+    use crate::kv::layout::KvLayout;
+    use crate::ops::reference::Random;
+
+    const SHAPE: AttentionShape = AttentionShape {
+        query_heads: 2,
+        kv: KvLayout { kv_heads: 1, head_width: 6 },
+        scale: 1.0,
+        window: None,
+        softcap: None,
+    };
+
+    /// Rotates two rows from `first_position` by a table of four positions, and returns them before and after.
+    fn rotated(rotary: usize, first_position: u32) -> Result<(Vec<f32>, Vec<f32>)> {
+        let mut random = Random::new(19);
+        let before = random.values(2 * SHAPE.row_elements());
+        let qkv = Tensor::from_vec(before.clone(), (2, SHAPE.row_elements()), &Device::Cpu)?;
+        let table = Tensor::from_vec(random.values(4 * rotary), (4, rotary), &Device::Cpu)?;
+        let sequences = [BatchSequence {
+            first_row: 0,
+            rows: 2,
+            first_position: Position(first_position),
+            blocks: vec![],
+        }];
+        qkv.inplace_op2(
+            &table,
+            &Rope { shape: SHAPE, sequences: &sequences, isa: Isa::of_this_machine() },
+        )?;
+        Ok((before, qkv.flatten_all()?.to_vec1()?))
+    }
+
+    #[test]
+    fn queries_and_keys_turn_and_values_and_the_rest_of_heads_stay() {
+        let (before, after) = rotated(4, 2).unwrap();
+        for (at, (before, after)) in before.iter().zip(&after).enumerate() {
+            let (head, element) = (at / 6 % 4, at % 6);
+            assert_eq!(before != after, head < 3 && element < 4, "head {head} element {element}");
+        }
+    }
+
+    #[test]
+    fn a_table_that_does_not_fit_is_refused() {
+        assert!(rotated(6, 2).is_ok());
+        let message = |outcome: Result<(Vec<f32>, Vec<f32>)>| outcome.unwrap_err().to_string();
+        assert!(message(rotated(8, 0)).contains("an even number up to 6 works"));
+        assert!(message(rotated(3, 0)).contains("an even number up to 6 works"));
+        assert!(message(rotated(4, 3)).contains("the angles of 5 positions: the table has 4"));
     }
 }

@@ -1,125 +1,87 @@
-//! The families of models: which there are, and what their config.json files share.
+//! The families of models: which there are, and what each does differently.
+//!
+//! A family begins with the plain model its config.json's sizes describe ([`config::Config::plain`]) and
+//! changes what it does differently. What config.json asks for and no family heeded is an error.
 
+mod config;
+mod gemma;
+mod granite;
 mod llama;
+mod mixtral;
+mod olmo2;
+mod phi3;
+mod qwen;
+mod rope_config;
+mod smollm3;
+mod starcoder2;
 
-use std::collections::BTreeMap;
+use std::fmt::Display;
 
+use config::Config;
 use lockstep_models::ModelFiles;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
-use super::spec::{Choices, ModelSpec, RopeScaling, Shape, SpecError};
+use super::spec::{ModelSpec, SpecError};
 
 /// The file every family reads.
 const CONFIG: &str = "config.json";
 
-type Reader = fn(&ModelFiles) -> Result<ModelSpec, SpecError>;
+type Reader = fn(&Config, &'static str) -> Result<ModelSpec, SpecError>;
 
 /// Architectures by the names config.json gives them, each with its reader.
-const FAMILIES: &[(&str, Reader)] =
-    &[("LlamaForCausalLM", |files| family(files, llama::shape, llama::choices))];
-
-#[derive(Deserialize)]
-struct Named {
-    #[serde(default)]
-    architectures: Vec<String>,
-}
+const FAMILIES: &[(&str, Reader)] = &[
+    ("LlamaForCausalLM", llama::spec),
+    ("MistralForCausalLM", llama::mistral_spec),
+    ("Qwen2ForCausalLM", qwen::qwen2_spec),
+    ("Qwen3ForCausalLM", qwen::qwen3_spec),
+    ("Qwen3MoeForCausalLM", qwen::qwen3_moe_spec),
+    ("MixtralForCausalLM", mixtral::spec),
+    ("GemmaForCausalLM", gemma::gemma1_spec),
+    ("Gemma2ForCausalLM", gemma::gemma2_spec),
+    ("Gemma3ForCausalLM", gemma::gemma3_spec),
+    ("Phi3ForCausalLM", phi3::spec),
+    ("GraniteForCausalLM", granite::spec),
+    ("Olmo2ForCausalLM", olmo2::spec),
+    ("Starcoder2ForCausalLM", starcoder2::spec),
+    ("SmolLM3ForCausalLM", smollm3::spec),
+];
 
 /// Reads config.json with the family it names.
 pub(super) fn read(files: &ModelFiles) -> Result<ModelSpec, SpecError> {
-    let named: Named = files.require_json(CONFIG)?;
-    let known = FAMILIES.iter().find(|(name, _)| named.architectures.iter().any(|found| found == name));
-    match known {
-        Some((_, read)) => read(files),
-        None => Err(SpecError::Architecture {
-            found: match named.architectures.as_slice() {
+    let named = Config::architectures(files)?;
+    let known = FAMILIES.iter().find(|(name, _)| named.iter().any(|found| found == name));
+    let Some((family, reader)) = known else {
+        return Err(SpecError::Architecture {
+            found: match named.as_slice() {
                 [] => "(none named in config.json)".to_owned(),
                 names => names.join(", "),
             },
             known: FAMILIES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "),
-        }),
-    }
+        });
+    };
+    let config = Config::read(files)?;
+    let spec = reader(&config, family)?;
+    spec.shape.check()?;
+    config.check_heeded(&spec)?;
+    Ok(spec)
 }
 
-fn family<C: DeserializeOwned>(
-    files: &ModelFiles,
-    shape: fn(&C) -> Result<Shape, SpecError>,
-    choices: fn(&C) -> Result<Choices, SpecError>,
-) -> Result<ModelSpec, SpecError> {
-    let config: C = files.require_json(CONFIG)?;
-    Ok(ModelSpec { shape: shape(&config)?, choices: choices(&config)? })
+fn unsupported(field: &'static str, found: impl Display, supported: &'static str) -> SpecError {
+    SpecError::Unsupported { field, found: found.to_string(), supported }
 }
 
-/// Rotary settings, in the words of older and of newer config.json files.
-#[derive(Deserialize)]
-struct RopeConfig {
-    rope_theta: Option<f64>,
-    partial_rotary_factor: Option<f64>,
-    rope_scaling: Option<RopeParameters>,
-    rope_parameters: Option<RopeParameters>,
+fn invalid(field: &'static str, found: impl Display, expected: impl Display) -> SpecError {
+    SpecError::Invalid { field, found: found.to_string(), expected: expected.to_string() }
 }
 
-#[derive(Deserialize)]
-struct RopeParameters {
-    rope_theta: Option<f64>,
-    partial_rotary_factor: Option<f64>,
-    rope_type: Option<String>,
-    #[serde(rename = "type")]
-    old_rope_type: Option<String>,
-    /// Whatever else is said: numbers of a scaling.
-    #[serde(flatten)]
-    others: BTreeMap<String, serde_json::Value>,
-}
-
-impl RopeConfig {
-    /// The base where no config names one.
-    const DEFAULT_THETA: f64 = 10_000.0;
-
-    fn theta(&self) -> f64 {
-        let newer = self.rope_parameters.as_ref().and_then(|parameters| parameters.rope_theta);
-        newer.or(self.rope_theta).unwrap_or(Self::DEFAULT_THETA)
-    }
-
-    fn scaling(&self) -> Result<RopeScaling, SpecError> {
-        check_partial_rotary(self.partial_rotary_factor)?;
-        let named = [("rope_scaling", &self.rope_scaling), ("rope_parameters", &self.rope_parameters)];
-        for (field, parameters) in named {
-            let Some(parameters) = parameters else { continue };
-            check_partial_rotary(parameters.partial_rotary_factor)?;
-            let found = match parameters.rope_type.as_ref().or(parameters.old_rope_type.as_ref()) {
-                Some(kind) if kind == "default" => continue,
-                Some(kind) => format!("{{rope_type: {kind}}}"),
-                None if parameters.others.is_empty() => continue,
-                None => {
-                    let keys: Vec<&str> = parameters.others.keys().map(String::as_str).collect();
-                    format!("{{{}, no rope_type}}", keys.join(", "))
-                }
-            };
-            return Err(SpecError::Unsupported { field, found, supported: "null or rope_type default" });
-        }
-        Ok(RopeScaling::Absent)
-    }
-}
-
-/// An error where only a part of each head would be turned.
-fn check_partial_rotary(factor: Option<f64>) -> Result<(), SpecError> {
-    match factor {
-        Some(factor) if factor != 1.0 => Err(SpecError::Unsupported {
-            field: "partial_rotary_factor",
-            found: factor.to_string(),
-            supported: "1",
-        }),
-        Some(_) | None => Ok(()),
-    }
-}
-
-/// An error where a field that must be off is on.
-fn must_be_off(field: &'static str, value: Option<bool>) -> Result<(), SpecError> {
+fn above_zero(field: &'static str, value: Option<f64>) -> Result<f64, SpecError> {
     match value {
-        Some(true) => Err(SpecError::Unsupported { field, found: "true".to_owned(), supported: "false" }),
-        Some(false) | None => Ok(()),
+        Some(value) if value > 0.0 => Ok(value),
+        Some(value) => Err(invalid(field, value, "a number above 0")),
+        None => Err(invalid(field, "null", "a number above 0")),
     }
 }
 
+#[cfg(test)]
+pub(super) mod testing;
 #[cfg(test)]
 mod tests;

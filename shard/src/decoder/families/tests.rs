@@ -29,41 +29,100 @@ fn older_and_newer_words_say_the_same() {
         object.insert("dtype".into(), json!("bfloat16"));
     });
     assert_eq!(newer.unwrap(), older);
-    assert_eq!(older.shape.rope_theta, 5e5);
+    assert_eq!(older.choices.rope.theta, 5e5);
 }
 
 #[test]
 fn an_unknown_architecture_names_the_known_ones() {
     check_refused(
         |config| config["architectures"] = json!(["MambaForCausalLM"]),
-        "serve architecture MambaForCausalLM: known are LlamaForCausalLM",
+        "serve architecture MambaForCausalLM: known are LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, \
+         Qwen3ForCausalLM, Qwen3MoeForCausalLM, MixtralForCausalLM, GemmaForCausalLM, Gemma2ForCausalLM, \
+         Gemma3ForCausalLM, Phi3ForCausalLM, GraniteForCausalLM, Olmo2ForCausalLM, Starcoder2ForCausalLM, \
+         SmolLM3ForCausalLM",
     );
 }
 
 #[test]
 fn what_is_not_implemented_names_its_field() {
     check_refused(
-        |config| config["rope_scaling"] = json!({"rope_type": "llama3", "factor": 8.0}),
-        "serve a model with rope_scaling = {rope_type: llama3} in config.json: supported is null or rope_type default",
+        |config| config["rope_scaling"] = json!({"rope_type": "mrope", "factor": 8.0}),
+        "serve a model with rope_type = mrope in config.json: \
+         supported is default, linear, dynamic, yarn, llama3 or longrope",
     );
     check_refused(
         |config| config["rope_scaling"] = json!({"factor": 8.0, "low_freq_factor": 1.0}),
-        "serve a model with rope_scaling = {factor, low_freq_factor, no rope_type} in config.json: supported is null or rope_type default",
-    );
-    let partial = "serve a model with partial_rotary_factor = 0.5 in config.json: supported is 1";
-    check_refused(|config| config["partial_rotary_factor"] = json!(0.5), partial);
-    check_refused(
-        |config| config["rope_parameters"] = json!({"rope_type": "default", "partial_rotary_factor": 0.5}),
-        partial,
-    );
-    check_refused(
-        |config| config["attention_bias"] = json!(true),
-        "serve a model with attention_bias = true in config.json: supported is false",
+        "serve a model with rope_scaling = {low_freq_factor, factor, no rope_type} in config.json: \
+         supported is default, linear, dynamic, yarn, llama3 or longrope",
     );
     check_refused(
         |config| config["hidden_act"] = json!("gelu"),
-        "serve a model with hidden_act = gelu in config.json: supported is silu",
+        "serve a model with hidden_act = gelu in config.json: supported is silu or gelu_pytorch_tanh",
     );
+}
+
+#[test]
+fn what_the_family_does_not_heed_names_its_field() {
+    fn mistral(field: &str, value: &Value) -> String {
+        let changed = read_with(|config| {
+            config["architectures"] = json!(["MistralForCausalLM"]);
+            config["sliding_window"] = json!(64);
+            config[field] = value.clone();
+        });
+        changed.map_or_else(|error| error.to_string(), |_| "served".to_owned())
+    }
+    let refused = |field, found, supported| {
+        format!("serve a model with {field} = {found} in config.json: supported is {supported}")
+    };
+    assert_eq!(mistral("attention_bias", &json!(true)), refused("attention_bias", "true", "false"));
+    assert_eq!(mistral("mlp_bias", &json!(true)), refused("mlp_bias", "true", "false"));
+    let cap = "attn_logit_softcapping";
+    assert_eq!(mistral(cap, &json!(50.0)), refused(cap, "50", "null"));
+    let cap = "final_logit_softcapping";
+    assert_eq!(mistral(cap, &json!(30.0)), refused(cap, "30", "null"));
+    let kinds = "sliding_attention or full_attention";
+    assert_eq!(
+        mistral("layer_types", &json!(["chunked_attention"])),
+        refused("layer_types", "chunked_attention", kinds)
+    );
+    assert_eq!(mistral("attention_bias", &json!(false)), "served");
+    check_refused(
+        |config| {
+            config["sliding_window"] = json!(64);
+            config["use_sliding_window"] = json!(true);
+        },
+        &refused("sliding_window", "64", "null"),
+    );
+}
+
+#[test]
+fn windows_are_in_the_layers_that_slide() {
+    let windows = |change: fn(&mut Value)| {
+        let spec = read_with(|config| {
+            config["num_hidden_layers"] = json!(4);
+            config["sliding_window"] = json!(64);
+            change(config);
+        });
+        spec.unwrap().layers.iter().map(|layer| u8::from(layer.window.is_some())).collect::<Vec<_>>()
+    };
+    assert_eq!(windows(|config| config["architectures"] = json!(["MistralForCausalLM"])), [1, 1, 1, 1]);
+    assert_eq!(windows(|config| config["architectures"] = json!(["Gemma2ForCausalLM"])), [1, 0, 1, 0]);
+    let qwen = |config: &mut Value| {
+        config["architectures"] = json!(["Qwen2ForCausalLM"]);
+        config["max_window_layers"] = json!(3);
+    };
+    assert_eq!(windows(qwen), [0, 0, 0, 0]);
+    let slides = |config: &mut Value| {
+        config["architectures"] = json!(["Qwen2ForCausalLM"]);
+        config["max_window_layers"] = json!(3);
+        config["use_sliding_window"] = json!(true);
+    };
+    assert_eq!(windows(slides), [0, 0, 0, 1]);
+    let gemma = |config: &mut Value| {
+        config["architectures"] = json!(["Gemma3ForCausalLM"]);
+        config["sliding_window_pattern"] = json!(3);
+    };
+    assert_eq!(windows(gemma), [1, 1, 0, 1]);
 }
 
 #[test]
@@ -91,8 +150,43 @@ fn numbers_that_give_no_rotation_or_norm_name_their_field() {
     );
     let allowed = read_with(|config| {
         config["rms_norm_eps"] = json!(0.0);
-        config["partial_rotary_factor"] = json!(1.0);
+        config["partial_rotary_factor"] = json!(0.5);
         config["rope_scaling"] = json!({});
     });
     assert_eq!(allowed.unwrap().shape.norm_epsilon, 0.0);
+}
+
+#[test]
+fn numbers_of_a_rotation_are_checked() {
+    let refused = |field, found, expected| {
+        format!("serve a model with {field} = {found} in config.json: expected {expected}")
+    };
+    check_refused(
+        |config| config["partial_rotary_factor"] = json!(0.35),
+        &refused("partial_rotary_factor", "0.35", "a part of 20 that is an even number of elements"),
+    );
+    check_refused(
+        |config| config["rope_scaling"] = json!({"rope_type": "linear", "factor": 0.0}),
+        &refused("factor", "0", "a number above 0"),
+    );
+    check_refused(
+        |config| config["rope_scaling"] = json!({"rope_type": "llama3", "factor": 8.0}),
+        &refused("low_freq_factor", "null", "a number above 0"),
+    );
+    check_refused(
+        |config| config["rope_scaling"] = json!({"type": "longrope", "short_factor": [1.0, 2.0]}),
+        &refused("short_factor", "[1.0,2.0]", "10 numbers above 0"),
+    );
+}
+
+#[test]
+fn a_stretched_context_has_more_positions() {
+    let positions = |scaling: Value| {
+        read_with(|config| config["rope_scaling"] = scaling).unwrap().shape.max_positions
+    };
+    assert_eq!(positions(json!({"type": "linear", "factor": 4.0})), 2048);
+    assert_eq!(positions(json!({"type": "dynamic", "factor": 2.0})), 1024);
+    assert_eq!(positions(json!({"type": "yarn", "factor": 4.0})), 2048);
+    let named = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128});
+    assert_eq!(positions(named), 512);
 }

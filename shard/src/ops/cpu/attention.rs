@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::isa::{Isa, Kernel};
 use super::kv_element::KvElement;
 use super::parallel::{SharedSlice, for_each_range};
-use super::simd::{LANES, Simd, exp};
+use super::simd::{LANES, Simd, exp, tanh};
 use crate::batch::BatchSequence;
 use crate::kv::layout::KvLayout;
 use crate::ops::attention::AttentionShape;
@@ -91,7 +91,7 @@ impl<K: KvElement> Kernel for Units<'_, K> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let mut state = State::new(simd, self.input.shape.kv.head_width);
+        let mut state = State::new(simd, self.input.shape);
         for unit in self.units {
             let walk = Walk { input: self.input, unit: *unit };
             walk.read_queries(&mut state);
@@ -111,16 +111,18 @@ struct State<S: Simd> {
     weights: [S::Lanes; QUERIES],
     /// (queries, head width): the weighted values' sums so far.
     sums: [Vec<f32>; QUERIES],
+    softcap: Option<f32>,
 }
 
 impl<S: Simd> State<S> {
     #[inline(always)]
-    fn new(simd: S, head_width: usize) -> Self {
+    fn new(simd: S, shape: AttentionShape) -> Self {
         Self {
-            queries: vec![[0.0; QUERIES]; head_width],
+            queries: vec![[0.0; QUERIES]; shape.kv.head_width],
             maxima: [f32::MIN; QUERIES],
             weights: [simd.splat(0.0); QUERIES],
-            sums: std::array::from_fn(|_| vec![0.0; head_width]),
+            sums: std::array::from_fn(|_| vec![0.0; shape.kv.head_width]),
+            softcap: shape.softcap,
         }
     }
 }
@@ -244,6 +246,12 @@ fn visit<S: Simd, K: KvElement, const Q: usize>(
     first: usize,
 ) -> usize {
     let mut scores = scores::<S, K, Q>(simd, &state.queries, tile.keys, first);
+    if let Some(cap) = state.softcap {
+        let cap = simd.splat(cap);
+        for score in &mut scores {
+            *score = simd.mul(cap, tanh(simd, simd.div(*score, cap)));
+        }
+    }
     let whole = tile.seen == (0, LANES);
     let mut scales = [0.0; LANES];
     for query in 0..Q {

@@ -3,13 +3,15 @@
 use super::isa::{Isa, Kernel};
 use super::simd::Simd;
 
-/// Rotates `heads` (heads, width) by `angles` (width): cosines of one half, then sines.
-pub(crate) fn rotate(isa: Isa, heads: &mut [f32], angles: &[f32]) {
-    isa.run(Rotate { heads, angles });
+/// Rotates the first elements of each of `heads` (heads, head width) by `angles`, as many as those are: the
+/// cosines of one half, then its sines.
+pub(crate) fn rotate(isa: Isa, heads: &mut [f32], head_width: usize, angles: &[f32]) {
+    isa.run(Rotate { heads, head_width, angles });
 }
 
 struct Rotate<'a> {
     heads: &'a mut [f32],
+    head_width: usize,
     angles: &'a [f32],
 }
 
@@ -18,10 +20,10 @@ impl Kernel for Rotate<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _simd: S) {
-        let width = self.angles.len();
-        let (cosines, sines) = self.angles.split_at(width / 2);
-        for head in self.heads.chunks_exact_mut(width) {
-            let (left, right) = head.split_at_mut(width / 2);
+        let rotary = self.angles.len();
+        let (cosines, sines) = self.angles.split_at(rotary / 2);
+        for head in self.heads.chunks_exact_mut(self.head_width) {
+            let (left, right) = head[..rotary].split_at_mut(rotary / 2);
             let angles = cosines.iter().zip(sines);
             for ((left, right), (cosine, sine)) in left.iter_mut().zip(right).zip(angles) {
                 (*left, *right) = (*left * cosine - *right * sine, *right * cosine + *left * sine);
@@ -55,8 +57,26 @@ mod tests {
             .collect();
         for isa in Isa::all_of_this_machine() {
             let mut heads = before.clone();
-            rotate(isa, &mut heads, &table);
+            rotate(isa, &mut heads, 6, &table);
             assert_close(&heads, &expected, 1e-5, &isa.to_string());
+        }
+    }
+
+    #[test]
+    fn elements_beyond_the_angles_stay() {
+        let mut random = Random::new(18);
+        for (width, rotary) in [(6, 0), (7, 2), (20, 8), (80, 32), (33, 32)] {
+            let (before, table) = (random.values(3 * width), random.values(rotary));
+            for isa in Isa::all_of_this_machine() {
+                let mut heads = before.clone();
+                rotate(isa, &mut heads, width, &table);
+                for (found, before) in heads.chunks(width).zip(before.chunks(width)) {
+                    let mut alone = before[..rotary].to_vec();
+                    rotate(isa, &mut alone, rotary.max(1), &table);
+                    assert_eq!(found[..rotary], alone, "{isa} {rotary} of {width}");
+                    assert_eq!(found[rotary..], before[rotary..], "{isa} {rotary} of {width}");
+                }
+            }
         }
     }
 }

@@ -116,9 +116,43 @@ fn fold(mut array: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
 }
 
 /// `e^x` in every lane to within two units in the last place; below -87 it is `e^-87`, above 88 it is
-/// `e^88`, and of what is not a number it is none. The one exponential of every kernel, so that prefill and decode agree to the bit.
+/// `e^88`, and of what is not a number it is none. The one exponential of every kernel, so that prefill and
+/// decode agree to the bit.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(simd: S, x: S::Lanes) -> S::Lanes {
+    // In this order what is not a number stays so: a broken model must not look well.
+    let x = simd.min(simd.splat(88.0), simd.max(simd.splat(-87.0), x));
+    let Reduced { rest, series, power } = reduce(simd, x);
+    let one_plus = simd.add(rest, simd.splat(1.0));
+    simd.mul(simd.mul_add(series, simd.mul(rest, rest), one_plus), power)
+}
+
+/// The hyperbolic tangent in every lane to within four units in the last place; one, with its sign, where it
+/// rounds to one, and none of what is not a number.
+#[inline(always)]
+pub(crate) fn tanh<S: Simd>(simd: S, x: S::Lanes) -> S::Lanes {
+    /// From here on the result rounds to one.
+    const LIMIT: f32 = 10.0;
+
+    // In this order what is not a number stays so.
+    let x = simd.min(simd.splat(LIMIT), simd.max(simd.splat(-LIMIT), x));
+    let Reduced { rest, series, power } = reduce(simd, simd.add(x, x));
+    // e^2x - 1, without the cancellation near zero: 2^n (e^rest - 1) + (2^n - 1).
+    let rest_minus_one = simd.mul_add(series, simd.mul(rest, rest), rest);
+    let minus_one = simd.mul_add(power, rest_minus_one, simd.sub(power, simd.splat(1.0)));
+    simd.div(minus_one, simd.add(minus_one, simd.splat(2.0)))
+}
+
+/// An exponential in parts: `e^x` is `power` times `e^rest`, which is `1 + rest + series * rest^2`.
+struct Reduced<S: Simd> {
+    rest: S::Lanes,
+    series: S::Lanes,
+    power: S::Lanes,
+}
+
+/// For lanes from -87 to 88, or not a number.
+#[inline(always)]
+fn reduce<S: Simd>(simd: S, x: S::Lanes) -> Reduced<S> {
     /// Adding it rounds to an integer held in the low bits of the mantissa.
     const ROUND: f32 = 12_582_912.0;
     /// ln 2 in two parts: the first has so few bits that its product with an integer is exact.
@@ -128,8 +162,6 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::Lanes) -> S::Lanes {
     const COEFFICIENTS: [f32; 6] =
         [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
 
-    // In this order what is not a number stays so: a broken model must not look well.
-    let x = simd.min(simd.splat(88.0), simd.max(simd.splat(-87.0), x));
     let round = simd.splat(ROUND);
     let biased = simd.mul_add(x, simd.splat(std::f32::consts::LOG2_E), round);
     let n = simd.sub(biased, round);
@@ -139,9 +171,7 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::Lanes) -> S::Lanes {
     for coefficient in &COEFFICIENTS[1..] {
         series = simd.mul_add(series, rest, simd.splat(*coefficient));
     }
-    let one_plus = simd.add(rest, simd.splat(1.0));
-    let value = simd.mul_add(series, simd.mul(rest, rest), one_plus);
-    simd.mul(value, simd.power_of_two(biased))
+    Reduced { rest, series, power: simd.power_of_two(biased) }
 }
 
 /// The nearest bf16, ties to even. Not-a-numbers stay so.
@@ -169,6 +199,17 @@ mod tests {
         }
     }
 
+    struct Tanh([f32; LANES]);
+
+    impl Kernel for Tanh {
+        type Output = [f32; LANES];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> [f32; LANES] {
+            simd.to_array(tanh(simd, simd.load(&self.0)))
+        }
+    }
+
     fn check(isa: Isa, input: [f32; LANES]) {
         for (lane, (found, x)) in isa.run(Exp(input)).into_iter().zip(input).enumerate() {
             let exact = f64::from(x.clamp(-87.0, 88.0)).exp();
@@ -187,6 +228,39 @@ mod tests {
             for isa in Isa::all_of_this_machine() {
                 check(isa, input);
             }
+        }
+    }
+
+    /// How far `found` is from the hyperbolic tangent of `x`, in units of the last place of the right one.
+    fn tanh_error(found: f32, x: f32) -> f64 {
+        let exact = f64::from(x).tanh();
+        let right = exact as f32;
+        let unit = f64::from(right.abs().next_up()) - f64::from(right.abs());
+        (f64::from(found) - exact).abs() / unit
+    }
+
+    #[test]
+    fn the_hyperbolic_tangent_is_right_to_four_units_of_every_size_and_sign() {
+        let sizes = (0..40_000).map(|step| 1e-38_f32 * 1.005_f32.powi(step)).take_while(|x| x.is_finite());
+        let steps = (0..20_000).map(|step| step as f32 * 6e-4);
+        let inputs: Vec<f32> = sizes.chain(steps).flat_map(|x| [x, -x]).collect();
+        for isa in Isa::all_of_this_machine() {
+            for input in inputs.as_chunks::<LANES>().0 {
+                for (found, x) in isa.run(Tanh(*input)).into_iter().zip(input) {
+                    assert!(tanh_error(found, *x) <= 4.0 && found.abs() <= 1.0, "{isa}: {found} of {x}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_hyperbolic_tangent_of_no_number_is_none_and_of_the_infinite_is_one() {
+        let mut input = [0.0; LANES];
+        input[..6].copy_from_slice(&[f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30, -1e30]);
+        for isa in Isa::all_of_this_machine() {
+            let found = isa.run(Tanh(input));
+            assert!(found[0].is_nan() && found[1].is_nan(), "{isa}: {found:?}");
+            assert_eq!(found[2..7], [1.0, -1.0, 1.0, -1.0, 0.0], "{isa}");
         }
     }
 }

@@ -93,7 +93,7 @@ impl<K: KvElement> Context<K> {
                 let kv_head = head / (heads / self.shape.kv.kv_heads);
                 let (keys, values) = self.plain_kv(kv_head, first..position + 1);
                 let query = &self.qkv[position * row_width + head * width..][..width];
-                output.extend(plain(query, &keys, &values, f64::from(self.shape.scale)));
+                output.extend(plain(query, &keys, &values, (self.shape.scale, self.shape.softcap)));
             }
         }
         output
@@ -102,18 +102,20 @@ impl<K: KvElement> Context<K> {
 
 fn shapes() -> Vec<AttentionShape> {
     [
-        (1, 1, 8, None),
-        (8, 4, 32, None),
-        (6, 2, 20, None),
-        (9, 1, 16, None),
-        (4, 2, 32, Some(21)),
-        (2, 1, 48, None),
+        (1, 1, 8, None, None),
+        (8, 4, 32, None, None),
+        (6, 2, 20, None, Some(0.7)),
+        (9, 1, 16, None, None),
+        (4, 2, 32, Some(21), None),
+        (4, 2, 32, Some(21), Some(50.0)),
+        (2, 1, 48, None, None),
     ]
-    .map(|(query_heads, kv_heads, head_width, window)| AttentionShape {
+    .map(|(query_heads, kv_heads, head_width, window, softcap)| AttentionShape {
         query_heads,
         kv: KvLayout { kv_heads, head_width },
         scale: 1.7,
         window,
+        softcap,
     })
     .to_vec()
 }

@@ -1,0 +1,135 @@
+//! A layer's MLP: one for all tokens, or experts of which each token chooses some.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::layer::Projection;
+use super::stream::{ForwardResult, Pass};
+use crate::ops::activation::{Activation, GatedActivation, PlainActivation};
+use crate::ops::experts::{AddRows, Routing, route};
+use crate::ops::linear::Linear;
+use crate::ops::select_rows::SelectRows;
+
+/// One rank's part of a layer's MLP.
+pub(super) enum Mlp {
+    Dense(DenseMlp),
+    Experts(Experts),
+}
+
+/// One rank's columns of an MLP.
+pub(super) struct DenseMlp {
+    /// (rows, hidden) → (rows, gate and up), or (rows, up)
+    pub(super) inner: Projection,
+    pub(super) activation: MlpActivation,
+    /// (rows, MLP) → (rows, hidden), to be summed over ranks
+    pub(super) down: Projection,
+}
+
+/// What stands between an MLP's products.
+#[derive(Clone, Copy)]
+pub(super) enum MlpActivation {
+    Gated(Activation),
+    Plain(Activation),
+}
+
+/// A layer's experts, of which this rank has some whole.
+///
+/// The experts are cut into as many groups as there are virtual shards. A group's sum is taken in the order
+/// of its experts, the groups' sums in the binary tree of every other row-parallel sum, so that the number of
+/// ranks shows in none.
+pub(super) struct Experts {
+    /// (rows, hidden) → (rows, experts), the same on every rank
+    pub(super) router: Linear,
+    pub(super) routing: Routing,
+    /// The first of this rank's experts, counted over the model's.
+    pub(super) first: usize,
+    /// This rank's, group after group, all of one length.
+    pub(super) groups: Vec<Vec<Expert>>,
+    pub(super) activation: Activation,
+}
+
+/// One expert.
+pub(super) struct Expert {
+    /// (rows, hidden) → (rows, gate and up)
+    pub(super) gate_up: Linear,
+    /// (rows, width) → (rows, hidden)
+    pub(super) down: Linear,
+}
+
+impl Mlp {
+    /// (rows, hidden) → (rows, hidden), summed over the ranks.
+    pub(super) fn forward(&self, pass: &Pass<'_>, input: &Tensor) -> ForwardResult<Tensor> {
+        match self {
+            Self::Dense(dense) => dense.forward(pass, input),
+            Self::Experts(experts) => experts.forward(pass, input),
+        }
+    }
+}
+
+impl DenseMlp {
+    fn forward(&self, pass: &Pass<'_>, input: &Tensor) -> ForwardResult<Tensor> {
+        let inner = self.inner.apply(input)?;
+        let activated = match self.activation {
+            MlpActivation::Gated(activation) => {
+                inner.apply_op1_no_bwd(&GatedActivation { activation, isa: pass.isa })?
+            }
+            MlpActivation::Plain(activation) => {
+                inner.inplace_op1(&PlainActivation { activation, isa: pass.isa })?;
+                inner
+            }
+        };
+        self.down.apply_and_sum(pass, &activated)
+    }
+}
+
+impl Experts {
+    fn forward(&self, pass: &Pass<'_>, input: &Tensor) -> ForwardResult<Tensor> {
+        let scores = input.apply_op1_no_bwd(&self.router)?.flatten_all()?.to_vec1::<f32>()?;
+        let chosen = route(self.routing, &scores);
+        let mut wanted = chosen.iter().skip(self.first);
+        let mut sums = Vec::with_capacity(self.groups.len());
+        for group in &self.groups {
+            let sum = Tensor::zeros(input.shape(), DType::F32, &Device::Cpu)?;
+            for (expert, rows) in group.iter().zip(wanted.by_ref()) {
+                self.add(pass, expert, (input, rows), &sum)?;
+            }
+            sums.push(sum);
+        }
+        let sum = tree(sums)?;
+        pass.all_reduce(&sum)?;
+        Ok(sum)
+    }
+
+    /// Adds to `sum` what an expert makes of the rows that chose it.
+    fn add(
+        &self,
+        pass: &Pass<'_>,
+        expert: &Expert,
+        (input, rows): (&Tensor, &[(usize, f32)]),
+        sum: &Tensor,
+    ) -> ForwardResult<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let indices: Vec<usize> = rows.iter().map(|(row, _)| *row).collect();
+        let selected = input.apply_op1_no_bwd(&SelectRows { rows: &indices })?;
+        let gate_up = selected.apply_op1_no_bwd(&expert.gate_up)?;
+        let activation = GatedActivation { activation: self.activation, isa: pass.isa };
+        let output = gate_up.apply_op1_no_bwd(&activation)?.apply_op1_no_bwd(&expert.down)?;
+        sum.inplace_op2(&output, &AddRows { rows })?;
+        Ok(())
+    }
+}
+
+/// The sum of a power of two of tensors, in one balanced binary tree.
+fn tree(mut sums: Vec<Tensor>) -> candle_core::Result<Tensor> {
+    while sums.len() > 1 {
+        sums = sums
+            .chunks(2)
+            .map(|pair| match pair {
+                [left, right] => left + right,
+                others => Ok(others[0].clone()),
+            })
+            .collect::<Result<_, _>>()?;
+    }
+    sums.pop().ok_or_else(|| candle_core::Error::msg("sum no groups of experts"))
+}

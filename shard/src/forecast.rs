@@ -1,0 +1,131 @@
+//! How a model would be split over ranks and what each would hold, told from its config.json alone.
+
+use std::fmt;
+use std::ops::Range;
+
+use lockstep_proto::{Bytes, Rank, Tokens};
+
+use crate::batch::BLOCK_SIZE;
+use crate::decoder::split::Slice;
+use crate::decoder::{LayerMlp, ModelSpec, Split, SplitError};
+use crate::dtype::Dtype;
+use crate::plan::MemoryPlan;
+
+/// A model split over the ranks of a group.
+#[derive(Clone, Debug)]
+pub struct Forecast {
+    spec: ModelSpec,
+    dtype: Dtype,
+    ranks: Vec<RankForecast>,
+}
+
+#[derive(Clone, Debug)]
+struct RankForecast {
+    rank: Rank,
+    slice: Slice,
+    memory: MemoryPlan,
+}
+
+impl Forecast {
+    /// Splits the model over `world_size` ranks.
+    ///
+    /// # Errors
+    /// When it cannot be split over so many.
+    pub fn new(spec: ModelSpec, dtype: Dtype, world_size: u32) -> Result<Self, SplitError> {
+        let rank = |rank| {
+            let split = Split { rank, world_size };
+            let (slice, memory) = (Slice::of(&spec, split)?, MemoryPlan::of(&spec, dtype, split)?);
+            Ok(RankForecast { rank, slice, memory })
+        };
+        // Zero ranks are refused like any number that does not divide the model.
+        let ranks = (0..world_size.max(1)).map(Rank).map(rank).collect::<Result<_, _>>()?;
+        Ok(Self { spec, dtype, ranks })
+    }
+
+    /// Bytes of weights over all ranks.
+    pub fn weights(&self) -> Bytes {
+        self.ranks.iter().fold(Bytes(0), |sum, rank| sum + rank.memory.weights)
+    }
+
+    /// Bytes one context of `tokens` takes over all ranks.
+    pub fn kv_for(&self, tokens: Tokens) -> Bytes {
+        let blocks = tokens.blocks_ceil(BLOCK_SIZE);
+        self.ranks.iter().fold(Bytes(0), |sum, rank| sum + rank.memory.kv_for(blocks))
+    }
+}
+
+impl fmt::Display for Forecast {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shape = self.spec.shape();
+        writeln!(f, "family    {}", self.spec.family())?;
+        writeln!(
+            f,
+            "layers    {} of hidden size {}, vocabulary {}, {}",
+            shape.layers, shape.hidden, shape.vocabulary, self.dtype
+        )?;
+        writeln!(
+            f,
+            "attention {} query heads, {} KV heads of {} elements{}",
+            shape.query_heads,
+            shape.kv_heads,
+            shape.head_width,
+            self.windows()
+        )?;
+        writeln!(f, "MLP       {}", self.mlp())?;
+        let context = self.spec.max_positions();
+        writeln!(f, "context   {context} tokens, whose KV cache takes {}", self.kv_for(context))?;
+        writeln!(f, "ranks     {} of at most {}", self.ranks.len(), self.spec.max_ranks())?;
+        for RankForecast { rank, slice, memory } in &self.ranks {
+            let mut parts = vec![
+                format!("query heads {}", span(&slice.query_heads)),
+                format!("KV heads {}", span(&slice.kv_heads)),
+            ];
+            if self.spec.has_dense_layers() {
+                parts.push(format!("MLP {}", span(&slice.intermediate)));
+            }
+            if shape.experts.is_some() {
+                parts.push(format!("experts {}", span(&slice.experts)));
+            }
+            parts.push(format!("vocabulary {}", span(&slice.vocabulary)));
+            writeln!(f, "rank {rank}    {}", parts.join(", "))?;
+            writeln!(
+                f,
+                "          weights {}, {} for a KV block of {BLOCK_SIZE} tokens",
+                memory.weights, memory.block
+            )?;
+        }
+        write!(f, "weights   {} over all ranks", self.weights())
+    }
+}
+
+impl Forecast {
+    fn windows(&self) -> String {
+        let sliding: Vec<Tokens> = self.spec.layers().iter().filter_map(|layer| layer.window).collect();
+        match sliding.first() {
+            None => String::new(),
+            Some(window) if sliding.len() == self.spec.layers().len() => format!(", a window of {window}"),
+            Some(window) => format!(", a window of {window} in {} layers", sliding.len()),
+        }
+    }
+
+    fn mlp(&self) -> String {
+        let shape = self.spec.shape();
+        let dense = format!("{} wide", shape.intermediate);
+        let Some(experts) = shape.experts else { return dense };
+        let with = self.spec.layers().iter().filter(|layer| layer.mlp == LayerMlp::Experts).count();
+        let several = format!(
+            "{} experts {} wide in {with} layers, {} for each token",
+            experts.count, experts.intermediate, experts.chosen
+        );
+        if self.spec.has_dense_layers() { format!("{several}; {dense} in the others") } else { several }
+    }
+}
+
+/// A range as people write it, both ends included.
+fn span(range: &Range<usize>) -> String {
+    match range.len() {
+        0 => "none".to_owned(),
+        1 => range.start.to_string(),
+        _ => format!("{}-{}", range.start, range.end - 1),
+    }
+}
