@@ -139,11 +139,15 @@ fn find_model(args: &ServeArgs) -> Result<(ModelFiles, String), LaunchError> {
 /// # Errors
 /// When there is no such model.
 pub fn find_config(args: &PlanArgs) -> Result<ModelFiles, LaunchError> {
-    let Some(id) = &args.model_id else { return Ok(ModelFiles::EmbeddedDemo) };
-    Ok(ModelFiles::Folder(match local_folder(id) {
-        Some(folder) => folder,
-        None => hub::download(id, &args.hub.source())?,
-    }))
+    let Some(id) = args.model_id.as_ref().filter(|id| *id != DEMO_ID) else {
+        return Ok(ModelFiles::EmbeddedDemo);
+    };
+    let place = match local_folder(id) {
+        Some(folder) if folder.exists() => return Ok(ModelFiles::Folder(folder)),
+        Some(_) => return Err(HubError::Name { name: id.clone() }.into()),
+        None => hub::download_config(id, &args.hub.source(args.log.config().format)?)?,
+    };
+    Ok(ModelFiles::from_argument(&place.display().to_string()))
 }
 
 /// The folder `id` names: an existing one, or one that is written like a path and nothing else.

@@ -166,6 +166,17 @@ fn a_failure_is_one_line() {
     assert_eq!(said(&output), expected);
 }
 
+#[test]
+fn a_plan_needs_the_configuration_alone() {
+    let it = Setting::new();
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo/config.json");
+    let config = fs::read(demo).expect("part of the demo model");
+    it.stub.set("org/demo", Model::new(&[("config.json", &config), (FILE, b"not fetched")]));
+    let output = run(&mut it.lockstep(&["plan", "--model-id", "org/demo", "--num-shard", "2"]));
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(it.stub.asked().iter().all(|asked| !asked.path.contains(FILE)));
+}
+
 /// Serves from a name on the Hub until the ready line, and takes it down again.
 #[test]
 fn serve_downloads_first() {

@@ -106,14 +106,37 @@ impl fmt::Debug for Token {
 /// # Errors
 /// When there is no such model, it is not to be had, or the way there is broken.
 pub fn download(name: &str, source: &HubSource) -> Result<PathBuf, HubError> {
+    bring(name, source, Extent::Served)
+}
+
+/// The same with `config.json` alone: what a model is, without what it weighs.
+///
+/// # Errors
+/// As for [`download`].
+pub fn download_config(name: &str, source: &HubSource) -> Result<PathBuf, HubError> {
+    bring(name, source, Extent::Config)
+}
+
+/// How much of a model is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    /// All it is served from.
+    Served,
+    /// Its configuration.
+    Config,
+}
+
+fn bring(name: &str, source: &HubSource, extent: Extent) -> Result<PathBuf, HubError> {
     check_name(name)?;
     check_revision(name, &source.revision)?;
     let cache = RepoCache::new(&source.cache, name);
     match source.network {
-        Network::Offline => downloaded_before(name, source, &cache),
-        Network::Online => match fetch_from_hub(name, source, &cache) {
+        Network::Offline => downloaded_before((name, extent), source, &cache),
+        Network::Online => match fetch_from_hub((name, extent), source, &cache) {
             Err(error @ (HubError::Unreachable { .. } | HubError::Busy { .. })) => {
-                let Ok(place) = downloaded_before(name, source, &cache) else { return Err(error) };
+                let Ok(place) = downloaded_before((name, extent), source, &cache) else {
+                    return Err(error);
+                };
                 warn!("{}; taking {name} as it was downloaded before, {}", error.brief(), place.display());
                 Ok(place)
             }
@@ -138,18 +161,23 @@ fn check_revision(name: &str, revision: &str) -> Result<(), HubError> {
     Err(HubError::Revision { name: name.to_owned(), revision: revision.to_owned() })
 }
 
-fn fetch_from_hub(name: &str, source: &HubSource, cache: &RepoCache) -> Result<PathBuf, HubError> {
+fn fetch_from_hub(
+    (name, extent): (&str, Extent),
+    source: &HubSource,
+    cache: &RepoCache,
+) -> Result<PathBuf, HubError> {
     let client = Client::new(name, source)?;
     let mut patience = source.patience;
-    if downloaded_before(name, source, cache).is_ok() {
+    if downloaded_before((name, extent), source, cache).is_ok() {
         // There is something to fall back on: nobody has to wait long for a Hub that is out of reach.
         patience.attempts = patience.attempts.min(ATTEMPTS_WITH_A_CHOICE);
     }
     let Listing { commit, files } = fetch::patiently(&patience, || client.list())?;
     let unusable = |problem| HubError::Unusable { name: name.to_owned(), problem };
-    let selection = match &source.gguf_file {
-        Some(asked) => selection::select_gguf(&files, asked),
-        None => selection::select(&files),
+    let selection = match (&source.gguf_file, extent) {
+        (Some(asked), _) => selection::select_gguf(&files, asked),
+        (None, Extent::Served) => selection::select(&files),
+        (None, Extent::Config) => selection::select_config(&files),
     };
     let selection = selection.map_err(unusable)?;
     let fetcher = Fetcher {
@@ -169,12 +197,18 @@ fn fetch_from_hub(name: &str, source: &HubSource, cache: &RepoCache) -> Result<P
     }
     fetcher.fetch(&weights)?;
     // Only once all of it is here: until then the revision stands for what was whole before.
-    cache.note(&source.revision, &commit)?;
+    if extent == Extent::Served || cache.commit_of(&source.revision).is_none() {
+        cache.note(&source.revision, &commit)?;
+    }
     Ok(place(source, &cache.snapshot(&commit)))
 }
 
 /// What `--offline` serves from: everything that is needed, or an error that names what is missing.
-fn downloaded_before(name: &str, source: &HubSource, cache: &RepoCache) -> Result<PathBuf, HubError> {
+fn downloaded_before(
+    (name, extent): (&str, Extent),
+    source: &HubSource,
+    cache: &RepoCache,
+) -> Result<PathBuf, HubError> {
     let not_cached = |missing| HubError::NotCached {
         name: name.to_owned(),
         revision: source.revision.clone(),
@@ -185,9 +219,10 @@ fn downloaded_before(name: &str, source: &HubSource, cache: &RepoCache) -> Resul
         return Err(not_cached("any file".to_owned()));
     };
     let there = cache.files(&commit);
-    let needed = match &source.gguf_file {
-        Some(asked) => vec![asked.clone()],
-        None => needed_of(name, &there, &cache.snapshot(&commit))?,
+    let needed = match (&source.gguf_file, extent) {
+        (Some(asked), _) => vec![asked.clone()],
+        (None, Extent::Config) => vec![selection::CONFIG.to_owned()],
+        (None, Extent::Served) => needed_of(name, &there, &cache.snapshot(&commit))?,
     };
     let missing: Vec<&String> = needed.iter().filter(|file| !there.contains(file)).collect();
     if missing.is_empty() {

@@ -11,7 +11,8 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// Holds all weights where they are not many.
 pub(super) const WHOLE: &str = "model.safetensors";
 
-const CONFIG: &str = "config.json";
+/// Says what the model is made of.
+pub(super) const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
 
 /// Files a model is served from, beside its weights.
@@ -126,15 +127,21 @@ pub(super) fn always_needed() -> Vec<String> {
 /// What to fetch of `there`.
 pub(super) fn select(there: &[String]) -> Result<Selection, Problem> {
     let weights = weights_of(there)?;
-    if !there.iter().any(|file| file == CONFIG) {
-        return Err(Problem::NoConfig { found: list(there.iter()) });
-    }
+    select_config(there)?;
     if !there.iter().any(|file| file == TOKENIZER) {
         let slow = there.iter().filter(|file| SLOW_TOKENIZERS.contains(&file.as_str()));
         return Err(Problem::NoFastTokenizer { found: list(slow) });
     }
     let small = there.iter().filter(|file| FILES.contains(&file.as_str()) || is_template(file));
     Ok(Selection { small: small.cloned().collect(), weights })
+}
+
+/// The configuration alone.
+pub(super) fn select_config(there: &[String]) -> Result<Selection, Problem> {
+    if !there.iter().any(|file| file == CONFIG) {
+        return Err(Problem::NoConfig { found: list(there.iter()) });
+    }
+    Ok(Selection { small: vec![CONFIG.to_owned()], weights: Weights::Files(Vec::new()) })
 }
 
 /// The one GGUF file that was chosen.

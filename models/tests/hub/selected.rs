@@ -1,6 +1,6 @@
 //! What is fetched, and from whom.
 
-use lockstep_models::hub::download;
+use lockstep_models::hub::{download, download_config};
 
 use crate::stub::{Access, GOOD_TOKEN, Model, Stub, commit};
 use crate::*;
@@ -64,6 +64,25 @@ fn parts_are_fetched_as_the_index_names_them() {
     let weights: Vec<_> =
         names(&folder).into_iter().filter(|name| name.ends_with(".safetensors")).collect();
     assert_eq!(weights, ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]);
+}
+
+#[test]
+fn a_configuration_is_fetched_alone_and_stands_for_nothing_else() {
+    let stub = Stub::new(&[(NAME, Model::new(&[CONFIG, TOKENIZER, ("pytorch_model.bin", b"pickled")]))]);
+    let cache = tempfile::tempdir().expect("a folder");
+    let online = source(&stub, cache.path());
+    let folder = download_config(NAME, &online).expect("it is there");
+    assert_eq!(names(&folder), ["config.json"]);
+    let offline = HubSource { network: Network::Offline, ..online.clone() };
+    assert_eq!(download_config(NAME, &offline).expect("it is here"), folder);
+    download(NAME, &offline).expect_err("the rest is not here");
+
+    let whole = [CONFIG, TOKENIZER, ("model.safetensors", b"weights".as_slice())];
+    stub.set(NAME, Model::new(&whole));
+    let whole_folder = download(NAME, &online).expect("it is there");
+    stub.set(NAME, Model::default().commit(&commit('b'), "main", &whole));
+    assert!(download_config(NAME, &online).expect("it is there").ends_with(commit('b')));
+    assert_eq!(download(NAME, &offline).expect("the former commit is whole"), whole_folder);
 }
 
 #[test]
