@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
-use lockstep_models::hub::{HubSource, Network};
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_proto::Bytes;
 use lockstep_shard::decoder::Dtype;
 use thiserror::Error;
 
+use crate::hub::HubArgs;
 use crate::passthrough::RouterFlags;
 
 /// Serves text generation from a model split over shard processes.
@@ -46,7 +46,7 @@ pub enum Command {
 /// What `serve` takes.
 #[derive(Args, Debug)]
 pub struct ServeArgs {
-    /// A local folder, or the name of a model on the Hub; absent: the demo model in this binary.
+    /// A local folder, or the name of a model on the Hub; absent or `demo`: the demo model in this binary.
     #[arg(long, env)]
     pub model_id: Option<String>,
     /// What to download from the Hub with.
@@ -106,8 +106,11 @@ pub struct PlanArgs {
 #[derive(Args, Debug)]
 pub struct DownloadArgs {
     /// The name of a model on the Hub, such as org/name.
-    #[arg(env)]
-    pub model_id: String,
+    #[arg(value_name = "MODEL_ID", required_unless_present = "model_id")]
+    pub model: Option<String>,
+    /// The same.
+    #[arg(long, env)]
+    pub model_id: Option<String>,
     /// What to download with.
     #[command(flatten)]
     pub hub: HubArgs,
@@ -125,29 +128,6 @@ pub struct LogArgs {
     /// Log JSON lines.
     #[arg(long, env)]
     pub json_output: bool,
-}
-
-/// Where the Hub is and how to be let in.
-#[derive(Args, Debug)]
-pub struct HubArgs {
-    /// Branch, tag or commit of the model on the Hub.
-    #[arg(long, env)]
-    pub revision: Option<String>,
-    /// Where downloaded models are kept.
-    #[arg(long, env)]
-    pub huggingface_hub_cache: Option<PathBuf>,
-    /// The Hub's folder; models are kept in `hub` under it.
-    #[arg(long, env, hide = true)]
-    pub hf_home: Option<PathBuf>,
-    /// The secret that opens gated and private models.
-    #[arg(long, env, hide_env_values = true, hide = true)]
-    pub hf_token: Option<String>,
-    /// Another Hub.
-    #[arg(long, env, hide = true)]
-    pub hf_endpoint: Option<String>,
-    /// Use what is downloaded already and no network.
-    #[arg(long, env, hide = true)]
-    pub hf_hub_offline: bool,
 }
 
 /// An amount of memory as typed: `4GiB`, `512MB`, `1000000`.
@@ -188,20 +168,6 @@ impl LogArgs {
     pub fn config(&self) -> LogConfig {
         let format = if self.json_output { LogFormat::Json } else { LogFormat::Text };
         LogConfig { filter: self.log_level.clone(), format }
-    }
-}
-
-impl HubArgs {
-    /// The same as the downloader takes it.
-    pub fn source(&self) -> HubSource {
-        let under_home = self.hf_home.as_ref().map(|home| home.join("hub"));
-        HubSource {
-            revision: self.revision.clone(),
-            cache: self.huggingface_hub_cache.clone().or(under_home),
-            token: self.hf_token.clone(),
-            endpoint: self.hf_endpoint.clone(),
-            network: if self.hf_hub_offline { Network::Offline } else { Network::Online },
-        }
     }
 }
 

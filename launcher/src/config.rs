@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use lockstep_models::{FileError, ModelFiles, hub};
+use lockstep_models::hub::{self, HubError};
+use lockstep_models::{FileError, ModelFiles};
 use lockstep_process::telemetry::LogConfig;
 use lockstep_proto::Bytes;
 use lockstep_shard::decoder::Dtype;
@@ -16,6 +17,9 @@ use crate::passthrough::RouterFlags;
 
 /// The name the embedded model is served under.
 const DEMO_NAME: &str = "lockstep/demo";
+
+/// What it is called on the command line.
+const DEMO_ID: &str = "demo";
 
 const WEIGHTS: &str = ".safetensors";
 
@@ -110,17 +114,21 @@ fn free_address(address: SocketAddr) -> Result<SocketAddr, LaunchError> {
 }
 
 fn find_model(args: &ServeArgs) -> Result<(ModelFiles, String), LaunchError> {
-    let Some(id) = &args.model_id else {
+    let Some(id) = args.model_id.as_ref().filter(|id| *id != DEMO_ID) else {
         return Ok((ModelFiles::EmbeddedDemo, DEMO_NAME.to_owned()));
     };
     let model = match local_folder(id) {
-        Some(folder) => ModelFiles::Folder(folder),
-        None => ModelFiles::Folder(hub::download(id, &args.hub.source())?),
+        Some(folder) if folder.exists() => ModelFiles::Folder(folder),
+        Some(_) => return Err(HubError::Name { name: id.clone() }.into()),
+        None => {
+            let source = args.hub.source(args.log.config().format)?;
+            ModelFiles::from_argument(&hub::download(id, &source)?.display().to_string())
+        }
     };
     for name in ["config.json", "tokenizer.json"] {
         model.require(name)?;
     }
-    if model.names_ending_in(WEIGHTS)?.is_empty() {
+    if matches!(model, ModelFiles::Folder(_)) && model.names_ending_in(WEIGHTS)?.is_empty() {
         return Err(FileError::Missing { name: format!("*{WEIGHTS}"), place: model.to_string() }.into());
     }
     Ok((model, id.clone()))
@@ -131,11 +139,15 @@ fn find_model(args: &ServeArgs) -> Result<(ModelFiles, String), LaunchError> {
 /// # Errors
 /// When there is no such model.
 pub fn find_config(args: &PlanArgs) -> Result<ModelFiles, LaunchError> {
-    let Some(id) = &args.model_id else { return Ok(ModelFiles::EmbeddedDemo) };
-    Ok(ModelFiles::Folder(match local_folder(id) {
-        Some(folder) => folder,
-        None => hub::download(id, &args.hub.source())?,
-    }))
+    let Some(id) = args.model_id.as_ref().filter(|id| *id != DEMO_ID) else {
+        return Ok(ModelFiles::EmbeddedDemo);
+    };
+    let place = match local_folder(id) {
+        Some(folder) if folder.exists() => return Ok(ModelFiles::Folder(folder)),
+        Some(_) => return Err(HubError::Name { name: id.clone() }.into()),
+        None => hub::download_config(id, &args.hub.source(args.log.config().format)?)?,
+    };
+    Ok(ModelFiles::from_argument(&place.display().to_string()))
 }
 
 /// The folder `id` names: an existing one, or one that is written like a path and nothing else.

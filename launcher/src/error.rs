@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use lockstep_models::FileError;
 use lockstep_models::hub::HubError;
@@ -36,6 +37,14 @@ pub enum LaunchError {
     /// A file of the model is missing or broken.
     #[error(transparent)]
     Files(#[from] FileError),
+    /// The file that holds the Hub's token is there and cannot be read.
+    #[error("read the token in {path}: {source}; HF_TOKEN is taken before it")]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The model cannot be had from the Hub.
     #[error(transparent)]
     Hub(#[from] HubError),

@@ -8,6 +8,7 @@ pub mod args;
 pub mod budget;
 pub mod config;
 pub mod error;
+pub mod hub;
 pub mod memory;
 mod output;
 pub mod passthrough;
@@ -79,7 +80,12 @@ fn plan(args: &PlanArgs) -> Result<(), LaunchError> {
 
 fn download(args: &DownloadArgs) -> Result<(), LaunchError> {
     lockstep_process::telemetry::init(&args.log.config())?;
-    let folder = lockstep_models::hub::download(&args.model_id, &args.hub.source())?;
+    let name = args.model.as_ref().or(args.model_id.as_ref()).map_or("", String::as_str);
+    let folder = match std::path::absolute(name) {
+        // A script may name either.
+        Ok(folder) if folder.is_dir() => folder,
+        _ => lockstep_models::hub::download(name, &args.hub.source(args.log.config().format)?)?,
+    };
     // Printed alone, so that a script can use it.
     let _ = writeln!(std::io::stdout().lock(), "{}", folder.display());
     Ok(())

@@ -1,41 +1,63 @@
 //! Downloads a model's files from the Hub into the cache every other tool of that Hub uses.
 //!
-//! Only the files a model is served from are fetched; those in the cache are not fetched again.
+//! Only the files a model is served from are fetched; what is in the cache is not fetched again. In the order
+//! a download takes: the [`client`] lists the files, the [`selection`] picks some, [`fetch`] brings those that
+//! the [`cache`] lacks, each as one [`transfer`].
 
-use std::io::IsTerminal;
+mod cache;
+mod client;
+mod error;
+mod fetch;
+mod progress;
+mod selection;
+mod transfer;
+
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, Repo, RepoType};
-use thiserror::Error;
+use tracing::warn;
 
-const RETRIES: usize = 5;
+use self::cache::RepoCache;
+use self::client::{Client, Listing};
+use self::fetch::Fetcher;
+use self::selection::Weights;
 
-/// Files a model is served from, beside its weights.
-const FILES: &[&str] = &[
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "model.safetensors.index.json",
-];
+pub use self::error::{HubError, TokenShown};
+pub use self::progress::ProgressKind;
+pub use self::selection::Problem;
+
+/// How often the Hub is asked for news of a model that is here already.
+const ATTEMPTS_WITH_A_CHOICE: u32 = 2;
 
 /// Where the Hub is, which version of a model is meant, where it is kept.
 #[derive(Clone, Debug)]
 pub struct HubSource {
-    /// Branch, tag or commit; absent: `main`.
-    pub revision: Option<String>,
-    /// The folder downloaded models are kept in; absent: the one in the home folder that is usual.
-    pub cache: Option<PathBuf>,
-    /// Opens gated and private models; absent: the one that is stored in the cache, if any.
-    pub token: Option<String>,
-    /// Another Hub than the public one.
-    pub endpoint: Option<String>,
-    /// Whether it may be asked at all.
+    /// The address of the Hub.
+    pub endpoint: String,
+    /// Branch, tag or commit.
+    pub revision: String,
+    /// The folder downloaded models are kept in.
+    pub cache: PathBuf,
+    /// Opens gated and private models.
+    pub token: Option<Token>,
+    /// The one file to fetch of a model that comes as GGUF files.
+    pub gguf_file: Option<String>,
+    /// Whether the Hub may be asked at all.
     pub network: Network,
+    /// How it is told how far the download is.
+    pub progress: ProgressKind,
+    /// How much the Hub may fail.
+    pub patience: Patience,
+}
+
+/// A secret, and where it came from.
+#[derive(Clone)]
+pub struct Token {
+    /// Shown to the Hub and to nobody else.
+    pub secret: String,
+    /// `HF_TOKEN`, or the path of a file.
+    pub origin: String,
 }
 
 /// Whether the network may be used.
@@ -47,73 +69,80 @@ pub enum Network {
     Offline,
 }
 
-/// A model cannot be had from the Hub.
-#[derive(Debug, Error)]
-pub enum HubError {
-    /// It cannot be the name of a model.
-    #[error("find model {name:?}: it is no folder here and no name on the Hub, which reads org/name")]
-    Name {
-        /// What was asked for.
-        name: String,
-    },
-    /// There is no such model or version.
-    #[error("find model {name} at revision {revision} on the Hub: check both, or name a local folder")]
-    NotFound {
-        /// What was asked for.
-        name: String,
-        /// Which version.
-        revision: String,
-    },
-    /// It is gated or private.
-    #[error("download {name}: the Hub asks for permission; accept the model's terms and set HF_TOKEN")]
-    Denied {
-        /// What was asked for.
-        name: String,
-    },
-    /// It has no weights in the one format that is read.
-    #[error("find *.safetensors in {name}: only weights in that format are read")]
-    NoWeights {
-        /// What was asked for.
-        name: String,
-    },
-    /// It is not in the cache, and the network is off limits.
-    #[error("find {name} among the downloaded models: download it first, or unset HF_HUB_OFFLINE")]
-    NotCached {
-        /// What was asked for.
-        name: String,
-    },
-    /// Anything else between here and there.
-    #[error("download {what}: {source}; is there a network? a folder is served without one")]
-    Transfer {
-        /// Which file or list.
-        what: String,
-        /// What went wrong.
-        source: Box<ApiError>,
-    },
+/// How much the Hub may fail before it is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// How often in a row the same thing may fail without getting any further.
+    pub attempts: u32,
+    /// Waited after the first failure; doubled after each that follows.
+    pub first_delay: Duration,
+    /// However often it failed, and however long the Hub asks for.
+    pub longest_delay: Duration,
+    /// How long the Hub may say nothing while something is expected of it.
+    pub silence: Duration,
 }
 
-/// Brings the files of `name` onto this host and returns the folder they are in. Blocks until they are here,
-/// with a progress bar for each where standard error is a terminal.
+impl Patience {
+    /// For a Hub on the other side of the world and a line that breaks.
+    pub const USUAL: Self = Self {
+        attempts: 5,
+        first_delay: Duration::from_secs(1),
+        longest_delay: Duration::from_secs(30),
+        silence: Duration::from_secs(30),
+    };
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Token from {}", self.origin)
+    }
+}
+
+/// Brings the files of `name` onto this host and returns the folder they are in, or the GGUF file that was
+/// chosen. Blocks until all of them are here.
+///
+/// When the Hub is out of reach, a version that was downloaded before is as good.
 ///
 /// # Errors
 /// When there is no such model, it is not to be had, or the way there is broken.
 pub fn download(name: &str, source: &HubSource) -> Result<PathBuf, HubError> {
+    bring(name, source, Extent::Served)
+}
+
+/// The same with `config.json` alone: what a model is, without what it weighs.
+///
+/// # Errors
+/// As for [`download`].
+pub fn download_config(name: &str, source: &HubSource) -> Result<PathBuf, HubError> {
+    bring(name, source, Extent::Config)
+}
+
+/// How much of a model is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    /// All it is served from.
+    Served,
+    /// Its configuration.
+    Config,
+}
+
+fn bring(name: &str, source: &HubSource, extent: Extent) -> Result<PathBuf, HubError> {
     check_name(name)?;
-    let revision = source.revision.clone().unwrap_or_else(|| "main".to_owned());
-    let repo = Repo::with_revision(name.to_owned(), RepoType::Model, revision.clone());
-    if source.network == Network::Offline {
-        let cache = source.cache.clone().map_or_else(Cache::default, Cache::new);
-        let config = cache.repo(repo).get("config.json");
-        let folder = config.as_deref().and_then(Path::parent).map(Path::to_path_buf);
-        return folder.ok_or_else(|| HubError::NotCached { name: name.to_owned() });
+    check_revision(name, &source.revision)?;
+    let cache = RepoCache::new(&source.cache, name);
+    match source.network {
+        Network::Offline => downloaded_before((name, extent), source, &cache),
+        Network::Online => match fetch_from_hub((name, extent), source, &cache) {
+            Err(error @ (HubError::Unreachable { .. } | HubError::Busy { .. })) => {
+                let Ok(place) = downloaded_before((name, extent), source, &cache) else {
+                    return Err(error);
+                };
+                warn!("{}; taking {name} as it was downloaded before, {}", error.brief(), place.display());
+                Ok(place)
+            }
+            result => result,
+        },
     }
-    let files = Remote { name, revision: &revision, repo: connect(repo, source)? };
-    let mut folder = None;
-    for file in files.needed()? {
-        let path = files.repo.get(&file).map_err(|error| files.explain(&file, error))?;
-        folder = path.parent().map(Path::to_path_buf).or(folder);
-    }
-    folder.ok_or_else(|| HubError::NoWeights { name: name.to_owned() })
 }
 
 fn check_name(name: &str) -> Result<(), HubError> {
@@ -124,71 +153,105 @@ fn check_name(name: &str) -> Result<(), HubError> {
     if well_formed && parts.len() <= 2 { Ok(()) } else { Err(HubError::Name { name: name.to_owned() }) }
 }
 
-fn connect(repo: Repo, source: &HubSource) -> Result<ApiRepo, HubError> {
-    let cache = source.cache.clone().map_or_else(Cache::default, Cache::new);
-    let mut builder = ApiBuilder::from_cache(cache)
-        .with_retries(RETRIES)
-        .with_progress(std::io::stderr().is_terminal())
-        .with_user_agent("lockstep", env!("CARGO_PKG_VERSION"));
-    if let Some(token) = &source.token {
-        builder = builder.with_token(Some(token.clone()));
+/// A revision becomes a path in the cache.
+fn check_revision(name: &str, revision: &str) -> Result<(), HubError> {
+    if selection::is_plain(revision) && !revision.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Ok(());
     }
-    if let Some(endpoint) = &source.endpoint {
-        builder = builder.with_endpoint(endpoint.clone());
-    }
-    let api = builder.build();
-    let api = api.map_err(|error| HubError::Transfer { what: repo.url(), source: Box::new(error) })?;
-    Ok(api.repo(repo))
+    Err(HubError::Revision { name: name.to_owned(), revision: revision.to_owned() })
 }
 
-/// One model as the Hub has it.
-struct Remote<'a> {
-    name: &'a str,
-    revision: &'a str,
-    repo: ApiRepo,
-}
-
-impl Remote<'_> {
-    /// The files to fetch, weights last, so that a mistake shows before the long download.
-    fn needed(&self) -> Result<Vec<String>, HubError> {
-        let info = self.repo.info().map_err(|error| self.explain("the list of files", error))?;
-        let there: Vec<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
-        let mut weights: Vec<String> = there.iter().filter(|file| is_weights(file)).cloned().collect();
-        // Some models come twice: cut for the original program as well.
-        if weights.iter().any(|file| file.starts_with("model")) {
-            weights.retain(|file| file.starts_with("model"));
-        }
-        if weights.is_empty() {
-            return Err(HubError::NoWeights { name: self.name.to_owned() });
-        }
-        let mut files: Vec<String> =
-            there.into_iter().filter(|file| FILES.contains(&file.as_str())).collect();
-        files.extend(weights);
-        Ok(files)
+fn fetch_from_hub(
+    (name, extent): (&str, Extent),
+    source: &HubSource,
+    cache: &RepoCache,
+) -> Result<PathBuf, HubError> {
+    let client = Client::new(name, source)?;
+    let mut patience = source.patience;
+    if downloaded_before((name, extent), source, cache).is_ok() {
+        // There is something to fall back on: nobody has to wait long for a Hub that is out of reach.
+        patience.attempts = patience.attempts.min(ATTEMPTS_WITH_A_CHOICE);
     }
-
-    fn explain(&self, what: &str, error: ApiError) -> HubError {
-        let name = self.name.to_owned();
-        match status_of(&error) {
-            // The Hub hides private models from strangers behind the first of these.
-            Some(401 | 403) => HubError::Denied { name },
-            Some(404) => HubError::NotFound { name, revision: self.revision.to_owned() },
-            _ => HubError::Transfer { what: format!("{what} of {name}"), source: Box::new(error) },
-        }
+    let Listing { commit, files } = fetch::patiently(&patience, || client.list())?;
+    let unusable = |problem| HubError::Unusable { name: name.to_owned(), problem };
+    let selection = match (&source.gguf_file, extent) {
+        (Some(asked), _) => selection::select_gguf(&files, asked),
+        (None, Extent::Served) => selection::select(&files),
+        (None, Extent::Config) => selection::select_config(&files),
+    };
+    let selection = selection.map_err(unusable)?;
+    let fetcher = Fetcher {
+        client: &client,
+        cache,
+        commit: &commit,
+        patience: &source.patience,
+        progress: source.progress,
+    };
+    fetcher.fetch(&selection.small)?;
+    let weights = match selection.weights {
+        Weights::Files(files) => files,
+        Weights::Indexed => shards(name, &cache.snapshot(&commit))?,
+    };
+    if let Some(shard) = weights.iter().find(|shard| !files.contains(shard)) {
+        return Err(unusable(Problem::NoShard { shard: shard.clone() }));
     }
-}
-
-fn is_weights(file: &str) -> bool {
-    file.ends_with(".safetensors") && !file.contains('/')
-}
-
-fn status_of(error: &ApiError) -> Option<u16> {
-    if let ApiError::TooManyRetries(error) = error {
-        return status_of(error);
+    fetcher.fetch(&weights)?;
+    // Only once all of it is here: until then the revision stands for what was whole before.
+    if extent == Extent::Served || cache.commit_of(&source.revision).is_none() {
+        cache.note(&source.revision, &commit)?;
     }
-    let ApiError::RequestError(error) = error else { return None };
-    if let ureq::Error::StatusCode(status) = error.as_ref() { Some(*status) } else { None }
+    Ok(place(source, &cache.snapshot(&commit)))
 }
 
-#[cfg(test)]
-mod tests;
+/// What `--offline` serves from: everything that is needed, or an error that names what is missing.
+fn downloaded_before(
+    (name, extent): (&str, Extent),
+    source: &HubSource,
+    cache: &RepoCache,
+) -> Result<PathBuf, HubError> {
+    let not_cached = |missing| HubError::NotCached {
+        name: name.to_owned(),
+        revision: source.revision.clone(),
+        missing,
+        place: cache.root().to_path_buf(),
+    };
+    let Some(commit) = cache.commit_of(&source.revision) else {
+        return Err(not_cached("any file".to_owned()));
+    };
+    let there = cache.files(&commit);
+    let needed = match (&source.gguf_file, extent) {
+        (Some(asked), _) => vec![asked.clone()],
+        (None, Extent::Config) => vec![selection::CONFIG.to_owned()],
+        (None, Extent::Served) => needed_of(name, &there, &cache.snapshot(&commit))?,
+    };
+    let missing: Vec<&String> = needed.iter().filter(|file| !there.contains(file)).collect();
+    if missing.is_empty() {
+        return Ok(place(source, &cache.snapshot(&commit)));
+    }
+    Err(not_cached(selection::list(missing.into_iter())))
+}
+
+fn needed_of(name: &str, there: &[String], snapshot: &Path) -> Result<Vec<String>, HubError> {
+    let mut needed = selection::always_needed();
+    match selection::weights_of(there) {
+        Ok(Weights::Indexed) => needed.extend(shards(name, snapshot)?),
+        Ok(Weights::Files(files)) => needed.extend(files),
+        Err(_) => needed.push(selection::WHOLE.to_owned()),
+    }
+    Ok(needed)
+}
+
+fn shards(name: &str, snapshot: &Path) -> Result<Vec<String>, HubError> {
+    let path = snapshot.join(selection::INDEX);
+    let index = std::fs::read(&path).map_err(|source| HubError::Cache { path: path.clone(), source })?;
+    let shards = selection::shards(&index).map_err(|source| HubError::Index {
+        file: selection::INDEX.to_owned(),
+        name: name.to_owned(),
+        source,
+    })?;
+    Ok(shards.into_iter().collect())
+}
+
+fn place(source: &HubSource, snapshot: &Path) -> PathBuf {
+    source.gguf_file.as_ref().map_or_else(|| snapshot.to_path_buf(), |file| snapshot.join(file))
+}
