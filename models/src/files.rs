@@ -85,7 +85,7 @@ impl FileBytes {
     }
 }
 
-/// No less than a page of any system this runs on.
+/// Pages of any system this runs on are this long, or a part of it.
 const PAGE_BYTES: usize = 64 << 10;
 
 impl Deref for FileBytes {

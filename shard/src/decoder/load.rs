@@ -1,6 +1,7 @@
 //! Reads and packs a rank's part of the weights.
 
 mod layers;
+mod progress;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::ops::cpu::panels::{PanelShape, Panels};
 use crate::ops::linear::Linear;
 use crate::plan::{MemoryPlan, Products};
 use crate::weights::{Checkpoint, StackedRows, WeightsError};
+use progress::Progress;
 
 pub(super) fn load(
     files: &ModelFiles,
@@ -40,8 +42,15 @@ pub(super) fn load(
     };
     checkpoint.check(&names::expected(spec), tolerated)?;
     let products = Products::of(spec, &slice);
-    let loader =
-        Loader { checkpoint: &checkpoint, spec, slice, products, dtype, isa: Isa::of_this_machine() };
+    let loader = Loader {
+        checkpoint: &checkpoint,
+        spec,
+        slice,
+        products,
+        dtype,
+        isa: Isa::of_this_machine(),
+        progress: Progress::new(split.rank, plan.weights),
+    };
     Ok(Decoder {
         spec: spec.clone(),
         plan,
@@ -64,6 +73,7 @@ struct Loader<'a> {
     products: Products,
     dtype: Dtype,
     isa: Isa,
+    progress: Progress,
 }
 
 /// Rows of a module's weight, and of its bias.
@@ -127,7 +137,7 @@ impl Loader<'_> {
             |part: &Part| Ok((self.checkpoint.tensor(&names::weight(&part.module))?, part.rows.clone()));
         let rows = StackedRows::new(parts.iter().map(part).collect::<Result<_, WeightsError>>()?, columns);
         let panels = Panels::pack(shape, self.dtype, &rows)?;
-        rows.release();
+        self.progress.add(shape.bytes(self.dtype));
         Ok(Linear { panels: Arc::new(panels), isa: self.isa })
     }
 

@@ -30,13 +30,6 @@ impl StackedRows {
         }
         None
     }
-
-    /// Gives back the memory its files' pages take in this process; they are read again where they are used.
-    pub(crate) fn release(&self) {
-        for (tensor, rows) in &self.parts {
-            tensor.release(rows.clone());
-        }
-    }
 }
 
 impl RowSource for StackedRows {
@@ -49,5 +42,16 @@ impl RowSource for StackedRows {
 
     fn bf16_row(&self, output: usize) -> Option<&[u8]> {
         self.find(output).and_then(|(tensor, row)| tensor.bf16(row, self.columns.clone()))
+    }
+
+    /// Gives back the memory the rows' pages take in this process.
+    fn release(&self, outputs: Range<usize>) {
+        let mut before = 0;
+        for (tensor, rows) in &self.parts {
+            let in_part = |output: usize| output.saturating_sub(before).min(rows.len());
+            let (first, end) = (in_part(outputs.start), in_part(outputs.end));
+            tensor.release(rows.start + first..rows.start + end);
+            before += rows.len();
+        }
     }
 }

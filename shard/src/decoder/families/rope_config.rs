@@ -84,7 +84,8 @@ impl RopeConfig {
         let theta = own(|own| own.rope_theta).or(self.rope_theta).unwrap_or(theta);
         let partial = own(|own| own.partial_rotary_factor).or(self.partial_rotary_factor).unwrap_or(1.0);
         let width = (head_width as f64 * partial) as usize;
-        if !(partial > 0.0 && partial <= 1.0) || !width.is_multiple_of(2) {
+        let is_part = partial > 0.0 && partial <= 1.0;
+        if !is_part || !width.is_multiple_of(2) {
             let expected = format!("a part of {head_width} that is an even number of elements");
             return Err(invalid("partial_rotary_factor", partial, expected));
         }

@@ -5,6 +5,7 @@
 //! and the columns to a multiple of sixteen.
 
 use std::io;
+use std::ops::Range;
 
 use half::bf16;
 use rayon::prelude::*;
@@ -75,7 +76,13 @@ pub(crate) trait RowSource: Sync {
     fn bf16_row(&self, _output: usize) -> Option<&[u8]> {
         None
     }
+
+    /// Is told which rows are not read any more.
+    fn release(&self, _outputs: Range<usize>) {}
 }
+
+/// Panels packed by one thread before their rows are released.
+const PANELS_TOGETHER: usize = 32;
 
 impl Panels {
     /// Packs `source`.
@@ -87,10 +94,18 @@ impl Panels {
         let mut memory = HugeMemory::zeroed(shape.bytes(dtype))?;
         let panel_bytes = shape.steps(dtype) * 64;
         if panel_bytes > 0 {
-            let panels = memory.as_mut_slice().par_chunks_exact_mut(panel_bytes).enumerate();
-            panels.for_each_init(
+            let together = memory.as_mut_slice().par_chunks_mut(panel_bytes * PANELS_TOGETHER).enumerate();
+            together.for_each_init(
                 || vec![0.0; shape.inputs],
-                |row, (panel, bytes)| pack_panel(shape, dtype, source, (panel, bytes, row)),
+                |row, (group, bytes)| {
+                    let first = group * PANELS_TOGETHER;
+                    let panels = bytes.chunks_exact_mut(panel_bytes);
+                    let count = panels.len();
+                    for (panel, bytes) in panels.enumerate() {
+                        pack_panel(shape, dtype, source, (first + panel, bytes, row));
+                    }
+                    source.release(first * LANES..shape.outputs.min((first + count) * LANES));
+                },
             );
         }
         Ok(Self { memory, shape, dtype })
