@@ -117,9 +117,8 @@ fn find_model(args: &ServeArgs) -> Result<(ModelFiles, String), LaunchError> {
     let Some(id) = args.model_id.as_ref().filter(|id| *id != DEMO_ID) else {
         return Ok((ModelFiles::EmbeddedDemo, DEMO_NAME.to_owned()));
     };
-    let model = match local_folder(id) {
-        Some(folder) if folder.exists() => ModelFiles::Folder(folder),
-        Some(_) => return Err(HubError::Name { name: id.clone() }.into()),
+    let model = match local_model(id)? {
+        Some(model) => model,
         None => {
             let source = args.hub.source(args.log.config().format)?;
             ModelFiles::from_argument(&hub::download(id, &source)?.display().to_string())
@@ -142,12 +141,25 @@ pub fn find_config(args: &PlanArgs) -> Result<ModelFiles, LaunchError> {
     let Some(id) = args.model_id.as_ref().filter(|id| *id != DEMO_ID) else {
         return Ok(ModelFiles::EmbeddedDemo);
     };
-    let place = match local_folder(id) {
-        Some(folder) if folder.exists() => return Ok(ModelFiles::Folder(folder)),
-        Some(_) => return Err(HubError::Name { name: id.clone() }.into()),
-        None => hub::download_config(id, &args.hub.source(args.log.config().format)?)?,
-    };
+    if let Some(model) = local_model(id)? {
+        return Ok(model);
+    }
+    let place = hub::download_config(id, &args.hub.source(args.log.config().format)?)?;
     Ok(ModelFiles::from_argument(&place.display().to_string()))
+}
+
+/// The local model `id` names: a GGUF file by its ending, or a folder; `None` where it can only be a name on the
+/// Hub.
+fn local_model(id: &str) -> Result<Option<ModelFiles>, LaunchError> {
+    let path = Path::new(id);
+    if lockstep_models::is_named_gguf(path) && !path.is_dir() {
+        return Ok(Some(ModelFiles::Gguf(absolute(path))));
+    }
+    match local_folder(id) {
+        Some(folder) if folder.exists() => Ok(Some(ModelFiles::Folder(folder))),
+        Some(_) => Err(HubError::Name { name: id.to_owned() }.into()),
+        None => Ok(None),
+    }
 }
 
 /// The folder `id` names: an existing one, or one that is written like a path and nothing else.
@@ -155,10 +167,14 @@ fn local_folder(id: &str) -> Option<PathBuf> {
     let path = Path::new(id);
     let written_like_a_path = path.is_absolute() || id.starts_with('.') || id.matches('/').count() != 1;
     if path.is_dir() || written_like_a_path {
-        // Absolute, since roles may be looked at from elsewhere.
-        return Some(std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()));
+        return Some(absolute(path));
     }
     None
+}
+
+/// Roles may be looked at from elsewhere.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
 #[cfg(test)]
@@ -188,5 +204,15 @@ mod tests {
         for path in ["./dir", "/models/a", "../b", "a/b/c", "folder"] {
             assert!(local_folder(path).is_some_and(|folder| folder.is_absolute()), "{path}");
         }
+    }
+
+    #[test]
+    fn a_gguf_file_is_known_by_its_ending() {
+        for path in ["model.gguf", "./dir/model.gguf", "/models/a.gguf"] {
+            let model = local_model(path);
+            assert!(matches!(&model, Ok(Some(ModelFiles::Gguf(file))) if file.is_absolute()), "{path}");
+        }
+        assert!(matches!(local_model("org/name"), Ok(None)));
+        assert!(matches!(local_model("./src"), Ok(Some(ModelFiles::Folder(_)))));
     }
 }

@@ -295,7 +295,7 @@ fn ready_lines(config: &ServeConfig, took: Duration) -> String {
     let version = env!("CARGO_PKG_VERSION");
     let model = match &config.model {
         lockstep_models::ModelFiles::EmbeddedDemo => "the demo model",
-        lockstep_models::ModelFiles::Folder(_) => &config.model_name,
+        lockstep_models::ModelFiles::Folder(_) | lockstep_models::ModelFiles::Gguf(_) => &config.model_name,
     };
     let shards = if config.ranks == 1 { "1 shard".to_owned() } else { format!("{} shards", config.ranks) };
     format!(

@@ -11,6 +11,10 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::demo;
+use crate::gguf::{self, Gguf, GgufError};
+
+/// How the name of a GGUF file ends.
+const GGUF_SUFFIX: &str = ".gguf";
 
 /// Where a model's files are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +23,8 @@ pub enum ModelFiles {
     EmbeddedDemo,
     /// In a local folder, in Hugging Face layout.
     Folder(PathBuf),
+    /// One local GGUF file: weights, configuration and tokenizer.
+    Gguf(PathBuf),
 }
 
 /// A file that is needed and cannot be had.
@@ -50,14 +56,24 @@ pub enum FileError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// It is a GGUF file that cannot be used.
+    #[error("read {path}: {source}")]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: GgufError,
+    },
 }
 
-/// A file's bytes, mapped or embedded: reading a part touches that part only.
+/// A file's bytes. Of one that is mapped or embedded, reading a part touches that part only.
 pub enum FileBytes {
     /// Part of the binary.
     Embedded(&'static [u8]),
     /// Mapped from disk.
     Mapped(Mmap),
+    /// Made of what another file holds.
+    Owned(Vec<u8>),
 }
 
 impl FileBytes {
@@ -65,7 +81,7 @@ impl FileBytes {
     /// they are next used.
     pub fn release(&self, bytes: Range<usize>) {
         match self {
-            Self::Embedded(_) => {}
+            Self::Embedded(_) | Self::Owned(_) => {}
             Self::Mapped(map) => {
                 let (first, end) =
                     (bytes.start.next_multiple_of(PAGE_BYTES), bytes.end / PAGE_BYTES * PAGE_BYTES);
@@ -95,6 +111,7 @@ impl Deref for FileBytes {
         match self {
             Self::Embedded(bytes) => bytes,
             Self::Mapped(map) => map,
+            Self::Owned(bytes) => bytes,
         }
     }
 }
@@ -104,7 +121,9 @@ impl ModelFiles {
     pub fn to_argument(&self) -> String {
         match self {
             Self::EmbeddedDemo => "demo".to_owned(),
-            Self::Folder(path) => path.display().to_string(),
+            // A folder that is named like a GGUF file is told from one by a slash.
+            Self::Folder(path) if is_named_gguf(path) => format!("{}/", path.display()),
+            Self::Folder(path) | Self::Gguf(path) => path.display().to_string(),
         }
     }
 
@@ -112,6 +131,7 @@ impl ModelFiles {
     pub fn from_argument(argument: &str) -> Self {
         match argument {
             "demo" => Self::EmbeddedDemo,
+            path if path.ends_with(GGUF_SUFFIX) => Self::Gguf(PathBuf::from(path)),
             path => Self::Folder(PathBuf::from(path)),
         }
     }
@@ -124,6 +144,7 @@ impl ModelFiles {
         let mut names: Vec<String> = match self {
             Self::EmbeddedDemo => demo::FILES.iter().map(|(name, _)| (*name).to_owned()).collect(),
             Self::Folder(folder) => list(folder)?,
+            Self::Gguf(_) => gguf::FILES.iter().map(|name| (*name).to_owned()).collect(),
         };
         names.retain(|name| name.ends_with(suffix));
         names.sort();
@@ -152,7 +173,24 @@ impl ModelFiles {
                 let found = demo::FILES.iter().find(|(candidate, _)| *candidate == name);
                 Ok(found.map(|(_, bytes)| FileBytes::Embedded(bytes)))
             }
-            Self::Folder(folder) => map(&folder.join(name)),
+            Self::Folder(folder) => map_if_there(&folder.join(name)),
+            Self::Gguf(_) if !gguf::FILES.contains(&name) => Ok(None),
+            Self::Gguf(path) => {
+                let bytes = Gguf::open(path)?.synthesize(name);
+                let bytes = bytes.map_err(|source| FileError::Gguf { path: path.clone(), source })?;
+                Ok(bytes.map(FileBytes::Owned))
+            }
+        }
+    }
+
+    /// The GGUF file, with its header read, or `None` when the model is no such file.
+    ///
+    /// # Errors
+    /// When it cannot be read or is no sound GGUF file.
+    pub fn gguf(&self) -> Result<Option<Gguf>, FileError> {
+        match self {
+            Self::EmbeddedDemo | Self::Folder(_) => Ok(None),
+            Self::Gguf(path) => Gguf::open(path).map(Some),
         }
     }
 
@@ -193,9 +231,14 @@ impl fmt::Display for ModelFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::EmbeddedDemo => f.write_str("the embedded demo model"),
-            Self::Folder(path) => path.display().fmt(f),
+            Self::Folder(path) | Self::Gguf(path) => path.display().fmt(f),
         }
     }
+}
+
+/// Whether a path ends as the names of GGUF files do.
+pub fn is_named_gguf(path: &Path) -> bool {
+    path.to_string_lossy().ends_with(GGUF_SUFFIX)
 }
 
 fn list(folder: &Path) -> Result<Vec<String>, FileError> {
@@ -207,19 +250,25 @@ fn list(folder: &Path) -> Result<Vec<String>, FileError> {
     Ok(names)
 }
 
-fn map(path: &Path) -> Result<Option<FileBytes>, FileError> {
+/// The whole file, mapped.
+pub(crate) fn map(path: &Path) -> Result<FileBytes, FileError> {
     let failed = |source| FileError::Read { path: path.to_path_buf(), source };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    };
+    let file = File::open(path).map_err(failed)?;
     #[expect(unsafe_code, reason = "mapping a file is how weights are read in part")]
     // SAFETY: the mapping is read-only and private to this process. Model files are not changed while they
     // are served; one that is truncated under us ends the process with SIGBUS, which the launcher handles
     // like any other death of a rank.
     let mapped = unsafe { Mmap::map(&file) };
-    mapped.map(|bytes| Some(FileBytes::Mapped(bytes))).map_err(failed)
+    mapped.map(FileBytes::Mapped).map_err(failed)
+}
+
+/// The whole file, mapped, or `None` when there is no such file.
+fn map_if_there(path: &Path) -> Result<Option<FileBytes>, FileError> {
+    match map(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(FileError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -228,7 +277,13 @@ mod tests {
 
     #[test]
     fn an_argument_names_the_same_files_again() {
-        for files in [ModelFiles::EmbeddedDemo, ModelFiles::Folder(PathBuf::from("/models/a"))] {
+        let path = PathBuf::from;
+        for files in [
+            ModelFiles::EmbeddedDemo,
+            ModelFiles::Folder(path("/models/a")),
+            ModelFiles::Folder(path("/models/b.gguf")),
+            ModelFiles::Gguf(path("/models/b.gguf")),
+        ] {
             assert_eq!(ModelFiles::from_argument(&files.to_argument()), files);
         }
     }

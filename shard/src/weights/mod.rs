@@ -1,6 +1,7 @@
 //! A checkpoint's tensors, read in part and checked as a whole: one that is missing, has another shape or is
 //! not used is an error that names it.
 
+mod blocks;
 mod stacked;
 mod tensor;
 
@@ -8,6 +9,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use lockstep_models::gguf::{Gguf, GgufError, RowOrder};
 use lockstep_models::{FileBytes, FileError, ModelFiles};
 use safetensors::{Dtype as StoredDtype, SafeTensorError, SafeTensors};
 use serde::Deserialize;
@@ -47,6 +49,14 @@ pub enum WeightsError {
         /// What is wrong with it.
         source: SafeTensorError,
     },
+    /// A GGUF file does not tell how its tensors lie.
+    #[error("read {file}: {source}")]
+    Gguf {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        source: GgufError,
+    },
     /// Tensors the model needs are not there.
     #[error("find tensors {names}: the checkpoint does not have them")]
     Missing {
@@ -83,8 +93,16 @@ pub(crate) struct Checkpoint {
 struct Stored {
     file: Arc<FileBytes>,
     bytes: Range<usize>,
-    dtype: StoredDtype,
+    element: StoredElement,
     shape: Vec<usize>,
+    order: RowOrder,
+}
+
+/// A type of elements, which matters only where a tensor is used.
+#[derive(Clone, Copy)]
+enum StoredElement {
+    Read(Element),
+    NotRead(StoredDtype),
 }
 
 /// model.safetensors.index.json.
@@ -99,6 +117,9 @@ impl Checkpoint {
     /// # Errors
     /// When there are no weight files, or one cannot be read or parsed.
     pub(crate) fn open(files: &ModelFiles) -> Result<Self, WeightsError> {
+        if let Some(gguf) = files.gguf()? {
+            return Self::of_gguf(files, &gguf);
+        }
         let mut tensors = BTreeMap::new();
         for name in file_names(files)? {
             let file = Arc::new(files.require(&name)?);
@@ -109,12 +130,29 @@ impl Checkpoint {
             for key in metadata.offset_keys() {
                 let Some(info) = metadata.info(&key) else { continue };
                 let bytes = data + info.data_offsets.0..data + info.data_offsets.1;
-                let stored =
-                    Stored { file: file.clone(), bytes, dtype: info.dtype, shape: info.shape.clone() };
-                tensors.insert(key, stored);
+                let element =
+                    Element::of(info.dtype).map_or(StoredElement::NotRead(info.dtype), StoredElement::Read);
+                let (file, shape) = (file.clone(), info.shape.clone());
+                tensors.insert(key, Stored { file, bytes, element, shape, order: RowOrder::Same });
             }
         }
         Ok(Self { tensors })
+    }
+
+    fn of_gguf(files: &ModelFiles, gguf: &Gguf) -> Result<Self, WeightsError> {
+        let tensors =
+            gguf.tensors().map_err(|source| WeightsError::Gguf { file: files.to_string(), source })?;
+        let stored = tensors.into_iter().map(|tensor| {
+            let stored = Stored {
+                file: gguf.file().clone(),
+                bytes: tensor.bytes,
+                element: StoredElement::Read(Element::of_gguf(tensor.element)),
+                shape: tensor.shape,
+                order: tensor.rows,
+            };
+            (tensor.name, stored)
+        });
+        Ok(Self { tensors: stored.collect() })
     }
 
     /// Checks that the checkpoint has exactly these tensors, beside known leftovers and what `tolerated`
@@ -159,11 +197,15 @@ impl Checkpoint {
         let Some(stored) = self.tensors.get(name) else {
             return Err(WeightsError::Missing { names: name.to_owned() });
         };
-        let element = Element::of(stored.dtype).ok_or_else(|| WeightsError::Element {
-            name: name.to_owned(),
-            found: format!("{:?}", stored.dtype),
-        })?;
-        Ok(StoredTensor::new(stored.file.clone(), stored.bytes.clone(), element, &stored.shape))
+        let element = match stored.element {
+            StoredElement::Read(element) => element,
+            StoredElement::NotRead(dtype) => {
+                let (name, found) = (name.to_owned(), format!("{dtype:?}"));
+                return Err(WeightsError::Element { name, found });
+            }
+        };
+        let (file, bytes) = (stored.file.clone(), stored.bytes.clone());
+        Ok(StoredTensor::new(file, bytes, element, &stored.shape, stored.order))
     }
 }
 
@@ -190,3 +232,6 @@ fn list(mut names: impl Iterator<Item = String>) -> String {
         more => format!("{} and {more} more", shown.join(", ")),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+//! GGUF files compute what transformers computes with their weights widened, in float32, on one rank and on two;
+//! the demo model computes the same bits from a GGUF file as from its own files.
+//! `models/tests/fixtures/gguf/generate.py` makes the files and the reference values.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use lockstep_models::{ModelFiles, testing};
+use lockstep_shard::decoder::Dtype;
+use serde::Deserialize;
+use support::{Runner, on_every_rank, tokens};
+
+/// Largest difference allowed, relative to the row's largest logit.
+const TOLERANCE: f32 = 1e-4;
+
+#[derive(Deserialize)]
+struct Reference {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    prompt_ids: Vec<u32>,
+    logits_last: Vec<f32>,
+    greedy_ids: Vec<u32>,
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/fixtures/gguf").join(name)
+}
+
+fn check_model(name: &str) {
+    let text = std::fs::read_to_string(fixture(&format!("{name}.json"))).expect("the fixture is there");
+    let reference: Reference = serde_json::from_str(&text).expect("the fixture is a reference");
+    assert!(!reference.cases.is_empty());
+    let files = ModelFiles::Gguf(fixture(&format!("{name}.gguf")));
+    let mut runner = Runner::solo(&files, Dtype::Float32);
+    for case in &reference.cases {
+        let (greedy, logits) = runner.greedy(&case.prompt_ids, case.greedy_ids.len());
+        assert_eq!(logits.len(), case.logits_last.len());
+        let scale = case.logits_last.iter().fold(0.0_f32, |largest, logit| largest.max(logit.abs()));
+        let differences = logits.iter().zip(&case.logits_last).map(|(a, b)| (a - b).abs());
+        let worst = differences.fold(0.0_f32, f32::max) / scale;
+        assert!(worst <= TOLERANCE, "{name}: a prompt of {} is off by {worst}", case.prompt_ids.len());
+        assert_eq!(greedy, case.greedy_ids, "{name}: after a prompt of {}", case.prompt_ids.len());
+    }
+}
+
+#[test]
+fn a_llama_of_mixed_types_computes_what_transformers_does() {
+    check_model("llama");
+}
+
+#[test]
+fn a_llama_with_frequency_factors_computes_what_transformers_does_with_their_scaling() {
+    check_model("llama3");
+}
+
+#[test]
+fn a_qwen_2_computes_what_transformers_does() {
+    check_model("qwen2");
+}
+
+#[test]
+fn a_qwen_3_computes_what_transformers_does() {
+    check_model("qwen3");
+}
+
+/// Slices of 2 ranks begin within blocks of 256.
+#[test]
+fn two_ranks_compute_the_bits_of_one() {
+    let files = ModelFiles::Gguf(fixture("llama.gguf"));
+    let prompt = tokens(40, 7, 512);
+    for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+        let alone = Runner::solo(&files, dtype).alone(&prompt, 16);
+        for rank in on_every_rank(&files, dtype, 2, |mut runner| runner.alone(&prompt, 16)) {
+            assert_eq!(rank, alone, "{dtype}");
+        }
+    }
+}
+
+#[test]
+fn the_demo_computes_the_same_bits_by_way_of_a_gguf_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("demo.gguf");
+    std::fs::write(&path, testing::demo_as_gguf()).expect("room for a model");
+    let prompt = tokens(60, 3, 4096);
+    for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+        let original = Runner::solo(&ModelFiles::EmbeddedDemo, dtype).alone(&prompt, 32);
+        let converted = Runner::solo(&ModelFiles::Gguf(path.clone()), dtype).alone(&prompt, 32);
+        assert_eq!(converted, original, "{dtype}");
+    }
+}
