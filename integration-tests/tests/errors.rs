@@ -4,6 +4,8 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use lockstep_models::ModelFiles;
+
 const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep-under-test");
 
 /// Runs the binary to its end, and returns the one line it failed with.
@@ -43,20 +45,54 @@ fn a_taken_port() {
 fn missing_model_files() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().display().to_string();
-    let missing = |name: &str| {
-        format!("find {name} in {path}: a model folder holds config.json, tokenizer.json and *.safetensors")
-    };
-    assert_eq!(failure(&["--model-id", &path]), missing("config.json"));
+    let missing = format!(
+        "find config.json in {path}: a model folder holds config.json, tokenizer.json and *.safetensors"
+    );
+    assert_eq!(failure(&["--model-id", &path]), missing);
     write(folder.path(), &[("config.json", "{}")]);
-    assert_eq!(failure(&["--model-id", &path]), missing("tokenizer.json"));
-    write(folder.path(), &[("tokenizer.json", "{}")]);
-    assert_eq!(failure(&["--model-id", &path]), missing("*.safetensors"));
+    let error = failure(&["--model-id", &path]);
+    let expected = format!("load the tokenizer of {path}: found no tokenizer, expected tokenizer.json; ");
+    assert!(error.starts_with(&expected), "{error}");
+    write(folder.path(), &[("tokenizer.model", "")]);
+    let error = failure(&["--model-id", &path]);
+    assert!(error.contains(": found tokenizer.model, expected tokenizer.json; "), "{error}");
+}
+
+/// What a copy of the demo model with other weights fails with.
+fn demo_with(weights: &[(&str, &[u8])]) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        let bytes = ModelFiles::EmbeddedDemo.require(name).expect("the demo has it");
+        std::fs::write(folder.path().join(name), &*bytes).expect("a file");
+    }
+    for (name, bytes) in weights {
+        std::fs::write(folder.path().join(name), bytes).expect("a file");
+    }
+    failure(&["--model-id", &folder.path().display().to_string()])
+}
+
+#[test]
+fn weights_that_cannot_be_read_are_told_before_anything_starts() {
+    let whole = ModelFiles::EmbeddedDemo.require("model.safetensors").expect("the demo has it");
+    let cut = demo_with(&[("model.safetensors", &whole[..5_000_000])]);
+    let expected = "; its 5000000 bytes are cut off, damaged or never fetched: download it again";
+    assert!(cut.starts_with("parse model.safetensors: ") && cut.ends_with(expected), "{cut}");
+    let pointer =
+        demo_with(&[("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")]);
+    assert!(pointer.ends_with("never fetched: download it again"), "{pointer}");
+    let pickled = demo_with(&[("pytorch_model.bin", b"")]);
+    let expected = ": found pytorch_model.bin, expected model.safetensors, or parts of it with ";
+    assert!(pickled.starts_with("find weights in ") && pickled.contains(expected), "{pickled}");
+    let index = br#"{"weight_map": {"a": "model-00001-of-00002.safetensors"}}"#;
+    let part = demo_with(&[("model.safetensors.index.json", index)]);
+    assert!(part.starts_with("find model-00001-of-00002.safetensors in "), "{part}");
 }
 
 #[test]
 fn a_folder_that_is_not_there() {
     let error = failure(&["--model-id", "/nonexistent/model"]);
-    assert!(error.starts_with("find config.json in /nonexistent/model: "), "{error}");
+    let expected = "find model \"/nonexistent/model\": it is no folder here and no name on the Hub, which reads org/name";
+    assert_eq!(error, expected);
 }
 
 #[test]
@@ -87,5 +123,8 @@ fn ranks_that_do_not_divide_the_heads() {
 fn not_enough_memory() {
     let error = failure(&["--kv-cache-memory", "4000000GiB"]);
     assert!(error.starts_with("fit the model in memory: "), "{error}");
-    assert!(error.ends_with("; free memory or lower --kv-cache-memory"), "{error}");
+    assert!(
+        error.ends_with("; free memory, lower --kv-cache-memory or --max-batch-prefill-tokens"),
+        "{error}"
+    );
 }

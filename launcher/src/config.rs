@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lockstep_models::hub::{self, HubError};
-use lockstep_models::{FileError, ModelFiles};
+use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::LogConfig;
 use lockstep_proto::Bytes;
+use lockstep_router::tokenizer::Tokenizer;
 use lockstep_shard::decoder::Dtype;
 use tracing::warn;
 
@@ -20,8 +21,6 @@ const DEMO_NAME: &str = "lockstep/demo";
 
 /// What it is called on the command line.
 const DEMO_ID: &str = "demo";
-
-const WEIGHTS: &str = ".safetensors";
 
 /// Everything a run is made of.
 #[derive(Clone, Debug)]
@@ -124,12 +123,8 @@ fn find_model(args: &ServeArgs) -> Result<(ModelFiles, String), LaunchError> {
             ModelFiles::from_argument(&hub::download(id, &source)?.display().to_string())
         }
     };
-    for name in ["config.json", "tokenizer.json"] {
-        model.require(name)?;
-    }
-    if matches!(model, ModelFiles::Folder(_)) && model.names_ending_in(WEIGHTS)?.is_empty() {
-        return Err(FileError::Missing { name: format!("*{WEIGHTS}"), place: model.to_string() }.into());
-    }
+    model.require("config.json")?;
+    Tokenizer::find(&model)?;
     Ok((model, id.clone()))
 }
 

@@ -9,7 +9,8 @@ use lockstep_models::FileError;
 use lockstep_models::hub::HubError;
 use lockstep_process::telemetry::TelemetryError;
 use lockstep_proto::Bytes;
-use lockstep_shard::decoder::{SpecError, SplitError};
+use lockstep_router::tokenizer::TokenizerError;
+use lockstep_shard::decoder::{SpecError, SplitError, WeightsError};
 use thiserror::Error;
 
 use crate::supervisor::UnitId;
@@ -51,6 +52,12 @@ pub enum LaunchError {
     /// The model's configuration is not understood.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// Its weights are not what its configuration promises.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// Its tokenizer is of a kind that is not read.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
     /// The model cannot be run by so many ranks.
     #[error("{0}; choose their number with --num-shard")]
     Split(#[from] SplitError),

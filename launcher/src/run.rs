@@ -11,7 +11,7 @@ use lockstep_process::tasks::Tasks;
 use lockstep_process::telemetry::LogFormat;
 use lockstep_proto::{Epoch, Rank};
 use lockstep_shard::batch::BLOCK_SIZE;
-use lockstep_shard::decoder::ModelSpec;
+use lockstep_shard::decoder::{ModelSpec, check_weights};
 use lockstep_shard::plan::MemoryPlan;
 use tokio::sync::mpsc;
 use tokio::time::sleep_until;
@@ -60,9 +60,11 @@ pub fn serve(config: &ServeConfig, started: Instant) -> Result<(), LaunchError> 
     })
 }
 
-/// What the model takes, read from its configuration: no weight is touched.
+/// What the model takes, read from its configuration and the headers of its files: no weight is touched. What is
+/// wrong with them is said here, once, before any process is started.
 fn model_sizes(config: &ServeConfig) -> Result<ModelSizes, LaunchError> {
     let spec = ModelSpec::read(&config.model)?;
+    check_weights(&config.model, &spec)?;
     let plan = MemoryPlan::new(&spec, config.dtype, config.ranks)?;
     Ok(ModelSizes {
         ranks: config.ranks,

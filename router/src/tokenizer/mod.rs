@@ -5,7 +5,7 @@ mod vocabulary;
 
 use std::sync::Arc;
 
-use lockstep_models::{FileError, ModelFiles};
+use lockstep_models::{FileBytes, FileError, ModelFiles};
 use lockstep_proto::TokenId;
 use thiserror::Error;
 
@@ -109,8 +109,16 @@ impl Tokenizer {
     /// # Errors
     /// When there is no `tokenizer.json`, or it cannot be used.
     pub fn load(files: &ModelFiles) -> Result<Self, TokenizerError> {
+        Self::from_bytes(&Self::find(files)?)
+    }
+
+    /// The `tokenizer.json` of a model, not looked at.
+    ///
+    /// # Errors
+    /// When there is none; names what there is instead.
+    pub fn find(files: &ModelFiles) -> Result<FileBytes, TokenizerError> {
         if let Some(bytes) = files.open("tokenizer.json")? {
-            return Self::from_bytes(&bytes);
+            return Ok(bytes);
         }
         let mut found = files.names_ending_in("")?;
         found.retain(|name| OTHER_FILES.contains(&name.as_str()) || name.ends_with(".tiktoken"));

@@ -33,14 +33,7 @@ pub(super) fn load(
     let split = Split { rank: communicator.rank(), world_size: communicator.world_size() };
     let slice = Slice::of(spec, split)?;
     let plan = MemoryPlan::of(spec, dtype, split)?;
-    let checkpoint = Checkpoint::open(files)?;
-    let head = names::weight(names::HEAD);
-    let tolerated: &[&str] = match spec.choices.head {
-        // Some writers store the head again although it is the embedding.
-        Head::Tied => &[&head],
-        Head::Separate => &[],
-    };
-    checkpoint.check(&names::expected(spec), tolerated)?;
+    let checkpoint = open(files, spec)?;
     let products = Products::of(spec, &slice);
     let loader = Loader {
         checkpoint: &checkpoint,
@@ -63,6 +56,27 @@ pub(super) fn load(
         head: loader.head()?,
         kv: loader.slice.kv_layout(),
     })
+}
+
+/// The checkpoint, with the tensors the model has and no others.
+fn open(files: &ModelFiles, spec: &ModelSpec) -> Result<Checkpoint, WeightsError> {
+    let checkpoint = Checkpoint::open(files)?;
+    let head = names::weight(names::HEAD);
+    let tolerated: &[&str] = match spec.choices.head {
+        // Some writers store the head again although it is the embedding.
+        Head::Tied => &[&head],
+        Head::Separate => &[],
+    };
+    checkpoint.check(&names::expected(spec), tolerated)?;
+    Ok(checkpoint)
+}
+
+/// Whether the weight files have the model's tensors in their shapes. No weight is read.
+///
+/// # Errors
+/// When there are no weight files, one is damaged, or a tensor is missing, mis-shaped or unused.
+pub fn check_weights(files: &ModelFiles, spec: &ModelSpec) -> Result<(), WeightsError> {
+    open(files, spec).map(|_| ())
 }
 
 /// What loading reads from and how it cuts.

@@ -33,17 +33,18 @@ use crate::kv::layout::KvLayout;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::linear::Linear;
 use crate::plan::MemoryPlan;
-use crate::weights::WeightsError;
 
 pub use crate::dtype::Dtype;
 pub use crate::kv::AllocateError;
 pub use crate::ops::activation::Activation;
+pub use crate::weights::WeightsError;
 pub use check::BatchError;
 pub use choices::{
     AttentionChoices, Bias, Choices, ExpertChoices, ExpertNames, Head, LayerChoices, LayerMlp, LayerRope,
     MlpChoices, MlpKind, NormChoices, NormKind, NormPlacement, NormWeight, QkNorm, QkvProjection,
     RoutingWeights, Scales, ScoreScale,
 };
+pub use load::check_weights;
 pub use logits::{Hidden, Logits};
 pub use rope::{RampEnds, Rope, RopeScaling, Yarn};
 pub use spec::{ExpertShape, ModelSpec, Shape, SpecError};

@@ -21,6 +21,9 @@ pub(crate) use tensor::{Element, StoredTensor};
 /// Ends of names that older checkpoints carry and nothing needs.
 const LEFTOVERS: &[&str] = &[".rotary_emb.inv_freq"];
 
+/// Ends of names of files that hold weights in formats that are not read.
+const OTHER_FORMATS: &[&str] = &[".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx"];
+
 /// Names in an error before the rest is counted only.
 const NAMES_SHOWN: usize = 8;
 
@@ -35,17 +38,24 @@ pub enum WeightsError {
     File(#[from] FileError),
     /// There is no weight file.
     #[error(
-        "find weights in {place}: expected model.safetensors, or parts with model.safetensors.index.json"
+        "find weights in {place}: found {found}, expected model.safetensors, or parts of it with \
+         model.safetensors.index.json; PyTorch files are converted by transformers' save_pretrained"
     )]
     NoWeights {
         /// Where they were looked for.
         place: String,
+        /// Files there that hold weights in another format.
+        found: String,
     },
     /// A file is not what its name says.
-    #[error("parse {file}: {source}")]
+    #[error(
+        "parse {file}: {source}; its {size} bytes are cut off, damaged or never fetched: download it again"
+    )]
     Format {
         /// The file's name.
         file: String,
+        /// Its size in bytes.
+        size: usize,
         /// What is wrong with it.
         source: SafeTensorError,
     },
@@ -125,7 +135,7 @@ impl Checkpoint {
             let file = Arc::new(files.require(&name)?);
             let parsed = SafeTensors::read_metadata(&file);
             let (header, metadata) =
-                parsed.map_err(|source| WeightsError::Format { file: name, source })?;
+                parsed.map_err(|source| WeightsError::Format { file: name, size: file.len(), source })?;
             let data = header + HEADER_LENGTH_BYTES;
             for key in metadata.offset_keys() {
                 let Some(info) = metadata.info(&key) else { continue };
@@ -219,9 +229,16 @@ fn file_names(files: &ModelFiles) -> Result<Vec<String>, WeightsError> {
     let names = files.names_ending_in(".safetensors")?;
     match names.iter().find(|name| *name == "model.safetensors") {
         Some(whole) => Ok(vec![whole.clone()]),
-        None if names.is_empty() => Err(WeightsError::NoWeights { place: files.to_string() }),
+        None if names.is_empty() => Err(no_weights(files)?),
         None => Ok(names),
     }
+}
+
+fn no_weights(files: &ModelFiles) -> Result<WeightsError, FileError> {
+    let mut found = files.names_ending_in("")?;
+    found.retain(|name| OTHER_FORMATS.iter().any(|end| name.ends_with(end)));
+    let found = if found.is_empty() { "none".to_owned() } else { list(found.into_iter()) };
+    Ok(WeightsError::NoWeights { place: files.to_string(), found })
 }
 
 /// The first few names, and how many more there are.
