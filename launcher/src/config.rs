@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use lockstep_models::hub::{self, HubError};
 use lockstep_models::ModelFiles;
+use lockstep_models::hub::{self, HubError};
 use lockstep_process::telemetry::LogConfig;
 use lockstep_proto::Bytes;
 use lockstep_router::tokenizer::Tokenizer;
