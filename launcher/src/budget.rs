@@ -13,6 +13,10 @@ const ROUTER: Bytes = Bytes(64 << 20);
 /// Left to each rank for its code, its messages and its threads' scratch space.
 const RANK: Bytes = Bytes(32 << 20);
 
+/// The shortest longest context that is served where nobody asked for one: a model whose own is longer may not
+/// fit with it, and is of use with this one.
+const LEAST_CONTEXT: Tokens = Tokens(2048);
+
 /// What a model takes on each of its ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelSizes {
@@ -37,6 +41,8 @@ pub struct Wish {
     pub kv_cache: KvCacheMemory,
     /// How many requests are permitted at once.
     pub requests: u32,
+    /// The longest context that was asked for.
+    pub context: Option<Tokens>,
 }
 
 /// How the memory is spent.
@@ -57,9 +63,14 @@ impl MemoryBudget {
         let rank = (sizes.weights + RANK).0.saturating_add(sizes.activations.0);
         let fixed = Bytes(rank.saturating_mul(ranks).saturating_add(ROUTER.0));
         let free = available.map(|available| available.saturating_sub(fixed));
-        let block = Bytes(sizes.block_bytes.0 * ranks);
-        let one_request = Bytes(u64::from(sizes.max_positions.blocks_ceil(sizes.block_size).0) * block.0);
+        let block = Bytes(sizes.block_bytes.0.saturating_mul(ranks));
+        let context = |tokens: Tokens| {
+            let tokens = tokens.min(sizes.max_positions);
+            Bytes(u64::from(tokens.blocks_ceil(sizes.block_size).0).saturating_mul(block.0))
+        };
+        let one_request = context(wish.context.unwrap_or(sizes.max_positions));
         let every_request = Bytes(one_request.0.saturating_mul(u64::from(wish.requests)));
+        let least = context(wish.context.unwrap_or(LEAST_CONTEXT));
         let (kv_cache, hint) = match wish.kv_cache {
             KvCacheMemory::Fixed(asked) if asked < block => {
                 return Err(LaunchError::KvCacheTooSmall { asked, block });
@@ -69,8 +80,8 @@ impl MemoryBudget {
             }
             KvCacheMemory::Fitting => {
                 let half = free.map_or(Bytes(u64::MAX), |free| Bytes(free.0 / 2));
-                let hint = "free memory, lower --max-batch-prefill-tokens or serve a smaller model";
-                (every_request.min(half).max(one_request), hint)
+                let hint = "free memory, lower --max-total-tokens or --max-batch-prefill-tokens, or serve a smaller model";
+                (every_request.min(half).max(least), hint)
             }
         };
         let needed = Bytes(fixed.0.saturating_add(kv_cache.0));
@@ -96,6 +107,11 @@ impl MemoryBudget {
     pub fn blocks(&self) -> Blocks {
         let blocks = self.kv_cache_per_rank.0.checked_div(self.sizes.block_bytes.0).unwrap_or(0);
         Blocks(u32::try_from(blocks).unwrap_or(u32::MAX))
+    }
+
+    /// The longest context the model and these blocks allow.
+    pub fn context(&self) -> Tokens {
+        self.sizes.max_positions.min(self.tokens())
     }
 
     /// Tokens that fit in them.
@@ -139,7 +155,7 @@ mod tests {
     const FIXED: u64 = 364 * MIB;
 
     fn budget(kv_cache: KvCacheMemory, available: Option<u64>) -> Result<MemoryBudget, String> {
-        let wish = Wish { kv_cache, requests: 8 };
+        let wish = Wish { kv_cache, requests: 8, context: None };
         MemoryBudget::new(SIZES, wish, available.map(Bytes)).map_err(|error| error.to_string())
     }
 
@@ -159,9 +175,25 @@ mod tests {
     }
 
     #[test]
+    fn a_context_that_does_not_fit_becomes_shorter_unless_it_was_asked_for() {
+        let long = ModelSizes { max_positions: Tokens(1 << 17), ..SIZES };
+        let wish = |context| Wish { kv_cache: KvCacheMemory::Fitting, requests: 8, context };
+        let budget = |context, free: u64| {
+            MemoryBudget::new(long, wish(context), Some(Bytes(FIXED + free * MIB)))
+                .map(|budget| budget.context())
+        };
+        // A token takes 128 KiB over both ranks.
+        assert_eq!(budget(None, 1024).expect("half of it"), Tokens(4096));
+        assert_eq!(budget(None, 256).expect("the least"), Tokens(2048));
+        assert!(budget(None, 255).is_err(), "less than the least");
+        assert_eq!(budget(Some(Tokens(512)), 64).expect("as asked"), Tokens(512));
+        assert!(budget(Some(Tokens(4096)), 256).is_err(), "what was asked for does not fit");
+    }
+
+    #[test]
     fn what_does_not_fit_is_refused_with_a_hint() {
         let error = budget(KvCacheMemory::Fitting, Some(FIXED + 19 * MIB)).expect_err("too little");
-        insta::assert_snapshot!(error, @"fit the model in memory: 384 MiB are needed (weights 200 MiB, activations 36.0 MiB, KV cache 20.0 MiB), 383 MiB are available; free memory, lower --max-batch-prefill-tokens or serve a smaller model");
+        insta::assert_snapshot!(error, @"fit the model in memory: 384 MiB are needed (weights 200 MiB, activations 36.0 MiB, KV cache 20.0 MiB), 383 MiB are available; free memory, lower --max-total-tokens or --max-batch-prefill-tokens, or serve a smaller model");
         let error =
             budget(KvCacheMemory::Fixed(Bytes(64 * MIB)), Some(FIXED + 63 * MIB)).expect_err("too little");
         insta::assert_snapshot!(error, @"fit the model in memory: 428 MiB are needed (weights 200 MiB, activations 36.0 MiB, KV cache 64.0 MiB), 427 MiB are available; free memory, lower --kv-cache-memory or --max-batch-prefill-tokens");

@@ -13,6 +13,7 @@ use lockstep_router::args::RouterArgs;
 const SET_BY_SERVE: &[&str] = &[
     "model",
     "model-id",
+    "max-positions",
     "shard",
     "hostname",
     "port",
@@ -28,6 +29,7 @@ const HEADING: &str = "Requests and limits";
 /// The flags whose values the memory plan needs as well.
 const MAX_CONCURRENT_REQUESTS: &str = "max_concurrent_requests";
 const MAX_BATCH_PREFILL_TOKENS: &str = "max_batch_prefill_tokens";
+const MAX_TOTAL_TOKENS: &str = "max_total_tokens";
 
 /// The flag whose value the shards need as well.
 const STEP_TIMEOUT: &str = "step_timeout";
@@ -41,6 +43,8 @@ pub struct RouterFlags {
     pub max_concurrent_requests: u32,
     /// How many tokens a step carries at most.
     pub max_batch_prefill_tokens: Tokens,
+    /// The longest context that was asked for.
+    pub max_total_tokens: Option<Tokens>,
     /// Seconds after which a step counts as hung, for the router and for the ranks that wait for each other.
     pub step_timeout_s: u64,
 }
@@ -68,6 +72,10 @@ impl FromArgMatches for RouterFlags {
             typed,
             max_concurrent_requests: number(matches, MAX_CONCURRENT_REQUESTS)?,
             max_batch_prefill_tokens: Tokens(number(matches, MAX_BATCH_PREFILL_TOKENS)?),
+            max_total_tokens: match matches.get_raw(MAX_TOTAL_TOKENS) {
+                Some(_) => Some(Tokens(number(matches, MAX_TOTAL_TOKENS)?)),
+                None => None,
+            },
             step_timeout_s: number(matches, STEP_TIMEOUT)?,
         })
     }

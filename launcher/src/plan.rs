@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use lockstep_process::telemetry::{LogConfig, LogFormat};
-use lockstep_proto::{Bytes, Epoch, Rank};
+use lockstep_proto::{Bytes, Epoch, Rank, Tokens};
 
 use crate::config::ServeConfig;
 
@@ -19,6 +19,8 @@ pub struct Place {
     pub threads_per_rank: usize,
     /// KV cache of each rank.
     pub kv_cache_per_rank: Bytes,
+    /// The longest context that model and cache allow.
+    pub context: Tokens,
 }
 
 /// How the ranks of one epoch talk to each other.
@@ -52,6 +54,7 @@ pub fn router(config: &ServeConfig, place: &Place) -> CommandLine {
     let mut line = Builder::new("router");
     line.option("--model", config.model.to_argument());
     line.option("--model-id", &config.model_name);
+    line.option("--max-positions", place.context.0.to_string());
     for rank in 0..config.ranks {
         line.option("--shard", unix(&socket_of(&place.sockets, Rank(rank))));
     }

@@ -46,7 +46,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// When the model does not fit, the process cannot be set up, or a unit never comes up.
 pub fn serve(config: &ServeConfig, started: Instant) -> Result<(), LaunchError> {
-    let wish = Wish { kv_cache: config.kv_cache, requests: config.router.max_concurrent_requests };
+    let wish = Wish {
+        kv_cache: config.kv_cache,
+        requests: config.router.max_concurrent_requests,
+        context: config.router.max_total_tokens,
+    };
     let budget = MemoryBudget::new(model_sizes(config)?, wish, memory::available())?;
     announce(config, &budget.to_string());
     // One thread, and the main one: the kernel tells a child of its parent's death when the thread that
@@ -120,6 +124,7 @@ impl<'a> Shell<'a> {
             launcher: std::process::id(),
             threads_per_rank: plan::threads_per_rank(cores, config.ranks),
             kv_cache_per_rank: budget.kv_cache_per_rank(),
+            context: budget.context(),
         };
         let starter = Starter {
             program: config.program.clone(),

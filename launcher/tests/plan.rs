@@ -26,6 +26,7 @@ fn config(ranks: u32) -> ServeConfig {
             typed: vec![],
             max_concurrent_requests: 128,
             max_batch_prefill_tokens: Tokens(4096),
+            max_total_tokens: None,
             step_timeout_s: 60,
         },
         program: PathBuf::from("/proc/self/exe"),
@@ -39,6 +40,7 @@ fn place() -> Place {
         launcher: 42,
         threads_per_rank: 2,
         kv_cache_per_rank: Bytes(1 << 30),
+        context: Tokens(2048),
     }
 }
 
@@ -60,6 +62,7 @@ fn a_router_and_its_shards() {
     router: router
       --model demo
       --model-id lockstep/demo
+      --max-positions 2048
       --shard unix:/run/user/1000/lockstep-x/shard-0.sock
       --shard unix:/run/user/1000/lockstep-x/shard-1.sock
       --hostname 0.0.0.0

@@ -31,6 +31,7 @@ fn config(program: PathBuf, runtime_folder: PathBuf) -> ServeConfig {
         grace: Duration::from_secs(90),
         log: LogConfig { filter: "info".to_owned(), format: LogFormat::Text },
         router: RouterFlags {
+            max_total_tokens: None,
             typed: vec![],
             max_concurrent_requests: 1,
             max_batch_prefill_tokens: Tokens(4096),

@@ -58,6 +58,10 @@ pub struct RouterArgs {
     #[arg(long, env = "MAX_TOTAL_TOKENS")]
     pub max_total_tokens: Option<u32>,
 
+    /// Tokens of the longest context the shards compute [default: what the model's config.json says].
+    #[arg(long)]
+    pub max_positions: Option<u32>,
+
     /// Tokens of output where a request names no number [default: what is left of the context].
     #[arg(long, env = "DEFAULT_MAX_NEW_TOKENS")]
     pub default_max_new_tokens: Option<u32>,

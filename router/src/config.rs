@@ -76,6 +76,8 @@ pub struct RouterConfig {
     pub listen: Listen,
     /// What the parts are configured with.
     pub app: AppConfig,
+    /// The longest context the shards compute, where it is not what the model's files say.
+    pub max_positions: Option<Tokens>,
     /// What chat requests leave open.
     pub generation_config: GenerationConfig,
     /// How the process ends.
@@ -99,6 +101,7 @@ impl RouterConfig {
             shards,
             listen: Listen { hostname: args.hostname, port: args.port },
             app,
+            max_positions: args.max_positions.map(Tokens),
             generation_config: args.generation_config,
             stopping: Stopping {
                 drain_timeout: Duration::from_secs(args.graceful_termination_timeout),

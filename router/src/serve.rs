@@ -92,6 +92,8 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     if config.generation_config == GenerationConfig::Ignore {
         model.sampling_defaults = SamplingDefaults::default();
     }
+    // A model whose rotation is stretched has more positions than its files name.
+    model.max_positions = config.max_positions.or(model.max_positions);
     let tasks = Tasks::new();
     let group = RemoteGroup::new(config.shards);
     let app = App::start(config.app, model, group, &tasks)?;

@@ -25,7 +25,7 @@ const MODEL: TinyLlama = TinyLlama {
     head_width: 64,
     intermediate: 8192,
     vocabulary: 128_256,
-    max_positions: 8192,
+    max_positions: 131_072,
     head: TinyHead::Tied,
     seed: 1,
 };

@@ -69,6 +69,17 @@ pub enum TokenizerError {
          Fuse, leading Strip, and sequences of them"
     )]
     UnsupportedDecoder(String),
+    /// Its ids are far apart.
+    #[error(
+        "read the vocabulary of tokenizer.json: found {entries} tokens with ids up to {largest}, expected about as many \
+         ids as tokens"
+    )]
+    Gaps {
+        /// The largest id.
+        largest: u32,
+        /// How many tokens there are.
+        entries: usize,
+    },
     /// The text cannot be encoded.
     #[error("tokenize the text: {0}")]
     Encode(String),

@@ -161,6 +161,15 @@ fn a_folder_without_a_fast_tokenizer_says_what_is_there_and_what_to_do() {
 }
 
 #[test]
+fn ids_that_are_far_apart_are_refused() {
+    let mut json: serde_json::Value = serde_json::from_str(&byte_level_tokenizer()).unwrap();
+    let vocabulary = json["model"]["vocab"].as_object_mut().unwrap();
+    vocabulary.insert("far".to_owned(), serde_json::json!(u32::MAX));
+    let error = Tokenizer::from_bytes(json.to_string().as_bytes()).err().unwrap().to_string();
+    assert!(error.contains("with ids up to 4294967294, expected about as many ids as tokens"), "{error}");
+}
+
+#[test]
 fn a_damaged_tokenizer_is_told_from_one_that_was_not_fetched() {
     let folder = tempfile::tempdir().unwrap();
     let files = ModelFiles::Folder(folder.path().to_path_buf());

@@ -17,6 +17,9 @@ pub struct Vocabulary {
 }
 
 /// How a token's text becomes bytes, in the order of the tokenizer's decoder.
+/// Ids without a token beside as many as there are tokens: memory is taken for every id.
+const MOST_GAPS: usize = 1 << 16;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Rule {
     /// Each character stands for one byte, as in GPT-2; a token with any other character is plain text.
@@ -32,7 +35,12 @@ impl Vocabulary {
         let decoder = serde_json::to_value(tokenizer.get_decoder()).map_err(TokenizerError::Decoder)?;
         let mut rules = Vec::new();
         add_rules(&decoder, &mut rules)?;
-        let count = tokenizer.get_vocab(true).into_values().max().map_or(0, |last| last.saturating_add(1));
+        let ids = tokenizer.get_vocab(true);
+        let entries = ids.len();
+        let count = ids.into_values().max().map_or(0, |last| last.saturating_add(1));
+        if count as usize > entries.saturating_mul(2).saturating_add(MOST_GAPS) {
+            return Err(TokenizerError::Gaps { largest: count - 1, entries });
+        }
         let mut vocabulary = Self { bytes: Vec::new(), ends: Vec::new(), special: Vec::new() };
         for id in 0..count {
             let text = tokenizer.id_to_token(id).unwrap_or_default();

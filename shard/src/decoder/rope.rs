@@ -8,6 +8,7 @@
 use std::f64::consts::PI;
 
 use candle_core::{Device, Error, Result, Tensor};
+use rayon::prelude::*;
 
 /// How positions turn queries and keys.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,11 +90,15 @@ pub(super) fn table(rope: &Rope, positions: usize) -> Result<Tensor> {
     let (frequencies, factor) = (frequencies(rope), attention_factor(&rope.scaling));
     let mut values = Vec::new();
     values.try_reserve_exact(positions * rope.width).map_err(Error::wrap)?;
-    for position in 0..positions {
-        let angles = frequencies.iter().map(|frequency| f64::from(position as f32 * frequency));
-        values.extend(angles.clone().map(|angle| angle.cos() as f32 * factor));
-        values.extend(angles.map(|angle| angle.sin() as f32 * factor));
-    }
+    values.resize(positions * rope.width, 0.0);
+    let rows = values.par_chunks_exact_mut(rope.width.max(1)).enumerate();
+    rows.for_each(|(position, row)| {
+        let (cosines, sines) = row.split_at_mut(rope.width / 2);
+        for (frequency, (cosine, sine)) in frequencies.iter().zip(cosines.iter_mut().zip(sines)) {
+            let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
+            (*cosine, *sine) = (cos as f32 * factor, sin as f32 * factor);
+        }
+    });
     Tensor::from_vec(values, (positions, rope.width), &Device::Cpu)
 }
 

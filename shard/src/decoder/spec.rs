@@ -150,6 +150,32 @@ impl Shape {
     /// Layers beyond what any model has.
     pub(super) const MAX_LAYERS: usize = 1 << 12;
 
+    /// Sizes that are each possible may still make a model that is not.
+    fn check_products(&self) -> Result<(), SpecError> {
+        /// Far more than any model has: a hundred million million parameters, a million tensors, and as many
+        /// elements of keys for one token.
+        const MOST_PARAMETERS: f64 = 1e14;
+        const MOST_TENSORS: usize = 1 << 20;
+        const MOST_KEYS: usize = 1 << 30;
+        let experts = self.experts.unwrap_or(ExpertShape { count: 0, chosen: 0, intermediate: 0 });
+        let widths = [
+            4 * self.query_heads * self.head_width,
+            3 * self.intermediate,
+            3 * experts.count * experts.intermediate,
+        ];
+        let in_layers = self.layers as f64 * widths.into_iter().map(|width| width as f64).sum::<f64>();
+        let parameters = self.hidden as f64 * (in_layers + 2.0 * self.vocabulary as f64);
+        let tensors = self.layers * (20 + 3 * experts.count);
+        let keys = self.layers * self.kv_heads * self.head_width;
+        if parameters > MOST_PARAMETERS || tensors > MOST_TENSORS || keys > MOST_KEYS {
+            let found = format!("{} beside the other sizes", self.layers);
+            let expected =
+                format!("a model of at most {MOST_PARAMETERS:e} parameters in {MOST_TENSORS} tensors");
+            return Err(SpecError::Invalid { field: "num_hidden_layers", found, expected });
+        }
+        Ok(())
+    }
+
     /// Numbers far beyond any model are refused, so that no product of sizes comes near overflow.
     pub(super) fn check(&self) -> Result<(), SpecError> {
         let experts = self.experts.unwrap_or(ExpertShape { count: 1, chosen: 1, intermediate: 1 });
@@ -172,6 +198,7 @@ impl Shape {
                 return Err(SpecError::Invalid { field, found: size.to_string(), expected });
             }
         }
+        self.check_products()?;
         let epsilon = self.norm_epsilon;
         if epsilon < 0.0 || !(epsilon as f32).is_finite() {
             let expected = "a number from 0 that f32 holds".to_owned();

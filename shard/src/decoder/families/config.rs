@@ -1,5 +1,7 @@
 //! What the families' config.json files share, and the model they describe where they say no more.
 
+use std::cell::Cell;
+
 use lockstep_models::{FileError, ModelFiles};
 use lockstep_proto::Tokens;
 use serde::Deserialize;
@@ -7,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::rope_config::RopeConfig;
-use super::{CONFIG, unsupported};
+use super::{CONFIG, above_zero, invalid, unsupported};
 use crate::decoder::choices::{
     AttentionChoices, Bias, Choices, ExpertChoices, ExpertNames, Head, LayerChoices, LayerMlp, LayerRope,
     MlpChoices, MlpKind, NormChoices, NormKind, NormPlacement, NormWeight, QkNorm, QkvProjection,
@@ -21,6 +23,8 @@ pub(super) struct Config {
     pub(super) fields: Fields,
     whole: Value,
     place: String,
+    /// Whether the family looked at the window.
+    heeds_window: Cell<bool>,
 }
 
 /// Fields most families have.
@@ -44,8 +48,8 @@ pub(super) struct Sizes {
     head_dim: Option<usize>,
     vocab_size: usize,
     pub(super) max_position_embeddings: usize,
-    #[serde(alias = "norm_epsilon", alias = "layer_norm_eps")]
-    rms_norm_eps: f64,
+    rms_norm_eps: Option<f64>,
+    norm_epsilon: Option<f64>,
 }
 
 /// What a config.json asks for beyond sizes. A family that does not heed one of these may not be asked for it:
@@ -68,7 +72,11 @@ impl Config {
     pub(super) fn read(files: &ModelFiles) -> Result<Self, SpecError> {
         let whole: Value = files.require_json(CONFIG)?;
         let place = files.to_string();
-        Ok(Self { fields: parse(&whole, &place)?, whole, place })
+        if let Some(found) = whole.get("quantization_config").filter(|found| !found.is_null()) {
+            let method = found.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed");
+            return Err(unsupported("quantization_config", method, "null: weights in bf16, f16 or f32"));
+        }
+        Ok(Self { fields: parse(&whole, &place)?, whole, place, heeds_window: Cell::new(false) })
     }
 
     /// The names under `architectures`.
@@ -79,6 +87,11 @@ impl Config {
             architectures: Vec<String>,
         }
         Ok(files.require_json::<Named>(CONFIG)?.architectures)
+    }
+
+    /// Whether a field is there, be it null.
+    pub(super) fn names(&self, field: &str) -> bool {
+        self.whole.get(field).is_some()
     }
 
     /// A family's own fields.
@@ -117,7 +130,10 @@ impl Config {
                 experts: None,
                 vocabulary: sizes.vocab_size,
                 max_positions,
-                norm_epsilon: sizes.rms_norm_eps,
+                norm_epsilon: sizes
+                    .rms_norm_eps
+                    .or(sizes.norm_epsilon)
+                    .ok_or_else(|| invalid("rms_norm_eps", "null", "a number"))?,
             },
             choices: Choices {
                 attention: PLAIN_ATTENTION,
@@ -160,9 +176,12 @@ impl Config {
     }
 
     /// The window, where a family heeds `sliding_window` in all layers.
-    pub(super) fn window(&self) -> Option<Tokens> {
+    fn window(&self) -> Result<Option<Tokens>, SpecError> {
         let Switches { sliding_window, use_sliding_window, .. } = self.fields.switches;
-        sliding_window.filter(|_| use_sliding_window != Some(false)).map(Tokens)
+        match sliding_window.filter(|_| use_sliding_window != Some(false)) {
+            Some(0) => Err(invalid("sliding_window", 0, "null or a number from 1")),
+            window => Ok(window.map(Tokens)),
+        }
     }
 
     /// Gives the window to the layers `layer_types` names; where it names none, to those `slides` says do.
@@ -171,7 +190,8 @@ impl Config {
         spec: &mut ModelSpec,
         slides: impl Fn(usize) -> bool,
     ) -> Result<(), SpecError> {
-        let Some(window) = self.window() else { return Ok(()) };
+        self.heeds_window.set(true);
+        let Some(window) = self.window()? else { return Ok(()) };
         let named = self.fields.switches.layer_types.as_deref();
         for (index, layer) in spec.layers.iter_mut().enumerate() {
             let slides = match named.map(|types| types.get(index).map_or("(none)", String::as_str)) {
@@ -188,9 +208,13 @@ impl Config {
     }
 
     /// `attn_logit_softcapping` and `final_logit_softcapping`, where a family heeds them.
-    pub(super) fn softcaps(&self) -> (Option<f64>, Option<f64>) {
+    pub(super) fn softcaps(&self) -> Result<(Option<f64>, Option<f64>), SpecError> {
         let Switches { attn_logit_softcapping, final_logit_softcapping, .. } = self.fields.switches;
-        (attn_logit_softcapping, final_logit_softcapping)
+        let cap = |field, cap: Option<f64>| cap.map(|cap| above_zero(field, Some(cap))).transpose();
+        Ok((
+            cap("attn_logit_softcapping", attn_logit_softcapping)?,
+            cap("final_logit_softcapping", final_logit_softcapping)?,
+        ))
     }
 
     /// An error where config.json asks for what the family did not build in.
@@ -203,11 +227,11 @@ impl Config {
         if switches.mlp_bias == Some(true) && choices.mlp.bias == Bias::Absent {
             return Err(unsupported("mlp_bias", "true", "false"));
         }
-        if let Some(window) = self.window() {
+        if let Some(window) = self.window()?.filter(|_| !self.heeds_window.get()) {
             let types = switches.layer_types.as_deref().unwrap_or(&[]);
             let asked = types.iter().any(|kind| kind == "sliding_attention")
                 || types.is_empty() && switches.use_sliding_window == Some(true);
-            if asked && spec.layers.iter().all(|layer| layer.window.is_none()) {
+            if asked {
                 return Err(unsupported("sliding_window", window.0, "null"));
             }
         }

@@ -20,6 +20,10 @@ struct Fields {
 const GLOBAL_THETA: f64 = 1_000_000.0;
 const LOCAL_THETA: f64 = 10_000.0;
 
+/// What bounds scores and logits where Gemma 2's config.json says nothing.
+const SCORES_SOFTCAP: f64 = 50.0;
+const LOGITS_SOFTCAP: f64 = 30.0;
+
 /// Of how many layers of Gemma 3 one sees all.
 const PATTERN: usize = 6;
 
@@ -38,11 +42,24 @@ pub(super) fn gemma1_spec(config: &Config, family: &'static str) -> Result<Model
 }
 
 pub(super) fn gemma2_spec(config: &Config, family: &'static str) -> Result<ModelSpec, SpecError> {
+    sandwiched(config, family, (Some(SCORES_SOFTCAP), Some(LOGITS_SOFTCAP)))
+}
+
+/// What Gemma 2 and 3 share; `softcaps` of scores and logits where config.json does not name them.
+fn sandwiched(
+    config: &Config,
+    family: &'static str,
+    softcaps: (Option<f64>, Option<f64>),
+) -> Result<ModelSpec, SpecError> {
     let own: Fields = config.own()?;
     let mut spec = gemma1_spec(config, family)?;
-    let (scores, logits) = config.softcaps();
-    spec.choices.attention.softcap = scores;
-    spec.choices.scales.logits_softcap = logits;
+    let (scores, logits) = config.softcaps()?;
+    let or_default = |field, named: Option<f64>, default| {
+        if config.names(field) { named } else { default }
+    };
+    let (default_scores, default_logits) = softcaps;
+    spec.choices.attention.softcap = or_default("attn_logit_softcapping", scores, default_scores);
+    spec.choices.scales.logits_softcap = or_default("final_logit_softcapping", logits, default_logits);
     spec.choices.norms.placement = NormPlacement::Sandwich;
     if let Some(scalar) = own.query_pre_attn_scalar {
         let scalar = above_zero("query_pre_attn_scalar", Some(scalar))?;
@@ -54,7 +71,7 @@ pub(super) fn gemma2_spec(config: &Config, family: &'static str) -> Result<Model
 
 pub(super) fn gemma3_spec(config: &Config, family: &'static str) -> Result<ModelSpec, SpecError> {
     let own: Fields = config.own()?;
-    let mut spec = gemma2_spec(config, family)?;
+    let mut spec = sandwiched(config, family, (None, None))?;
     spec.choices.attention.qk_norm = QkNorm::Head;
     let (rope, head_width) = (&config.fields.rope, spec.shape.head_width);
     // Its files name the context that the scaling already stretched.

@@ -8,7 +8,6 @@ use crate::decoder::spec::{ExpertShape, ModelSpec, SpecError};
 
 #[derive(Deserialize)]
 struct ExpertFields {
-    #[serde(alias = "num_experts")]
     num_local_experts: usize,
     num_experts_per_tok: usize,
 }

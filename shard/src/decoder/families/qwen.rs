@@ -15,8 +15,9 @@ struct WindowFields {
 
 #[derive(Deserialize)]
 struct ExpertFields {
-    #[serde(alias = "num_local_experts")]
-    num_experts: usize,
+    num_experts: Option<usize>,
+    /// What newer files call it.
+    num_local_experts: Option<usize>,
     num_experts_per_tok: usize,
     moe_intermediate_size: usize,
     norm_topk_prob: Option<bool>,
@@ -46,7 +47,10 @@ pub(super) fn qwen3_moe_spec(config: &Config, family: &'static str) -> Result<Mo
     };
     spec.choices.mlp.experts = ExpertChoices { names: ExpertNames::Long, weights };
     spec.shape.experts = Some(ExpertShape {
-        count: own.num_experts,
+        count: own
+            .num_experts
+            .or(own.num_local_experts)
+            .ok_or_else(|| invalid("num_experts", "null", "a number from 1"))?,
         chosen: own.num_experts_per_tok,
         intermediate: own.moe_intermediate_size,
     });

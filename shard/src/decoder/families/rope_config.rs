@@ -100,6 +100,9 @@ impl RopeConfig {
                 .or(self.original_max_position_embeddings),
         };
         let (scaling, stretched) = scaling.read()?;
+        if matches!(scaling, RopeScaling::Yarn(_)) && theta <= 1.0 {
+            return Err(invalid("rope_theta", theta, "a number above 1"));
+        }
         Ok((rope(theta, width, scaling)?, stretched as usize))
     }
 }
@@ -158,7 +161,7 @@ impl Scaling<'_> {
     }
 
     fn yarn(&self) -> Result<(RopeScaling, f64), SpecError> {
-        let original = self.original.unwrap_or(self.positions);
+        let original = self.original_or_positions()?;
         let factor = match self.parameters.factor {
             Some(_) => self.factor()?,
             None => self.positions / self.original()?,
@@ -190,7 +193,7 @@ impl Scaling<'_> {
     }
 
     fn long(&self) -> Result<RopeScaling, SpecError> {
-        let original = self.original.unwrap_or(self.positions);
+        let original = self.original_or_positions()?;
         let field = if self.positions > original { "long_factor" } else { "short_factor" };
         let found = self.parameters.others.get(field).unwrap_or(&Value::Null);
         let divisors = Vec::<f64>::deserialize(found).unwrap_or_default();
@@ -214,6 +217,16 @@ impl Scaling<'_> {
 
     fn original(&self) -> Result<f64, SpecError> {
         above_zero("original_max_position_embeddings", self.original)
+    }
+
+    /// Positions the model was first trained with; their logarithm is divided by.
+    fn original_or_positions(&self) -> Result<f64, SpecError> {
+        let original = self.original.unwrap_or(self.positions);
+        if original > 1.0 {
+            Ok(original)
+        } else {
+            Err(invalid("original_max_position_embeddings", original, "a number above 1"))
+        }
     }
 
     fn required(&self, field: &'static str) -> Result<f64, SpecError> {

@@ -157,6 +157,60 @@ fn numbers_that_give_no_rotation_or_norm_name_their_field() {
 }
 
 #[test]
+fn sizes_that_make_no_model_are_refused() {
+    check_refused(
+        |config| {
+            config["hidden_size"] = json!(1 << 20);
+            config["num_hidden_layers"] = json!(4096);
+            config["intermediate_size"] = json!(1 << 20);
+        },
+        "serve a model with num_hidden_layers = 4096 beside the other sizes in config.json: \
+         expected a model of at most 1e14 parameters in 1048576 tensors",
+    );
+}
+
+#[test]
+fn weights_that_were_quantized_are_refused_by_their_method() {
+    check_refused(
+        |config| {
+            config["quantization_config"] = json!({"quant_method": "fp8", "activation_scheme": "dynamic"})
+        },
+        "serve a model with quantization_config = fp8 in config.json: \
+         supported is null: weights in bf16, f16 or f32",
+    );
+}
+
+#[test]
+fn windows_and_caps_of_nothing_are_refused() {
+    let with = |field: &'static str, value: Value| {
+        let changed = read_with(|config| {
+            config["architectures"] = json!(["Gemma2ForCausalLM"]);
+            config[field] = value;
+        });
+        changed.unwrap_err().to_string()
+    };
+    let expected = "serve a model with sliding_window = 0 in config.json: expected null or a number from 1";
+    assert_eq!(with("sliding_window", json!(0)), expected);
+    let expected =
+        "serve a model with attn_logit_softcapping = 0 in config.json: expected a number above 0";
+    assert_eq!(with("attn_logit_softcapping", json!(0.0)), expected);
+}
+
+#[test]
+fn caps_that_are_not_named_are_the_familys() {
+    let caps = |change: fn(&mut Value)| {
+        let spec = read_with(|config| {
+            config["architectures"] = json!(["Gemma2ForCausalLM"]);
+            change(config);
+        });
+        let choices = spec.unwrap().choices;
+        (choices.attention.softcap, choices.scales.logits_softcap)
+    };
+    assert_eq!(caps(|_| {}), (Some(50.0), Some(30.0)));
+    assert_eq!(caps(|config| config["attn_logit_softcapping"] = Value::Null), (None, Some(30.0)));
+}
+
+#[test]
 fn numbers_of_a_rotation_are_checked() {
     let refused = |field, found, expected| {
         format!("serve a model with {field} = {found} in config.json: expected {expected}")
