@@ -6,7 +6,7 @@ use std::io;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
@@ -77,6 +77,18 @@ pub enum FileBytes {
 }
 
 impl FileBytes {
+    /// Has the system read `bytes` from disk, front to back, where they are not in memory: what is then read here
+    /// and there need not wait for the disk each time.
+    pub fn prefetch(&self, bytes: Range<usize>) {
+        if let Self::Mapped(map) = self
+            && bytes.start < bytes.end
+            && bytes.end <= map.len()
+        {
+            // Only speed depends on it.
+            let _ = map.advise_range(Advice::WillNeed, bytes.start, bytes.len());
+        }
+    }
+
     /// Gives back the memory that pages wholly within `bytes` take in this process. They are read again when
     /// they are next used.
     pub fn release(&self, bytes: Range<usize>) {

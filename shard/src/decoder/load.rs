@@ -150,6 +150,7 @@ impl Loader<'_> {
         let part =
             |part: &Part| Ok((self.checkpoint.tensor(&names::weight(&part.module))?, part.rows.clone()));
         let rows = StackedRows::new(parts.iter().map(part).collect::<Result<_, WeightsError>>()?, columns);
+        rows.prefetch();
         let panels = Panels::pack(shape, self.dtype, &rows)?;
         self.progress.add(shape.bytes(self.dtype));
         Ok(Linear { panels: Arc::new(panels), isa: self.isa })

@@ -16,9 +16,14 @@ impl StackedRows {
     pub(crate) fn new(parts: Vec<(StoredTensor, Range<usize>)>, columns: Range<usize>) -> Self {
         Self { parts, columns }
     }
-}
 
-impl StackedRows {
+    /// Has the rows read from disk, where they are not in memory.
+    pub(crate) fn prefetch(&self) {
+        for (tensor, rows) in &self.parts {
+            tensor.prefetch(rows.clone());
+        }
+    }
+
     /// The tensor a row is in, and its place there; none after the last.
     fn find(&self, output: usize) -> Option<(&StoredTensor, usize)> {
         let mut row = output;

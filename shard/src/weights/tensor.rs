@@ -120,12 +120,21 @@ impl StoredTensor {
         Some(&self.file[self.bytes.clone()][start..start + columns.len() * 2])
     }
 
+    /// Has some rows read from disk, where they are not in memory.
+    pub(crate) fn prefetch(&self, rows: Range<usize>) {
+        self.file.prefetch(self.bytes_of(rows));
+    }
+
     /// Gives back the memory some rows' pages take in this process. Rows that lie in another order do so within
     /// heads, of which a rank has whole ones.
     pub(crate) fn release(&self, rows: Range<usize>) {
+        self.file.release(self.bytes_of(rows));
+    }
+
+    fn bytes_of(&self, rows: Range<usize>) -> Range<usize> {
         let row = self.element.bytes(self.columns());
         let start = self.bytes.start + rows.start * row;
-        self.file.release(start..start + rows.len() * row);
+        start..start + rows.len() * row
     }
 
     /// All of one row.
