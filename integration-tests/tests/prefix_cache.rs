@@ -31,12 +31,12 @@ async fn a_warm_answer_equals_a_cold_one() {
     for (request, cold) in requests().iter().zip(&cold) {
         assert_eq!(&on.generate(request).await.expect("it answers"), cold, "the first time");
     }
-    let found_so_far = on.metric("lockstep_prefix_hit_tokens").await;
+    let found_so_far = on.metric("lockstep_prefix_hit_tokens_total").await;
     let requests = requests();
     let warm = join_all(requests.iter().map(|request| on.generate(request))).await;
     for (warm, cold) in warm.into_iter().zip(&cold) {
         assert_eq!(&warm.expect("it answers"), cold, "from the cache, all at once");
     }
-    let found = on.metric("lockstep_prefix_hit_tokens").await - found_so_far;
+    let found = on.metric("lockstep_prefix_hit_tokens_total").await - found_so_far;
     assert!(found > 600.0, "most of six long prompts was in the cache; found {found} tokens");
 }

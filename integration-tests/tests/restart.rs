@@ -58,7 +58,7 @@ async fn the_service_returns_after_a_rank_was_killed_in_mid_stream() {
     let cluster = Setup::demo(LOCKSTEP).ranks(2).start();
     check_return(&cluster, 1).await;
     check_return(&cluster, 0).await;
-    assert!(cluster.client().metric("lockstep_group_restarts").await >= 2.0);
+    assert!(cluster.client().metric("lockstep_group_losses_total").await >= 2.0);
 }
 
 #[tokio::test]

@@ -111,6 +111,10 @@ pub struct RouterArgs {
     #[arg(long, env = "COMPUTE_TYPE")]
     pub compute_type: Option<String>,
 
+    /// Tell /metrics' readers a few numbers under vLLM's names as well, for endpoint pickers that know those.
+    #[arg(long, env = "VLLM_METRICS")]
+    pub vllm_metrics: bool,
+
     /// Process to die with.
     #[arg(long, value_name = "PID")]
     pub parent: Option<u32>,

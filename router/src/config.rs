@@ -63,6 +63,15 @@ pub struct Stopping {
     pub parent: Option<u32>,
 }
 
+/// Whose names metrics have besides ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricAliases {
+    /// Nobody's.
+    None,
+    /// vLLM's, where an endpoint picker reads them.
+    Vllm,
+}
+
 /// Everything the router is told.
 #[derive(Clone, Debug)]
 pub struct RouterConfig {
@@ -80,6 +89,8 @@ pub struct RouterConfig {
     pub max_positions: Option<Tokens>,
     /// What chat requests leave open.
     pub generation_config: GenerationConfig,
+    /// Whose names metrics have besides ours.
+    pub aliases: MetricAliases,
     /// How the process ends.
     pub stopping: Stopping,
     /// How to log.
@@ -103,6 +114,7 @@ impl RouterConfig {
             app,
             max_positions: args.max_positions.map(Tokens),
             generation_config: args.generation_config,
+            aliases: if args.vllm_metrics { MetricAliases::Vllm } else { MetricAliases::None },
             stopping: Stopping {
                 drain_timeout: Duration::from_secs(args.graceful_termination_timeout),
                 parent: args.parent,

@@ -1,26 +1,34 @@
 //! Every metric: name, help, buckets, each declared once.
 
+mod vllm;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use lockstep_proto::StepTimings;
+use lockstep_proto::{Blocks, StepTimings, Tokens};
 use lockstep_scheduler::Stats;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{
     BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
-use crate::error::ErrorKind;
+use self::vllm::VllmAliases;
+use crate::error::{ALL_KINDS, ErrorKind};
+use crate::shards::GroupFacts;
 
 /// What a histogram counts, which decides its buckets.
 #[derive(Clone, Copy)]
 enum Scale {
-    /// Seconds: 19 buckets from half a millisecond, each twice the one before.
+    /// Seconds: 22 buckets from a tenth of a millisecond to three and a half minutes, each twice the one
+    /// before.
     Seconds,
+    /// Seconds: 19 buckets from a microsecond to a quarter of a second, each twice the one before.
+    Moments,
     /// Tokens or sequences: 18 powers of two.
     Count,
 }
 
-const HISTOGRAMS: [(&str, Scale, &str); 15] = [
+const HISTOGRAMS: [(&str, Scale, &str); 19] = [
     ("tgi_request_duration", Scale::Seconds, "Seconds from arrival to the last token"),
     ("tgi_request_validation_duration", Scale::Seconds, "Seconds from arrival to the queue"),
     ("tgi_request_queue_duration", Scale::Seconds, "Seconds in the queue"),
@@ -29,39 +37,75 @@ const HISTOGRAMS: [(&str, Scale, &str); 15] = [
     ("tgi_request_input_length", Scale::Count, "Tokens of the prompt"),
     ("tgi_request_max_new_tokens", Scale::Count, "Tokens asked for"),
     ("tgi_request_generated_tokens", Scale::Count, "Tokens generated"),
+    (
+        "tgi_request_skipped_tokens",
+        Scale::Count,
+        "Tokens generated without a step of their own; nothing skips",
+    ),
     ("tgi_batch_inference_duration", Scale::Seconds, "Seconds of a step, as the router sees it"),
     ("tgi_batch_forward_duration", Scale::Seconds, "Seconds of a step's forward pass on rank 0"),
     ("tgi_batch_decode_duration", Scale::Seconds, "Seconds of a step's sampling on rank 0"),
-    ("tgi_batch_next_size", Scale::Count, "Sequences in a step"),
-    ("lockstep_time_to_first_token", Scale::Seconds, "Seconds from submission to the first token"),
-    ("lockstep_inter_token_latency", Scale::Seconds, "Seconds between tokens of one sequence"),
     (
-        "lockstep_step_communication_duration",
-        Scale::Seconds,
-        "Seconds of a step's exchange between ranks, on rank 0",
+        "tgi_batch_filter_duration",
+        Scale::Moments,
+        "Seconds of taking in a step's results and who has ended",
+    ),
+    (
+        "tgi_batch_concat_duration",
+        Scale::Moments,
+        "Seconds of planning a step in which prompts join a batch",
+    ),
+    ("tgi_batch_next_size", Scale::Count, "Sequences in a step"),
+    ("lockstep_time_to_first_token_seconds", Scale::Seconds, "Seconds from submission to the first token"),
+    ("lockstep_inter_token_latency_seconds", Scale::Seconds, "Seconds between tokens of one sequence"),
+    ("lockstep_rank_forward_seconds", Scale::Seconds, "Seconds of a step's forward pass, by rank"),
+    (
+        "lockstep_rank_communication_seconds",
+        Scale::Moments,
+        "Seconds of a step's exchange with other ranks, by rank",
     ),
 ];
 
-const COUNTERS: [(&str, &str); 9] = [
+const COUNTERS: [(&str, &str); 11] = [
     ("tgi_request_count", "Requests that arrived"),
     ("tgi_request_success", "Requests answered in full"),
     ("tgi_request_failure", "Requests that failed, by cause"),
     ("tgi_batch_inference_count", "Steps planned"),
     ("tgi_batch_inference_success", "Steps done"),
     ("tgi_batch_inference_failure", "Steps lost with their group"),
-    ("lockstep_prefix_hit_tokens", "Prompt tokens found in the prefix cache"),
-    ("lockstep_preemptions", "Sequences that lost their blocks to an older one"),
-    ("lockstep_group_restarts", "Groups of ranks lost"),
+    ("tgi_batch_concat", "Steps in which prompts join a batch that generates, by reason"),
+    ("lockstep_prefix_hit_tokens_total", "Prompt tokens found in the prefix cache"),
+    ("lockstep_preemptions_total", "Sequences that lost their blocks to an older one"),
+    ("lockstep_group_losses_total", "Groups of ranks lost"),
+    ("lockstep_group_restarts_total", "Groups of ranks that took a lost one's place"),
 ];
 
-const GAUGES: [(&str, &str); 6] = [
+const GAUGES: [(&str, &str); 9] = [
     ("tgi_queue_size", "Requests in the queue"),
     ("tgi_batch_current_size", "Sequences that hold KV blocks"),
+    ("tgi_batch_current_max_tokens", "Tokens that the KV blocks held by sequences have room for"),
+    ("tgi_batch_max_total_tokens", "Tokens that all KV blocks have room for"),
+    ("lockstep_ranks_ready", "Ranks of the group that serves; 0 while there is none"),
     ("lockstep_kv_blocks_used", "KV blocks held by sequences"),
     ("lockstep_kv_blocks_free", "KV blocks held by nobody"),
     ("lockstep_kv_blocks_cached", "KV blocks held by the prefix cache alone"),
     ("lockstep_tasks_alive", "Tasks of the runtime that have not ended"),
 ];
+
+/// Metrics by `method`, which is a step's kind.
+const STEP_HISTOGRAMS: [&str; 4] = [
+    "tgi_batch_inference_duration",
+    "tgi_batch_forward_duration",
+    "tgi_batch_decode_duration",
+    "tgi_batch_filter_duration",
+];
+const STEP_COUNTERS: [&str; 3] =
+    ["tgi_batch_inference_count", "tgi_batch_inference_success", "tgi_batch_inference_failure"];
+const RANK_HISTOGRAMS: [&str; 2] = ["lockstep_rank_forward_seconds", "lockstep_rank_communication_seconds"];
+/// Why prompts join a batch: the first is ours, the others are the reference server's padded batches.
+const CONCAT_REASONS: [&str; 3] = ["chunking", "backpressure", "wait_exceeded"];
+/// The label of requests whose client has left.
+const DROPPED: &str = "dropped";
 
 /// Whether a step computes prompts; the label `method` of the `tgi_batch_*` metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +146,23 @@ pub struct Metrics {
     successes: Counter,
     time_to_first_token: Histogram,
     inter_token_latency: Histogram,
+    seen: Mutex<Seen>,
+    vllm: Mutex<Option<VllmAliases>>,
+}
+
+/// What is needed again when a page is rendered or the group changes.
+#[derive(Default)]
+struct Seen {
+    stats: Stats,
+    block_size: Tokens,
+    groups: u64,
+}
+
+/// A KV cache's size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct KvCache {
+    blocks: Blocks,
+    block_size: Tokens,
 }
 
 impl Metrics {
@@ -127,22 +188,64 @@ impl Metrics {
         let handle = recorder.handle();
         let requests = counter(&recorder, "tgi_request_count", &[]);
         let successes = counter(&recorder, "tgi_request_success", &[]);
-        let time_to_first_token = histogram(&recorder, "lockstep_time_to_first_token", &[]);
-        let inter_token_latency = histogram(&recorder, "lockstep_inter_token_latency", &[]);
-        let metrics =
-            Self { recorder, handle, requests, successes, time_to_first_token, inter_token_latency };
-        // Present from the start, so that a dashboard shows zero and not nothing.
-        metrics.observe_scheduler(&Stats::default());
-        metrics.count("lockstep_group_restarts", 0);
-        metrics.requests.increment(0);
-        metrics.successes.increment(0);
+        let time_to_first_token = histogram(&recorder, "lockstep_time_to_first_token_seconds", &[]);
+        let inter_token_latency = histogram(&recorder, "lockstep_inter_token_latency_seconds", &[]);
+        let metrics = Self {
+            recorder,
+            handle,
+            requests,
+            successes,
+            time_to_first_token,
+            inter_token_latency,
+            seen: Mutex::default(),
+            vllm: Mutex::default(),
+        };
+        metrics.show_from_the_start();
         Ok(metrics)
+    }
+
+    /// Registers every series that is known, so that a dashboard shows zero and not nothing.
+    fn show_from_the_start(&self) {
+        let recorder = &self.recorder;
+        let methods = [StepKind::Prefill.label(), StepKind::Decode.label()];
+        for method in &methods {
+            let label = std::slice::from_ref(method);
+            STEP_HISTOGRAMS.iter().for_each(|name| drop(histogram(recorder, name, label)));
+            STEP_COUNTERS.iter().for_each(|name| counter(recorder, name, label).increment(0));
+        }
+        for name in RANK_HISTOGRAMS {
+            drop(histogram(recorder, name, &[rank_label(0)]));
+        }
+        drop(histogram(recorder, "tgi_batch_concat_duration", &[StepKind::Decode.label()]));
+        for reason in CONCAT_REASONS {
+            counter(recorder, "tgi_batch_concat", &[Label::new("reason", reason)]).increment(0);
+        }
+        for cause in ALL_KINDS.into_iter().map(ErrorKind::metric).chain([DROPPED]) {
+            counter(recorder, "tgi_request_failure", &[Label::new("err", cause)]).increment(0);
+        }
+        let labelled = [&STEP_HISTOGRAMS[..], &RANK_HISTOGRAMS, &["tgi_batch_concat_duration"]].concat();
+        let plain = HISTOGRAMS.iter().filter(|(name, ..)| !labelled.contains(name));
+        plain.for_each(|(name, ..)| drop(histogram(recorder, name, &[])));
+        let labelled = [&STEP_COUNTERS[..], &["tgi_batch_concat", "tgi_request_failure"]].concat();
+        let plain = COUNTERS.iter().filter(|(name, _)| !labelled.contains(name));
+        plain.for_each(|(name, _)| counter(recorder, name, &[]).increment(0));
+        GAUGES.iter().for_each(|(name, _)| gauge(recorder, name, &[]).set(0.0));
+    }
+
+    /// Tells the numbers that an endpoint picker for vLLM reads under the names it knows, for this model.
+    pub fn alias_for_vllm(&self, model_id: &str) {
+        *self.vllm() = Some(VllmAliases::new(&self.recorder, model_id));
     }
 
     /// The page that is scraped.
     pub fn render(&self) -> String {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            gauge(&self.recorder, "lockstep_tasks_alive").set(runtime.metrics().num_alive_tasks() as f64);
+            gauge(&self.recorder, "lockstep_tasks_alive", &[])
+                .set(runtime.metrics().num_alive_tasks() as f64);
+        }
+        if let Some(vllm) = &mut *self.vllm() {
+            let seen = self.seen();
+            vllm.observe(&self.recorder, &seen.stats, seen.cache());
         }
         self.handle.render()
     }
@@ -176,6 +279,7 @@ impl Metrics {
         for (name, duration) in seconds {
             self.record(name, duration.as_secs_f64());
         }
+        self.record("tgi_request_skipped_tokens", 0.0);
         self.record("tgi_request_generated_tokens", f64::from(numbers.generated_tokens));
     }
 
@@ -187,7 +291,7 @@ impl Metrics {
 
     /// A client left before its answer was complete.
     pub fn on_dropped(&self) {
-        let labels = [Label::from_static_parts("err", "dropped")];
+        let labels = [Label::from_static_parts("err", DROPPED)];
         counter(&self.recorder, "tgi_request_failure", &labels).increment(1);
     }
 
@@ -205,6 +309,33 @@ impl Metrics {
         self.record("tgi_batch_next_size", sequences as f64);
     }
 
+    /// Prompts joined sequences that generate, in a step that took this long to plan.
+    pub fn on_batch_joined(&self, planning: Duration) {
+        let reason = Label::from_static_parts("reason", CONCAT_REASONS[0]);
+        counter(&self.recorder, "tgi_batch_concat", &[reason]).increment(1);
+        let label = [StepKind::Decode.label()];
+        histogram(&self.recorder, "tgi_batch_concat_duration", &label).record(planning.as_secs_f64());
+    }
+
+    /// A step's results were taken in, and the sequences that ended were let go.
+    pub fn on_batch_filtered(&self, kind: StepKind, took: Duration) {
+        let label = [kind.label()];
+        histogram(&self.recorder, "tgi_batch_filter_duration", &label).record(took.as_secs_f64());
+    }
+
+    /// What a step cost each rank, in their order.
+    pub fn on_ranks_done(&self, ranks: &[StepTimings]) {
+        for (rank, timings) in ranks.iter().enumerate() {
+            let label = [rank_label(rank)];
+            for (name, nanoseconds) in
+                RANK_HISTOGRAMS.into_iter().zip([timings.forward_ns, timings.comm_ns])
+            {
+                let took = Duration::from_nanos(nanoseconds);
+                histogram(&self.recorder, name, &label).record(took.as_secs_f64());
+            }
+        }
+    }
+
     /// A step came back.
     pub fn on_step_done(&self, kind: StepKind, took: Duration, timings: &StepTimings) {
         let label = [kind.label()];
@@ -213,7 +344,6 @@ impl Metrics {
             ("tgi_batch_inference_duration", took),
             ("tgi_batch_forward_duration", Duration::from_nanos(timings.forward_ns)),
             ("tgi_batch_decode_duration", Duration::from_nanos(timings.sample_ns)),
-            ("lockstep_step_communication_duration", Duration::from_nanos(timings.comm_ns)),
         ];
         for (name, duration) in seconds {
             histogram(&self.recorder, name, &label).record(duration.as_secs_f64());
@@ -225,38 +355,69 @@ impl Metrics {
         counter(&self.recorder, "tgi_batch_inference_failure", &[kind.label()]).increment(1);
     }
 
+    /// A group serves from here on.
+    pub fn on_group_ready(&self, facts: &GroupFacts) {
+        let mut seen = self.seen();
+        seen.block_size = facts.block_size;
+        seen.groups += 1;
+        counter(&self.recorder, "lockstep_group_restarts_total", &[]).absolute(seen.groups - 1);
+        gauge(&self.recorder, "lockstep_ranks_ready", &[]).set(facts.world_size);
+    }
+
     /// A group was lost.
     pub fn on_group_lost(&self) {
-        self.count("lockstep_group_restarts", 1);
+        counter(&self.recorder, "lockstep_group_losses_total", &[]).increment(1);
+        gauge(&self.recorder, "lockstep_ranks_ready", &[]).set(0.0);
     }
 
     /// The scheduler in numbers.
     pub fn observe_scheduler(&self, stats: &Stats) {
+        let cache = {
+            let mut seen = self.seen();
+            seen.stats = *stats;
+            seen.cache()
+        };
         let gauges = [
             ("tgi_queue_size", stats.waiting as f64),
             ("tgi_batch_current_size", stats.running as f64),
+            (
+                "tgi_batch_current_max_tokens",
+                f64::from(stats.blocks_used.0) * f64::from(cache.block_size.0),
+            ),
+            ("tgi_batch_max_total_tokens", f64::from(cache.blocks.0) * f64::from(cache.block_size.0)),
             ("lockstep_kv_blocks_used", f64::from(stats.blocks_used.0)),
             ("lockstep_kv_blocks_free", f64::from(stats.blocks_free.0)),
             ("lockstep_kv_blocks_cached", f64::from(stats.blocks_cached.0)),
         ];
         for (name, value) in gauges {
-            gauge(&self.recorder, name).set(value);
+            gauge(&self.recorder, name, &[]).set(value);
         }
         let absolute = [
-            ("lockstep_prefix_hit_tokens", stats.prefix_hit_tokens_total),
-            ("lockstep_preemptions", stats.preemptions_total),
+            ("lockstep_prefix_hit_tokens_total", stats.prefix_hit_tokens_total),
+            ("lockstep_preemptions_total", stats.preemptions_total),
         ];
         for (name, value) in absolute {
             counter(&self.recorder, name, &[]).absolute(value);
         }
     }
 
-    fn count(&self, name: &'static str, by: u64) {
-        counter(&self.recorder, name, &[]).increment(by);
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn vllm(&self) -> MutexGuard<'_, Option<VllmAliases>> {
+        self.vllm.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn record(&self, name: &'static str, value: f64) {
         histogram(&self.recorder, name, &[]).record(value);
+    }
+}
+
+impl Seen {
+    fn cache(&self) -> KvCache {
+        let Stats { blocks_used, blocks_cached, blocks_free, .. } = self.stats;
+        KvCache { blocks: blocks_used + blocks_cached + blocks_free, block_size: self.block_size }
     }
 }
 
@@ -272,11 +433,16 @@ impl StepKind {
 impl Scale {
     fn buckets(self) -> Vec<f64> {
         let (first, count) = match self {
-            Self::Seconds => (0.0005, 19),
+            Self::Seconds => (0.0001, 22),
+            Self::Moments => (0.000_001, 19),
             Self::Count => (1.0, 18),
         };
         (0..count).map(|step| first * f64::powi(2.0, step)).collect()
     }
+}
+
+fn rank_label(rank: usize) -> Label {
+    Label::new("rank", rank.to_string())
 }
 
 const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
@@ -285,8 +451,8 @@ fn counter(recorder: &PrometheusRecorder, name: &'static str, labels: &[Label]) 
     recorder.register_counter(&Key::from_parts(name, labels.to_vec()), &METADATA)
 }
 
-fn gauge(recorder: &PrometheusRecorder, name: &'static str) -> Gauge {
-    recorder.register_gauge(&Key::from_name(name), &METADATA)
+fn gauge(recorder: &PrometheusRecorder, name: &'static str, labels: &[Label]) -> Gauge {
+    recorder.register_gauge(&Key::from_parts(name, labels.to_vec()), &METADATA)
 }
 
 fn histogram(recorder: &PrometheusRecorder, name: &'static str, labels: &[Label]) -> Histogram {

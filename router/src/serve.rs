@@ -15,7 +15,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::app::{App, AppError};
 use crate::args::{GenerationConfig, RouterArgs};
-use crate::config::{ConfigError, Listen, RouterConfig, Stopping};
+use crate::config::{ConfigError, Listen, MetricAliases, RouterConfig, Stopping};
 use crate::model::{Model, ModelError};
 use crate::shards::RemoteGroup;
 use crate::validation::SamplingDefaults;
@@ -97,6 +97,9 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     let tasks = Tasks::new();
     let group = RemoteGroup::new(config.shards);
     let app = App::start(config.app, model, group, &tasks)?;
+    if config.aliases == MetricAliases::Vllm {
+        app.metrics.alias_for_vllm(&app.model.id);
+    }
     let closing = tasks.stop_token().clone().cancelled_owned();
     let listener = listener.tap_io(send_at_once);
     let server = axum::serve(listener, app.router()).with_graceful_shutdown(closing);

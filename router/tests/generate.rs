@@ -171,5 +171,5 @@ async fn prompts_share_the_prefix_cache() {
     let body = json!({"inputs": "the same prompt every time", "parameters": {"max_new_tokens": 5, "ignore_eos": true}});
     let first = server.post("/generate", body.clone()).await.json();
     assert_eq!(server.post("/generate", body).await.json(), first);
-    assert!(server.metric("lockstep_prefix_hit_tokens").await >= 16.0);
+    assert!(server.metric("lockstep_prefix_hit_tokens_total").await >= 16.0);
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use lockstep_proto::{Epoch, Outcome, Sampling, Step, StepOutput, Tokens};
+use lockstep_proto::{Epoch, Outcome, Sampling, Step, StepOutput, StepTimings, Tokens, Work};
 use lockstep_scheduler::{CacheShape, Limits, Scheduler, SequenceEvent, StepMismatch};
 use tokio::sync::mpsc;
 
@@ -68,8 +68,12 @@ impl Core {
     pub(super) fn plan(&mut self, now: Instant) -> Option<Step> {
         let step = self.scheduler.plan_step(now)?;
         let kind = kind_of(&step);
+        if kind == StepKind::Prefill && step.work.iter().any(decodes) {
+            self.metrics.on_batch_joined(now.elapsed());
+        }
         self.in_flight = Some(InFlight { started: now, kind });
         self.metrics.on_step_planned(kind, step.work.len());
+        self.observe();
         Some(step)
     }
 
@@ -77,18 +81,28 @@ impl Core {
     pub(super) fn on_step_done(&mut self, output: &StepOutput, now: Instant) -> Result<(), StepMismatch> {
         check_ids(output, self.vocabulary_size)?;
         let events = self.scheduler.on_step_done(output, now)?;
-        if let Some(InFlight { started, kind }) = self.in_flight.take() {
+        let in_flight = self.in_flight.take();
+        if let Some(InFlight { started, kind }) = in_flight {
             self.metrics.on_step_done(kind, now.saturating_duration_since(started), &output.timings);
         }
         self.hand_on(events, now);
+        if let Some(InFlight { kind, .. }) = in_flight {
+            self.metrics.on_batch_filtered(kind, now.elapsed());
+        }
         self.observe();
         Ok(())
+    }
+
+    /// What the step cost each rank.
+    pub(super) fn on_ranks_done(&self, ranks: &[StepTimings]) {
+        self.metrics.on_ranks_done(ranks);
     }
 
     /// A group is there.
     pub(super) fn on_group_ready(&mut self, facts: &GroupFacts, now: Instant) {
         self.vocabulary_size = facts.vocabulary_size;
         let cache = CacheShape { blocks: facts.blocks, block_size: facts.block_size };
+        self.metrics.on_group_ready(facts);
         let events = self.scheduler.on_group_ready(facts.epoch, cache);
         self.hand_on(events, now);
         self.observe();
@@ -133,9 +147,11 @@ impl Core {
 /// Steps that only give each sequence its next token are decoding. Several tokens at once, or tokens after
 /// which nothing is sampled, are of prompts or of what a sequence lost.
 fn kind_of(step: &Step) -> StepKind {
-    let decodes =
-        step.work.iter().all(|work| work.tokens.count() <= Tokens(1) && work.sampling == Sampling::Sample);
-    if decodes { StepKind::Decode } else { StepKind::Prefill }
+    if step.work.iter().all(decodes) { StepKind::Decode } else { StepKind::Prefill }
+}
+
+fn decodes(work: &Work) -> bool {
+    work.tokens.count() <= Tokens(1) && work.sampling == Sampling::Sample
 }
 
 /// Whether every id is one the model has. The shards are another process; an id beyond would be sent back

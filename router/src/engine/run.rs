@@ -151,6 +151,7 @@ impl<G: ShardGroup> EngineTask<G> {
                 Ok(output) => output,
                 Err(left) => return left,
             };
+            self.core.on_ranks_done(self.group.timings());
             if let Err(error) = self.core.on_step_done(&output, Instant::now()) {
                 return Left::Lost(ShardError::NoGroup(error.to_string()));
             }

@@ -10,6 +10,7 @@ mod intake;
 mod models;
 mod native;
 mod openai;
+mod playground;
 mod record;
 mod registry;
 mod sse;
@@ -37,6 +38,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route_layer(middleware::from_fn_with_state(Arc::clone(&app), frame::count));
     Router::new()
         .merge(text)
+        .merge(playground::routes())
         .route("/", get(health::ready))
         .route("/health", get(health::ready))
         .route("/ping", get(health::ready))

@@ -16,6 +16,9 @@ use super::{GroupConfig, ShardError, ShardGroup};
 /// Steps a group that is not paused may take: as good as endless.
 const UNPAUSED_STEPS: usize = 1 << 40;
 
+/// What each step of a fake group is said to cost.
+const TIMINGS: StepTimings = StepTimings { forward_ns: 1000, sample_ns: 100, comm_ns: 0 };
+
 /// What a fake group computes.
 #[derive(Clone, Debug)]
 pub enum FakeModel {
@@ -183,6 +186,10 @@ impl ShardGroup for FakeGroup {
         Ok(self.compute(step))
     }
 
+    fn timings(&self) -> &[StepTimings] {
+        &[TIMINGS]
+    }
+
     async fn lost(&mut self) -> ShardError {
         let mut epoch = self.shared.epoch.subscribe();
         let _ = epoch.wait_for(|current| *current != self.configured).await;
@@ -220,8 +227,7 @@ impl FakeGroup {
             let (prompt, outcome) = outcome.unwrap_or_else(|reason| (Vec::new(), Outcome::Failed(reason)));
             results.push(SequenceResult { sequence, prompt, outcome });
         }
-        let timings = StepTimings { forward_ns: 1000, sample_ns: 100, comm_ns: 0 };
-        StepOutput { epoch: step.epoch, step_id: step.step_id, results, timings }
+        StepOutput { epoch: step.epoch, step_id: step.step_id, results, timings: TIMINGS }
     }
 
     fn chunk(&mut self, work: Work) -> Result<(Vec<TokenLogprobs>, Outcome), String> {

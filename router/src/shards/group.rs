@@ -3,7 +3,7 @@
 use futures::StreamExt;
 use futures::future::try_join_all;
 use futures::stream::FuturesUnordered;
-use lockstep_proto::{Rank, ShardDescription, Step, StepOutput};
+use lockstep_proto::{Rank, ShardDescription, Step, StepOutput, StepTimings};
 
 use super::client::RankClient;
 use super::{GroupConfig, ShardAddress, ShardError, ShardGroup};
@@ -12,12 +12,13 @@ use super::{GroupConfig, ShardAddress, ShardError, ShardGroup};
 pub struct RemoteGroup {
     addresses: Vec<ShardAddress>,
     ranks: Vec<RankClient>,
+    timings: Vec<StepTimings>,
 }
 
 impl RemoteGroup {
     /// Ranks at `addresses`, in the order of ranks. Nothing is connected yet.
     pub fn new(addresses: Vec<ShardAddress>) -> Self {
-        Self { addresses, ranks: Vec::new() }
+        Self { addresses, ranks: Vec::new(), timings: Vec::new() }
     }
 }
 
@@ -39,8 +40,14 @@ impl ShardGroup for RemoteGroup {
     async fn step(&mut self, step: Step) -> Result<StepOutput, ShardError> {
         let computing = self.ranks.iter_mut().map(|rank| rank.step(step.clone()));
         let outputs = try_join_all(computing).await?;
+        self.timings.clear();
+        self.timings.extend(outputs.iter().map(|output| output.timings));
         let first = outputs.into_iter().next();
         first.ok_or_else(|| ShardError::NoGroup("there are no ranks".to_owned()))
+    }
+
+    fn timings(&self) -> &[StepTimings] {
+        &self.timings
     }
 
     async fn lost(&mut self) -> ShardError {

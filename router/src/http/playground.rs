@@ -1,0 +1,100 @@
+//! `GET /playground`: a page to try the server with. Its files are part of the binary and know no other host.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::get;
+
+use crate::app::App;
+
+/// The page may load and call its own server and nothing else; nobody may frame it.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+                      img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// A file of the page.
+struct Asset {
+    path: &'static str,
+    media_type: &'static str,
+    text: &'static str,
+}
+
+static ASSETS: [Asset; 6] = [
+    Asset {
+        path: "/playground",
+        media_type: "text/html; charset=utf-8",
+        text: include_str!("../../assets/playground/index.html"),
+    },
+    Asset {
+        path: "/playground/style.css",
+        media_type: "text/css; charset=utf-8",
+        text: include_str!("../../assets/playground/style.css"),
+    },
+    Asset {
+        path: "/playground/app.js",
+        media_type: "text/javascript; charset=utf-8",
+        text: include_str!("../../assets/playground/app.js"),
+    },
+    Asset {
+        path: "/playground/client.js",
+        media_type: "text/javascript; charset=utf-8",
+        text: include_str!("../../assets/playground/client.js"),
+    },
+    Asset {
+        path: "/playground/parameters.js",
+        media_type: "text/javascript; charset=utf-8",
+        text: include_str!("../../assets/playground/parameters.js"),
+    },
+    Asset {
+        path: "/playground/tokens.js",
+        media_type: "text/javascript; charset=utf-8",
+        text: include_str!("../../assets/playground/tokens.js"),
+    },
+];
+
+/// The routes of the page and its files.
+pub(super) fn routes() -> Router<Arc<App>> {
+    // The page names its files relative to itself, which works behind a path prefix but not below a slash.
+    let page = Router::new().route("/playground/", get(|| async { Redirect::permanent("../playground") }));
+    ASSETS.iter().fold(page, |router, asset| {
+        let etag = asset.etag();
+        let answer = move |headers: HeaderMap| std::future::ready(asset.respond(&etag, &headers));
+        router.route(asset.path, get(answer))
+    })
+}
+
+impl Asset {
+    /// Names the content: equal names mean equal files.
+    fn etag(&self) -> HeaderValue {
+        let mut hasher = DefaultHasher::new();
+        self.text.hash(&mut hasher);
+        let quoted = format!("\"{:016x}\"", hasher.finish());
+        // Hexadecimal digits in quotes are header text; without a name the file is sent each time.
+        HeaderValue::from_str(&quoted).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
+    }
+
+    fn respond(&self, etag: &HeaderValue, request: &HeaderMap) -> Response {
+        let headers = [
+            (header::CONTENT_TYPE, HeaderValue::from_static(self.media_type)),
+            (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
+            (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+            (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+            // Kept, but asked after: a new release's page is seen at once.
+            (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+            (header::ETAG, etag.clone()),
+        ];
+        let known = request.get_all(header::IF_NONE_MATCH).iter().any(|known| names(known, etag));
+        if known {
+            return (StatusCode::NOT_MODIFIED, headers).into_response();
+        }
+        (headers, self.text).into_response()
+    }
+}
+
+/// Whether a value of `if-none-match` is, or lists, this name.
+fn names(known: &HeaderValue, etag: &HeaderValue) -> bool {
+    let (Ok(known), Ok(etag)) = (known.to_str(), etag.to_str()) else { return false };
+    known.split(',').map(|one| one.trim().trim_start_matches("W/")).any(|one| one == etag || one == "*")
+}
