@@ -5,13 +5,16 @@
 use std::time::Instant;
 
 use lockstep_proto::{
-    Position, PromptLogprobs, Sampling, SamplingParams, SequenceId, SequenceStart, TokenId, Tokens, Work,
-    WorkTokens,
+    Blocks, Position, PromptLogprobs, Sampling, SamplingParams, SequenceId, SequenceStart, TokenId, Tokens,
+    Work, WorkTokens,
 };
 
 use crate::blocks::BlockTable;
 use crate::event::FinishReason;
 use crate::losses::Losses;
+use crate::pace::Pace;
+use crate::queue::Turn;
+use crate::service::Tenant;
 use crate::submission::{CacheSalt, Submission};
 
 /// Counts submissions: a smaller one is older.
@@ -30,6 +33,12 @@ pub(crate) struct Sequence {
     /// Until its first admission: when it was submitted.
     pub(crate) queued_since: Option<Instant>,
     pub(crate) losses: Losses,
+    pub(crate) tenant: Tenant,
+    /// Its place in the queue.
+    pub(crate) turn: Turn,
+    pub(crate) deadline: Option<Instant>,
+    /// Whose blocks it waits for, when it was last looked at.
+    pub(crate) leader: Option<Leader>,
     sampling: SamplingParams,
     max_new_tokens: Tokens,
     stop_tokens: Vec<TokenId>,
@@ -58,6 +67,14 @@ enum LastToken {
     Sampled,
 }
 
+/// A running sequence that is computing what a waiting one begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Leader {
+    pub(crate) sequence: SequenceId,
+    /// Blocks that both begin with.
+    pub(crate) until: Blocks,
+}
+
 /// A chunk in the step in flight, as needed to take its result in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Chunk {
@@ -69,7 +86,7 @@ pub(crate) struct Chunk {
 }
 
 impl Sequence {
-    pub(crate) fn new(id: SequenceId, arrival: Arrival, submission: Submission, now: Instant) -> Self {
+    pub(crate) fn new(id: SequenceId, turn: Turn, submission: Submission, now: Instant) -> Self {
         let prompt_tokens = Tokens::of_len(submission.prompt.len());
         let logprobs_wanted = match submission.prompt_logprobs {
             PromptLogprobs::Skip => Tokens::ZERO,
@@ -77,12 +94,16 @@ impl Sequence {
         };
         Self {
             id,
-            arrival,
+            arrival: turn.arrival(),
             known: submission.prompt,
             prompt_tokens,
             salt: submission.cache_salt,
             queued_since: Some(now),
             losses: Losses::default(),
+            tenant: submission.service.tenant,
+            turn,
+            deadline: submission.service.deadline,
+            leader: None,
             sampling: submission.sampling,
             max_new_tokens: submission.max_new_tokens,
             stop_tokens: submission.stop_tokens,
@@ -93,6 +114,22 @@ impl Sequence {
 
     pub(crate) fn known_tokens(&self) -> Tokens {
         Tokens::of_len(self.known.len())
+    }
+
+    /// Whether it was ever admitted.
+    pub(crate) fn has_run(&self) -> bool {
+        self.queued_since.is_none()
+    }
+
+    /// Tokens expected to be computed for it until it ends.
+    pub(crate) fn expected_tokens(&self, pace: &Pace) -> u64 {
+        let left = self.max_context().saturating_sub(self.known_tokens());
+        u64::from(self.known_tokens().0) + u64::from(pace.expected_output(left).0)
+    }
+
+    /// Tokens it has written.
+    pub(crate) fn output_tokens(&self) -> Tokens {
+        self.known_tokens().saturating_sub(self.prompt_tokens)
     }
 
     /// The longest context this can grow to.

@@ -12,6 +12,10 @@ pub(super) enum Met {
     Finished,
     Failed,
     RefusedFull,
+    RefusedTokens,
+    RefusedTooLate,
+    ExpiredWaiting,
+    ExpiredRunning,
     CancelledWaiting,
     CancelledInFlight,
     CancelledBetween,
@@ -27,10 +31,14 @@ pub(super) enum Met {
 }
 
 impl Met {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 19] = [
         Self::Finished,
         Self::Failed,
         Self::RefusedFull,
+        Self::RefusedTokens,
+        Self::RefusedTooLate,
+        Self::ExpiredWaiting,
+        Self::ExpiredRunning,
         Self::CancelledWaiting,
         Self::CancelledInFlight,
         Self::CancelledBetween,
