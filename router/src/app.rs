@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use lockstep_process::tasks::{Fate, Tasks};
+use lockstep_scheduler::Tenant;
 use metrics_exporter_prometheus::BuildError;
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -14,6 +15,8 @@ use tokio_util::sync::CancellationToken;
 use crate::cpu_pool::CpuPool;
 use crate::engine::{Engine, EngineConfig, EngineTask, GroupState};
 use crate::error::ApiError;
+use crate::http::admission::{Place, Places, retry_after_s};
+use crate::http::auth::{AccessConfig, Keys, KeysError};
 use crate::http::{self, Registry};
 use crate::metrics::Metrics;
 use crate::model::Model;
@@ -24,8 +27,6 @@ use crate::validation::RequestLimits;
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 /// How long a model usually takes to load, for the guess that clients are given.
 const USUAL_LOADING: Duration = Duration::from_secs(10);
-/// Longest time a client is told to stay away.
-const LONGEST_RETRY_AFTER_S: u64 = 60;
 
 /// What the parts are configured with.
 #[derive(Clone, Debug)]
@@ -42,6 +43,10 @@ pub struct AppConfig {
     pub limits: RequestLimits,
     /// How the engine is run.
     pub engine: EngineConfig,
+    /// How long a request may take that names no time itself; absent means as long as it takes.
+    pub request_timeout: Option<Duration>,
+    /// Who may ask.
+    pub access: AccessConfig,
     /// Value of `x-compute-type`; absent means what the shards say of themselves.
     pub compute_type: Option<String>,
 }
@@ -56,6 +61,9 @@ pub enum AppError {
     /// A histogram's buckets are refused.
     #[error("set up metrics: {0}")]
     Metrics(#[from] BuildError),
+    /// The file of keys cannot be read.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// The system starts no more threads.
     #[error("start the CPU pool: {0}")]
     Pool(std::io::Error),
@@ -77,7 +85,9 @@ pub struct App {
     pub requests: Registry,
     /// How long requests take, lately.
     pub load: Load,
-    permits: Arc<Semaphore>,
+    /// Who may ask.
+    pub keys: Arc<Keys>,
+    places: Arc<Places>,
     tokenize_places: Arc<Semaphore>,
     group: watch::Receiver<GroupState>,
     draining: CancellationToken,
@@ -111,6 +121,8 @@ impl App {
         let (task, engine) = EngineTask::new(group, config.engine, vocabulary, Arc::clone(&metrics), stop);
         tasks.spawn("engine", Fate::StopServer, task.run());
         tasks.spawn("metrics upkeep", Fate::Log, upkeep(Arc::clone(&metrics), tasks.stop_token().clone()));
+        let keys = Arc::new(Keys::open(&config.access)?);
+        tasks.spawn("api keys", Fate::Log, Arc::clone(&keys).watch(tasks.stop_token().clone()));
         let was_ready = Arc::new(AtomicBool::new(false));
         tasks.spawn(
             "readiness",
@@ -118,7 +130,8 @@ impl App {
             note_ready(engine.state(), Arc::clone(&was_ready), tasks.stop_token().clone()),
         );
         Ok(Arc::new(Self {
-            permits: Arc::new(Semaphore::new(config.max_concurrent_requests)),
+            places: Places::new(config.max_concurrent_requests),
+            keys,
             tokenize_places: Arc::new(Semaphore::new(TOKENIZE_PLACES)),
             group: engine.state(),
             config,
@@ -141,12 +154,12 @@ impl App {
     /// A place among the requests under way.
     ///
     /// # Errors
-    /// When all are taken, or the server is stopping.
-    pub fn admit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+    /// When all that this tenant may have are taken, or the server is stopping.
+    pub fn admit(&self, tenant: &Tenant) -> Result<Place, ApiError> {
         if self.is_draining() {
             return Err(ApiError::draining());
         }
-        Arc::clone(&self.permits).try_acquire_owned().map_err(|_| self.overloaded())
+        self.places.take(tenant, Instant::now()).ok_or_else(|| self.overloaded())
     }
 
     /// A place among the prompts that are only tokenized.
@@ -159,12 +172,13 @@ impl App {
 
     /// Requests under way.
     pub fn requests_under_way(&self) -> usize {
-        self.config.max_concurrent_requests.saturating_sub(self.permits.available_permits())
+        self.places.taken()
     }
 
     /// Too many requests, and when to try again.
     pub fn overloaded(&self) -> ApiError {
-        ApiError::overloaded(self.load.retry_after_s(self.config.max_concurrent_requests))
+        let place_s = self.load.retry_after_s(self.config.max_concurrent_requests);
+        ApiError::overloaded(retry_after_s(self.engine.queue_time()).max(place_s))
     }
 
     /// The model is not there, and when it should be.
@@ -267,8 +281,7 @@ impl Load {
     /// When one of `places` should be free: each is taken for the mean time.
     pub fn retry_after_s(&self, places: usize) -> u32 {
         let micros = self.mean_micros.load(Ordering::Relaxed) / (places.max(1) as u64);
-        let seconds = micros.div_ceil(1_000_000).clamp(1, LONGEST_RETRY_AFTER_S);
-        u32::try_from(seconds).unwrap_or(u32::MAX)
+        retry_after_s(Duration::from_micros(micros))
     }
 }
 

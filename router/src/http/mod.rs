@@ -1,7 +1,10 @@
 //! The route table and its layers, nothing else.
 
+pub mod admission;
+pub mod auth;
 mod body;
 mod chat;
+pub mod cors;
 mod fields;
 mod frame;
 mod generate;
@@ -53,6 +56,8 @@ pub fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(frame::no_method)
         .layer(CatchPanicLayer::custom(frame::on_panic))
         .layer(DefaultBodyLimit::max(app.config.payload_limit_bytes))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::require_key))
+        .layer(cors::layer(&app.config.access.origins))
         .layer(middleware::from_fn(frame::frame))
         .with_state(app)
 }
