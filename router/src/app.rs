@@ -87,11 +87,16 @@ pub struct App {
     pub load: Load,
     /// Who may ask.
     pub keys: Arc<Keys>,
-    places: Arc<Places>,
-    tokenize_places: Arc<Semaphore>,
+    rooms: Rooms,
     group: watch::Receiver<GroupState>,
     draining: CancellationToken,
     was_ready: Arc<AtomicBool>,
+}
+
+/// Places for what is under way.
+struct Rooms {
+    requests: Arc<Places>,
+    tokenizing: Arc<Semaphore>,
 }
 
 impl App {
@@ -130,9 +135,11 @@ impl App {
             note_ready(engine.state(), Arc::clone(&was_ready), tasks.stop_token().clone()),
         );
         Ok(Arc::new(Self {
-            places: Places::new(config.max_concurrent_requests),
+            rooms: Rooms {
+                requests: Places::new(config.max_concurrent_requests),
+                tokenizing: Arc::new(Semaphore::new(TOKENIZE_PLACES)),
+            },
             keys,
-            tokenize_places: Arc::new(Semaphore::new(TOKENIZE_PLACES)),
             group: engine.state(),
             config,
             model: Arc::new(model),
@@ -159,7 +166,7 @@ impl App {
         if self.is_draining() {
             return Err(ApiError::draining());
         }
-        self.places.take(tenant, Instant::now()).ok_or_else(|| self.overloaded())
+        self.rooms.requests.take(tenant, Instant::now()).ok_or_else(|| self.overloaded())
     }
 
     /// A place among the prompts that are only tokenized.
@@ -167,12 +174,12 @@ impl App {
     /// # Errors
     /// When all are taken.
     pub fn admit_tokenizing(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.tokenize_places).try_acquire_owned().map_err(|_| self.overloaded())
+        Arc::clone(&self.rooms.tokenizing).try_acquire_owned().map_err(|_| self.overloaded())
     }
 
     /// Requests under way.
     pub fn requests_under_way(&self) -> usize {
-        self.places.taken()
+        self.rooms.requests.taken()
     }
 
     /// Too many requests, and when to try again.

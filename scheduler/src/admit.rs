@@ -111,7 +111,7 @@ impl Group {
                         && let Some(running) = self.running.get(&admission.sequence)
                     {
                         let prompt = running.sequence.known_tokens() - admission.cached;
-                        queue.charge(&running.sequence.tenant, prompt);
+                        queue.charge(&running.sequence.standing.tenant, prompt);
                     }
                     admissions.push(admission);
                 }
@@ -125,13 +125,13 @@ impl Group {
 
     /// Whether `waiting` can run now, and with which blocks.
     fn fit(&mut self, waiting: &mut Sequence) -> Fit {
-        if waiting.leader.is_some_and(|leader| self.is_leading(leader)) {
+        if waiting.standing.leader.is_some_and(|leader| self.is_leading(leader)) {
             return Fit::Follows;
         }
         let table = self.cache.open(waiting.salt, waiting.reusable());
-        waiting.leader = self.leader_of(waiting, &table);
+        waiting.standing.leader = self.leader_of(waiting, &table);
         let missing = waiting.wanted_context().blocks_ceil(self.cache.shape().block_size);
-        let fit = if waiting.leader.is_some() {
+        let fit = if waiting.standing.leader.is_some() {
             Fit::Follows
         } else if missing.saturating_sub(table.len()) + self.promised() > self.cache.available() {
             Fit::Lacks
@@ -152,8 +152,11 @@ impl Group {
         let cached = table.len().tokens(self.cache.shape().block_size);
         let tokens = budget.take(sequence.known_tokens() - cached);
         self.cache.extend(&mut table, cached + tokens).expect("the missing blocks are available");
-        let admission =
-            Admission { sequence: sequence.id, queued_since: sequence.queued_since.take(), cached };
+        let admission = Admission {
+            sequence: sequence.id,
+            queued_since: sequence.standing.queued_since.take(),
+            cached,
+        };
         plan.push_start(sequence.start());
         let mut running = Running::new(sequence, table, cached);
         plan.push_chunk(running.take_chunk(tokens));

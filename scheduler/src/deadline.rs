@@ -11,13 +11,13 @@ use crate::submission::AdmissionError;
 impl Scheduler {
     /// When [`on_time`](Self::on_time) is to be called next; `None` while no sequence has a deadline.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.sequences().filter_map(|sequence| sequence.deadline).min()
+        self.sequences().filter_map(|sequence| sequence.standing.deadline).min()
     }
 
     /// Ends the sequences whose deadline has come: as if cancelled, except that their owners are told.
     #[must_use = "sequences whose deadline has come end here"]
     pub fn on_time(&mut self, now: Instant) -> Vec<SequenceEvent> {
-        let due = |sequence: &Sequence| sequence.deadline.is_some_and(|deadline| deadline <= now);
+        let due = |sequence: &Sequence| sequence.standing.deadline.is_some_and(|deadline| deadline <= now);
         let waiting = self.queue.iter().filter(|sequence| due(sequence));
         let running = self.group.iter().flat_map(|group| group.running.values());
         let running = running.map(|running| &running.sequence).filter(|sequence| due(sequence));

@@ -59,17 +59,17 @@ impl Queue {
 
     /// A new arrival, while sequences of the tenants `running` run.
     pub(crate) fn push<'a>(&mut self, sequence: Sequence, running: impl Iterator<Item = &'a Tenant>) {
-        self.open_account(&sequence.tenant, running);
+        self.open_account(&sequence.standing.tenant, running);
         self.put_back(sequence);
     }
 
     /// Takes a sequence that was here or ran before: at the place it had, or before all that never ran.
     pub(crate) fn put_back(&mut self, sequence: Sequence) {
         if sequence.has_run() {
-            self.returned.insert(sequence.arrival, sequence);
+            self.returned.insert(sequence.arrival(), sequence);
         } else {
-            let account = self.accounts.entry(sequence.tenant.clone()).or_default();
-            account.waiting.insert(sequence.turn, sequence);
+            let account = self.accounts.entry(sequence.standing.tenant.clone()).or_default();
+            account.waiting.insert(sequence.standing.turn, sequence);
         }
     }
 
@@ -94,10 +94,10 @@ impl Queue {
     pub(crate) fn remove(&mut self, sequence: SequenceId) -> Option<Sequence> {
         let found = self.iter().find(|waiting| waiting.id == sequence)?;
         if found.has_run() {
-            let arrival = found.arrival;
+            let arrival = found.arrival();
             return self.returned.remove(&arrival);
         }
-        let (tenant, turn) = (found.tenant.clone(), found.turn);
+        let (tenant, turn) = (found.standing.tenant.clone(), found.standing.turn);
         self.accounts.get_mut(&tenant)?.waiting.remove(&turn)
     }
 
@@ -106,7 +106,7 @@ impl Queue {
         let leaving: Vec<_> =
             self.iter().filter(|sequence| !keep(sequence)).map(|sequence| sequence.id).collect();
         let mut extracted: Vec<_> = leaving.into_iter().filter_map(|id| self.remove(id)).collect();
-        extracted.sort_by_key(|sequence| sequence.arrival);
+        extracted.sort_by_key(|sequence| sequence.arrival());
         extracted
     }
 
@@ -141,11 +141,13 @@ impl Queue {
     /// Whether each one is where it is looked for.
     pub(crate) fn is_in_order(&self) -> bool {
         let returned =
-            self.returned.iter().all(|(at, sequence)| sequence.has_run() && *at == sequence.arrival);
+            self.returned.iter().all(|(at, sequence)| sequence.has_run() && *at == sequence.arrival());
         returned
             && self.accounts.iter().all(|(tenant, account)| {
                 account.waiting.iter().all(|(turn, sequence)| {
-                    !sequence.has_run() && *turn == sequence.turn && *tenant == sequence.tenant
+                    !sequence.has_run()
+                        && *turn == sequence.standing.turn
+                        && *tenant == sequence.standing.tenant
                 })
             })
     }
@@ -158,7 +160,7 @@ impl Queue {
         }
         let mut here: BTreeMap<&Tenant, u64> = running
             .map(|tenant| -> &Tenant { tenant })
-            .chain(self.returned.values().map(|sequence| &sequence.tenant))
+            .chain(self.returned.values().map(|sequence| &sequence.standing.tenant))
             .map(|here| (here, self.accounts.get(here).map_or(0, |account| account.given)))
             .collect();
         let is_here = here.contains_key(tenant);

@@ -128,7 +128,7 @@ impl Scheduler {
         self.next_arrival = Arrival(arrival.0 + 1);
         let turn = self.queue.turn(arrival, submission.service.priority, now);
         let running = self.group.iter().flat_map(|group| group.running.values());
-        let tenants = running.map(|running| &running.sequence.tenant);
+        let tenants = running.map(|running| &running.sequence.standing.tenant);
         self.queue.push(Sequence::new(sequence, turn, submission, now), tenants);
         self.assert_invariants();
         Ok(())
@@ -185,7 +185,7 @@ impl Scheduler {
         for (chunk, result) in chunks.iter().zip(&output.results) {
             let Some(running) = group.running.get(&chunk.sequence) else { continue };
             if matches!(result.outcome, Outcome::Sampled(_)) {
-                self.queue.charge(&running.sequence.tenant, Tokens(1));
+                self.queue.charge(&running.sequence.standing.tenant, Tokens(1));
             }
             if let Some(output) = group.finish_chunk(chunk, result, &mut events) {
                 self.pace.on_finished(output);

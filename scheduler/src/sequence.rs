@@ -25,20 +25,12 @@ pub(crate) struct Arrival(pub(crate) u64);
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence {
     pub(crate) id: SequenceId,
-    pub(crate) arrival: Arrival,
     /// The prompt, then every token emitted.
     pub(crate) known: Vec<TokenId>,
     pub(crate) prompt_tokens: Tokens,
     pub(crate) salt: CacheSalt,
-    /// Until its first admission: when it was submitted.
-    pub(crate) queued_since: Option<Instant>,
     pub(crate) losses: Losses,
-    pub(crate) tenant: Tenant,
-    /// Its place in the queue.
-    pub(crate) turn: Turn,
-    pub(crate) deadline: Option<Instant>,
-    /// Whose blocks it waits for, when it was last looked at.
-    pub(crate) leader: Option<Leader>,
+    pub(crate) standing: Standing,
     sampling: SamplingParams,
     max_new_tokens: Tokens,
     stop_tokens: Vec<TokenId>,
@@ -46,6 +38,19 @@ pub(crate) struct Sequence {
     logprobs_wanted: Tokens,
     /// How many of them the owner has.
     logprobs_told: Tokens,
+}
+
+/// What decides when a sequence is computed.
+#[derive(Clone, Debug)]
+pub(crate) struct Standing {
+    pub(crate) tenant: Tenant,
+    /// Its place among those of its tenant.
+    pub(crate) turn: Turn,
+    pub(crate) deadline: Option<Instant>,
+    /// Until its first admission: when it was submitted.
+    pub(crate) queued_since: Option<Instant>,
+    /// Whose blocks it waits for, when it was last looked at.
+    pub(crate) leader: Option<Leader>,
 }
 
 /// A sequence that holds blocks and that the shards know by name.
@@ -94,16 +99,17 @@ impl Sequence {
         };
         Self {
             id,
-            arrival: turn.arrival(),
             known: submission.prompt,
             prompt_tokens,
             salt: submission.cache_salt,
-            queued_since: Some(now),
             losses: Losses::default(),
-            tenant: submission.service.tenant,
-            turn,
-            deadline: submission.service.deadline,
-            leader: None,
+            standing: Standing {
+                tenant: submission.service.tenant,
+                turn,
+                deadline: submission.service.deadline,
+                queued_since: Some(now),
+                leader: None,
+            },
             sampling: submission.sampling,
             max_new_tokens: submission.max_new_tokens,
             stop_tokens: submission.stop_tokens,
@@ -116,9 +122,13 @@ impl Sequence {
         Tokens::of_len(self.known.len())
     }
 
+    pub(crate) fn arrival(&self) -> Arrival {
+        self.standing.turn.arrival()
+    }
+
     /// Whether it was ever admitted.
     pub(crate) fn has_run(&self) -> bool {
-        self.queued_since.is_none()
+        self.standing.queued_since.is_none()
     }
 
     /// Tokens expected to be computed for it until it ends.

@@ -28,7 +28,6 @@ pub(super) struct World {
     clients: BTreeMap<SequenceId, Client>,
     /// What clients got, prompt and output, to be a prompt's beginning.
     texts: Vec<Vec<TokenId>>,
-    next_sequence: u64,
     pub(super) coverage: Coverage,
 }
 
@@ -57,7 +56,6 @@ impl World {
             stale: None,
             clients: BTreeMap::new(),
             texts: Vec::new(),
-            next_sequence: 0,
             coverage: Coverage::default(),
         }
     }
@@ -103,8 +101,7 @@ impl World {
     }
 
     fn submit(&mut self) {
-        let id = SequenceId(self.next_sequence);
-        self.next_sequence += 1;
+        let id = self.coverage.next_sequence();
         let submission = random_submission(&mut self.random, &self.texts, id, self.now);
         let requests = self.clients.len();
         match self.scheduler.on_submit(id, submission.clone(), self.now) {
