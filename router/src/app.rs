@@ -20,6 +20,7 @@ use crate::http::auth::{AccessConfig, Keys, KeysError};
 use crate::http::{self, Registry};
 use crate::metrics::Metrics;
 use crate::model::Model;
+use crate::response_cache::ResponseCache;
 use crate::shards::{GroupFacts, ShardGroup};
 use crate::validation::RequestLimits;
 
@@ -45,6 +46,8 @@ pub struct AppConfig {
     pub engine: EngineConfig,
     /// How long a request may take that names no time itself; absent means as long as it takes.
     pub request_timeout: Option<Duration>,
+    /// Bytes of answers that are kept for equal requests; 0 keeps none.
+    pub response_cache_bytes: usize,
     /// Who may ask.
     pub access: AccessConfig,
     /// Value of `x-compute-type`; absent means what the shards say of themselves.
@@ -83,12 +86,19 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Running requests by id.
     pub requests: Registry,
+    /// Answers that are kept.
+    pub responses: ResponseCache,
     /// How long requests take, lately.
     pub load: Load,
     /// Who may ask.
     pub keys: Arc<Keys>,
     rooms: Rooms,
     group: watch::Receiver<GroupState>,
+    life: Life,
+}
+
+/// Where the server stands between its start and its end.
+struct Life {
     draining: CancellationToken,
     was_ready: Arc<AtomicBool>,
 }
@@ -128,6 +138,7 @@ impl App {
         tasks.spawn("metrics upkeep", Fate::Log, upkeep(Arc::clone(&metrics), tasks.stop_token().clone()));
         let keys = Arc::new(Keys::open(&config.access)?);
         tasks.spawn("api keys", Fate::Log, Arc::clone(&keys).watch(tasks.stop_token().clone()));
+        let responses = ResponseCache::new(config.response_cache_bytes);
         let was_ready = Arc::new(AtomicBool::new(false));
         tasks.spawn(
             "readiness",
@@ -147,9 +158,9 @@ impl App {
             engine,
             metrics,
             requests: Registry::default(),
+            responses,
             load: Load::default(),
-            draining: CancellationToken::new(),
-            was_ready,
+            life: Life { draining: CancellationToken::new(), was_ready },
         }))
     }
 
@@ -205,7 +216,7 @@ impl App {
 
     /// Whether they could be asked once.
     pub fn was_ready(&self) -> bool {
-        self.was_ready.load(Ordering::Relaxed) || self.is_ready()
+        self.life.was_ready.load(Ordering::Relaxed) || self.is_ready()
     }
 
     /// Waits until the shards can be asked.
@@ -216,7 +227,7 @@ impl App {
         let mut group = self.group.clone();
         tokio::select! {
             biased;
-            () = self.draining.cancelled() => Err(ApiError::draining()),
+            () = self.life.draining.cancelled() => Err(ApiError::draining()),
             state = group.wait_for(|state| matches!(state, GroupState::Ready(_))) => {
                 state.map(|_| ()).map_err(|_| ApiError::draining())
             }
@@ -225,12 +236,12 @@ impl App {
 
     /// Takes no new requests from here on.
     pub fn begin_draining(&self) {
-        self.draining.cancel();
+        self.life.draining.cancel();
     }
 
     /// Whether no new requests are taken.
     pub fn is_draining(&self) -> bool {
-        self.draining.is_cancelled()
+        self.life.draining.is_cancelled()
     }
 
     /// What one request may ask for, as configured and as the shards allow.

@@ -115,6 +115,10 @@ pub struct RouterArgs {
     #[arg(long, env = "REQUEST_TIMEOUT")]
     pub request_timeout: Option<f64>,
 
+    /// Bytes of answers kept for equal requests that sample nothing or name a seed; 0 keeps none.
+    #[arg(long, env = "RESPONSE_CACHE_BYTES", default_value_t = 64 << 20)]
+    pub response_cache_bytes: usize,
+
     /// A key that clients must send as "Authorization: Bearer KEY"; may be repeated.
     #[arg(long = "api-key", env = "API_KEY", hide_env_values = true, value_name = "KEY")]
     pub api_keys: Vec<ApiKey>,

@@ -147,6 +147,7 @@ fn app_config(args: &RouterArgs) -> Result<AppConfig, ConfigError> {
             group_loss_timeout: Duration::from_secs(args.group_loss_timeout),
         },
         request_timeout: args.request_timeout.map(request_timeout).transpose()?,
+        response_cache_bytes: args.response_cache_bytes,
         access: access_config(args)?,
         compute_type: args.compute_type.clone(),
     })

@@ -42,7 +42,7 @@ const HISTOGRAMS: [(&str, Scale, &str); 15] = [
     ),
 ];
 
-const COUNTERS: [(&str, &str); 9] = [
+const COUNTERS: [(&str, &str); 10] = [
     ("tgi_request_count", "Requests that arrived"),
     ("tgi_request_success", "Requests answered in full"),
     ("tgi_request_failure", "Requests that failed, by cause"),
@@ -52,6 +52,7 @@ const COUNTERS: [(&str, &str); 9] = [
     ("lockstep_prefix_hit_tokens", "Prompt tokens found in the prefix cache"),
     ("lockstep_preemptions", "Sequences that lost their blocks to an older one"),
     ("lockstep_group_restarts", "Groups of ranks lost"),
+    ("lockstep_response_cache_hits", "Requests answered from the response cache"),
 ];
 
 const GAUGES: [(&str, &str); 6] = [
@@ -134,6 +135,7 @@ impl Metrics {
         // Present from the start, so that a dashboard shows zero and not nothing.
         metrics.observe_scheduler(&Stats::default());
         metrics.count("lockstep_group_restarts", 0);
+        metrics.count("lockstep_response_cache_hits", 0);
         metrics.requests.increment(0);
         metrics.successes.increment(0);
         Ok(metrics)
@@ -228,6 +230,11 @@ impl Metrics {
     /// A group was lost.
     pub fn on_group_lost(&self) {
         self.count("lockstep_group_restarts", 1);
+    }
+
+    /// A request was answered from the response cache.
+    pub fn on_cache_hit(&self) {
+        self.count("lockstep_response_cache_hits", 1);
     }
 
     /// The scheduler in numbers.

@@ -49,11 +49,11 @@ pub(super) fn layer(origins: &[Origin]) -> CorsLayer {
         .expose_headers(Any)
 }
 
-/// Copies what the layer has said to an answer that takes another's place.
+/// Copies what layers have said to an answer that takes another's place.
 pub(super) fn keep(from: &HeaderMap, to: &mut HeaderMap) {
-    let said = from
-        .iter()
-        .filter(|(name, _)| name.as_str().starts_with("access-control-") || **name == header::VARY);
+    let said = from.iter().filter(|(name, _)| {
+        name.as_str().starts_with("access-control-") || **name == header::VARY || name.as_str() == "x-cache"
+    });
     for (name, value) in said {
         to.append(name, value.clone());
     }

@@ -3,6 +3,7 @@
 pub mod admission;
 pub mod auth;
 mod body;
+mod cached;
 mod chat;
 pub mod cors;
 mod fields;
@@ -37,6 +38,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/generate_stream", post(generate::generate_stream))
         .route("/v1/chat/completions", post(chat::completions))
         .route_layer(CatchPanicLayer::custom(frame::on_panic))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&app), cached::answer))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&app), frame::count));
     Router::new()
         .merge(text)
