@@ -77,7 +77,9 @@ fn kill(cluster: &Cluster, rank: u32) {
 /// Waits until the group is up and has been started again so often: readiness drops a moment after a kill.
 async fn wait_for_restarts(client: &Client, restarts: u32) {
     let start = std::time::Instant::now();
-    while client.metric("lockstep_group_restarts").await < f64::from(restarts) || !client.is_ready().await {
+    while client.metric("lockstep_group_restarts_total").await < f64::from(restarts)
+        || !client.is_ready().await
+    {
         assert!(start.elapsed() < DEADLINE, "the service does not return");
         tokio::time::sleep(BETWEEN_LOOKS).await;
     }

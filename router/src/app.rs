@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use lockstep_process::tasks::{Fate, Tasks};
+use lockstep_scheduler::Tenant;
 use metrics_exporter_prometheus::BuildError;
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -14,9 +15,12 @@ use tokio_util::sync::CancellationToken;
 use crate::cpu_pool::CpuPool;
 use crate::engine::{Engine, EngineConfig, EngineTask, GroupState};
 use crate::error::ApiError;
+use crate::http::admission::{Place, Places, retry_after_s};
+use crate::http::auth::{AccessConfig, Keys, KeysError};
 use crate::http::{self, Registry};
 use crate::metrics::Metrics;
 use crate::model::Model;
+use crate::response_cache::ResponseCache;
 use crate::shards::{GroupFacts, ShardGroup};
 use crate::validation::RequestLimits;
 
@@ -24,8 +28,6 @@ use crate::validation::RequestLimits;
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 /// How long a model usually takes to load, for the guess that clients are given.
 const USUAL_LOADING: Duration = Duration::from_secs(10);
-/// Longest time a client is told to stay away.
-const LONGEST_RETRY_AFTER_S: u64 = 60;
 
 /// What the parts are configured with.
 #[derive(Clone, Debug)]
@@ -42,6 +44,12 @@ pub struct AppConfig {
     pub limits: RequestLimits,
     /// How the engine is run.
     pub engine: EngineConfig,
+    /// How long a request may take that names no time itself; absent means as long as it takes.
+    pub request_timeout: Option<Duration>,
+    /// Bytes of answers that are kept for equal requests; 0 keeps none.
+    pub response_cache_bytes: usize,
+    /// Who may ask.
+    pub access: AccessConfig,
     /// Value of `x-compute-type`; absent means what the shards say of themselves.
     pub compute_type: Option<String>,
 }
@@ -56,6 +64,9 @@ pub enum AppError {
     /// A histogram's buckets are refused.
     #[error("set up metrics: {0}")]
     Metrics(#[from] BuildError),
+    /// The file of keys cannot be read.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// The system starts no more threads.
     #[error("start the CPU pool: {0}")]
     Pool(std::io::Error),
@@ -75,13 +86,27 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Running requests by id.
     pub requests: Registry,
+    /// Answers that are kept.
+    pub responses: ResponseCache,
     /// How long requests take, lately.
     pub load: Load,
-    permits: Arc<Semaphore>,
-    tokenize_places: Arc<Semaphore>,
+    /// Who may ask.
+    pub keys: Arc<Keys>,
+    rooms: Rooms,
     group: watch::Receiver<GroupState>,
+    life: Life,
+}
+
+/// Where the server stands between its start and its end.
+struct Life {
     draining: CancellationToken,
     was_ready: Arc<AtomicBool>,
+}
+
+/// Places for what is under way.
+struct Rooms {
+    requests: Arc<Places>,
+    tokenizing: Arc<Semaphore>,
 }
 
 impl App {
@@ -111,6 +136,9 @@ impl App {
         let (task, engine) = EngineTask::new(group, config.engine, vocabulary, Arc::clone(&metrics), stop);
         tasks.spawn("engine", Fate::StopServer, task.run());
         tasks.spawn("metrics upkeep", Fate::Log, upkeep(Arc::clone(&metrics), tasks.stop_token().clone()));
+        let keys = Arc::new(Keys::open(&config.access)?);
+        tasks.spawn("api keys", Fate::Log, Arc::clone(&keys).watch(tasks.stop_token().clone()));
+        let responses = ResponseCache::new(config.response_cache_bytes);
         let was_ready = Arc::new(AtomicBool::new(false));
         tasks.spawn(
             "readiness",
@@ -118,8 +146,11 @@ impl App {
             note_ready(engine.state(), Arc::clone(&was_ready), tasks.stop_token().clone()),
         );
         Ok(Arc::new(Self {
-            permits: Arc::new(Semaphore::new(config.max_concurrent_requests)),
-            tokenize_places: Arc::new(Semaphore::new(TOKENIZE_PLACES)),
+            rooms: Rooms {
+                requests: Places::new(config.max_concurrent_requests),
+                tokenizing: Arc::new(Semaphore::new(TOKENIZE_PLACES)),
+            },
+            keys,
             group: engine.state(),
             config,
             model: Arc::new(model),
@@ -127,9 +158,9 @@ impl App {
             engine,
             metrics,
             requests: Registry::default(),
+            responses,
             load: Load::default(),
-            draining: CancellationToken::new(),
-            was_ready,
+            life: Life { draining: CancellationToken::new(), was_ready },
         }))
     }
 
@@ -141,12 +172,12 @@ impl App {
     /// A place among the requests under way.
     ///
     /// # Errors
-    /// When all are taken, or the server is stopping.
-    pub fn admit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+    /// When all that this tenant may have are taken, or the server is stopping.
+    pub fn admit(&self, tenant: &Tenant) -> Result<Place, ApiError> {
         if self.is_draining() {
             return Err(ApiError::draining());
         }
-        Arc::clone(&self.permits).try_acquire_owned().map_err(|_| self.overloaded())
+        self.rooms.requests.take(tenant, Instant::now()).ok_or_else(|| self.overloaded())
     }
 
     /// A place among the prompts that are only tokenized.
@@ -154,17 +185,18 @@ impl App {
     /// # Errors
     /// When all are taken.
     pub fn admit_tokenizing(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.tokenize_places).try_acquire_owned().map_err(|_| self.overloaded())
+        Arc::clone(&self.rooms.tokenizing).try_acquire_owned().map_err(|_| self.overloaded())
     }
 
     /// Requests under way.
     pub fn requests_under_way(&self) -> usize {
-        self.config.max_concurrent_requests.saturating_sub(self.permits.available_permits())
+        self.rooms.requests.taken()
     }
 
     /// Too many requests, and when to try again.
     pub fn overloaded(&self) -> ApiError {
-        ApiError::overloaded(self.load.retry_after_s(self.config.max_concurrent_requests))
+        let place_s = self.load.retry_after_s(self.config.max_concurrent_requests);
+        ApiError::overloaded(retry_after_s(self.engine.queue_time()).max(place_s))
     }
 
     /// The model is not there, and when it should be.
@@ -184,7 +216,7 @@ impl App {
 
     /// Whether they could be asked once.
     pub fn was_ready(&self) -> bool {
-        self.was_ready.load(Ordering::Relaxed) || self.is_ready()
+        self.life.was_ready.load(Ordering::Relaxed) || self.is_ready()
     }
 
     /// Waits until the shards can be asked.
@@ -195,7 +227,7 @@ impl App {
         let mut group = self.group.clone();
         tokio::select! {
             biased;
-            () = self.draining.cancelled() => Err(ApiError::draining()),
+            () = self.life.draining.cancelled() => Err(ApiError::draining()),
             state = group.wait_for(|state| matches!(state, GroupState::Ready(_))) => {
                 state.map(|_| ()).map_err(|_| ApiError::draining())
             }
@@ -204,12 +236,12 @@ impl App {
 
     /// Takes no new requests from here on.
     pub fn begin_draining(&self) {
-        self.draining.cancel();
+        self.life.draining.cancel();
     }
 
     /// Whether no new requests are taken.
     pub fn is_draining(&self) -> bool {
-        self.draining.is_cancelled()
+        self.life.draining.is_cancelled()
     }
 
     /// What one request may ask for, as configured and as the shards allow.
@@ -267,8 +299,7 @@ impl Load {
     /// When one of `places` should be free: each is taken for the mean time.
     pub fn retry_after_s(&self, places: usize) -> u32 {
         let micros = self.mean_micros.load(Ordering::Relaxed) / (places.max(1) as u64);
-        let seconds = micros.div_ceil(1_000_000).clamp(1, LONGEST_RETRY_AFTER_S);
-        u32::try_from(seconds).unwrap_or(u32::MAX)
+        retry_after_s(Duration::from_micros(micros))
     }
 }
 

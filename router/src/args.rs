@@ -1,6 +1,10 @@
 //! What was typed: flags and environment names of the router.
 
+use std::path::PathBuf;
+
 use clap::{ArgAction, Args, ValueEnum};
+
+use crate::http::auth::ApiKey;
 
 /// What stands in for sampling parameters that a chat request leaves open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -106,6 +110,39 @@ pub struct RouterArgs {
     /// Seconds that running requests may take to finish after SIGTERM or Ctrl-C.
     #[arg(long, env = "GRACEFUL_TERMINATION_TIMEOUT", default_value_t = 90)]
     pub graceful_termination_timeout: u64,
+
+    /// Tokens that may wait in the queue together; one request more is answered 429.
+    #[arg(long, env = "MAX_QUEUE_TOKENS", default_value_t = 1_000_000)]
+    pub max_queue_tokens: u32,
+
+    /// Seconds a request may take that has no x-request-timeout header [default: as long as it takes].
+    #[arg(long, env = "REQUEST_TIMEOUT")]
+    pub request_timeout: Option<f64>,
+
+    /// Bytes of answers kept for equal requests that sample nothing or name a seed; 0 keeps none.
+    #[arg(long, env = "RESPONSE_CACHE_BYTES", default_value_t = 64 << 20)]
+    pub response_cache_bytes: usize,
+
+    /// A key that clients must send as "Authorization: Bearer KEY"; may be repeated.
+    #[arg(long = "api-key", env = "API_KEY", hide_env_values = true, value_name = "KEY")]
+    pub api_keys: Vec<ApiKey>,
+
+    /// File with such keys, one a line: NAME:KEY or KEY. Read again when it changes.
+    #[arg(long, env = "API_KEY_FILE", value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+
+    /// Ask for a key on /metrics too.
+    #[arg(long, env = "PROTECT_METRICS")]
+    pub protect_metrics: bool,
+
+    /// Origin whose pages may read answers; may be repeated [default: any].
+    #[arg(
+        long = "cors-allow-origin",
+        env = "CORS_ALLOW_ORIGIN",
+        value_delimiter = ',',
+        value_name = "ORIGIN"
+    )]
+    pub cors_allow_origins: Vec<String>,
 
     /// Value of the x-compute-type header [default: ranks and arithmetic].
     #[arg(long, env = "COMPUTE_TYPE")]

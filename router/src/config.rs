@@ -11,6 +11,9 @@ use thiserror::Error;
 use crate::app::AppConfig;
 use crate::args::{GenerationConfig, RouterArgs};
 use crate::engine::EngineConfig;
+use crate::http::admission::parse_timeout;
+use crate::http::auth::{AccessConfig, MetricsAccess};
+use crate::http::cors::OriginError;
 use crate::shards::{AddressError, ShardAddress};
 use crate::validation::RequestLimits;
 
@@ -33,6 +36,15 @@ pub enum ConfigError {
         /// The smallest that works.
         least: u64,
     },
+    /// No time for a request.
+    #[error("accept --request-timeout {found}: it must be a number of seconds above 0")]
+    NoTimeout {
+        /// Its value.
+        found: f64,
+    },
+    /// An origin that no browser sends.
+    #[error(transparent)]
+    Origin(#[from] OriginError),
     /// Prompts may be as long as the whole context.
     #[error(
         "accept --max-input-tokens {input}: it must be less than --max-total-tokens {total}, to leave room for an answer"
@@ -149,8 +161,25 @@ fn app_config(args: &RouterArgs) -> Result<AppConfig, ConfigError> {
             step_timeout: Duration::from_secs(args.step_timeout),
             group_loss_timeout: Duration::from_secs(args.group_loss_timeout),
         },
+        request_timeout: args.request_timeout.map(request_timeout).transpose()?,
+        response_cache_bytes: args.response_cache_bytes,
+        access: access_config(args)?,
         compute_type: args.compute_type.clone(),
     })
+}
+
+fn access_config(args: &RouterArgs) -> Result<AccessConfig, ConfigError> {
+    let origins = args.cors_allow_origins.iter().map(|origin| origin.parse()).collect::<Result<_, _>>()?;
+    Ok(AccessConfig {
+        keys: args.api_keys.clone(),
+        key_file: args.api_key_file.clone(),
+        metrics: if args.protect_metrics { MetricsAccess::Keyed } else { MetricsAccess::Open },
+        origins,
+    })
+}
+
+fn request_timeout(seconds: f64) -> Result<Duration, ConfigError> {
+    parse_timeout(seconds).ok_or(ConfigError::NoTimeout { found: seconds })
 }
 
 fn request_limits(args: &RouterArgs) -> Result<RequestLimits, ConfigError> {
@@ -181,6 +210,7 @@ fn scheduler_limits(args: &RouterArgs) -> Limits {
         // The permits of the HTTP side are the limit. A cancelled sequence may be known a step longer than
         // its permit is held, so the scheduler's own limit is twice that and never bites first.
         max_requests: args.max_concurrent_requests.saturating_mul(2),
+        max_queue_tokens: Tokens(args.max_queue_tokens),
         max_running: args.max_batch_size.unwrap_or(args.max_concurrent_requests),
         max_step_tokens: Tokens(args.max_batch_prefill_tokens),
         max_total: Tokens(args.max_total_tokens.unwrap_or(UNLIMITED)),

@@ -27,6 +27,10 @@ pub enum ErrorKind {
     MethodNotAllowed,
     /// As many requests as are allowed are under way.
     Overloaded,
+    /// Its deadline has come.
+    Timeout,
+    /// It names no key, or a wrong one.
+    Unauthorized,
     /// The shards are not ready.
     Loading,
     /// The shards were lost and did not come back in time.
@@ -48,7 +52,7 @@ pub enum ErrorKind {
 }
 
 /// All kinds, for tests and documents.
-pub const ALL_KINDS: [ErrorKind; 18] = [
+pub const ALL_KINDS: [ErrorKind; 20] = [
     ErrorKind::Validation,
     ErrorKind::MalformedBody,
     ErrorKind::MediaType,
@@ -58,6 +62,8 @@ pub const ALL_KINDS: [ErrorKind; 18] = [
     ErrorKind::NotFound,
     ErrorKind::MethodNotAllowed,
     ErrorKind::Overloaded,
+    ErrorKind::Timeout,
+    ErrorKind::Unauthorized,
     ErrorKind::Loading,
     ErrorKind::GroupLost,
     ErrorKind::Draining,
@@ -94,6 +100,8 @@ impl ErrorKind {
             Self::Template | Self::TemplateVariable => ("invalid_request_error", "template", Level::INFO),
             Self::Cancelled => ("invalid_request_error", "dropped", Level::INFO),
             Self::Overloaded => ("rate_limit_error", "overloaded", Level::WARN),
+            Self::Timeout => (SERVER, "timeout", Level::WARN),
+            Self::Unauthorized => ("authentication_error", "unauthorized", Level::INFO),
             Self::Loading | Self::Draining => (AWAY, "unavailable", Level::INFO),
             Self::GroupLost => (AWAY, "unavailable", Level::ERROR),
             Self::Unhealthy => (AWAY, "unavailable", Level::DEBUG),
@@ -115,6 +123,8 @@ impl ErrorKind {
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),
+            Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
             Self::GroupLost => (StatusCode::SERVICE_UNAVAILABLE, "group_lost"),
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
@@ -259,6 +269,9 @@ impl ApiError {
         let headers = response.headers_mut();
         if let Some(seconds) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.kind == ErrorKind::Unauthorized {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if family == Family::OpenAi
             && let Ok(text) = HeaderValue::from_str(&header_text(&self.message))

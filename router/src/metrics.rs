@@ -66,7 +66,7 @@ const HISTOGRAMS: [(&str, Scale, &str); 19] = [
     ),
 ];
 
-const COUNTERS: [(&str, &str); 11] = [
+const COUNTERS: [(&str, &str); 12] = [
     ("tgi_request_count", "Requests that arrived"),
     ("tgi_request_success", "Requests answered in full"),
     ("tgi_request_failure", "Requests that failed, by cause"),
@@ -78,6 +78,7 @@ const COUNTERS: [(&str, &str); 11] = [
     ("lockstep_preemptions_total", "Sequences that lost their blocks to an older one"),
     ("lockstep_group_losses_total", "Groups of ranks lost"),
     ("lockstep_group_restarts_total", "Groups of ranks that took a lost one's place"),
+    ("lockstep_response_cache_hits_total", "Requests answered from the response cache"),
 ];
 
 const GAUGES: [(&str, &str); 9] = [
@@ -368,6 +369,11 @@ impl Metrics {
     pub fn on_group_lost(&self) {
         counter(&self.recorder, "lockstep_group_losses_total", &[]).increment(1);
         gauge(&self.recorder, "lockstep_ranks_ready", &[]).set(0.0);
+    }
+
+    /// A request was answered from the response cache.
+    pub fn on_cache_hit(&self) {
+        counter(&self.recorder, "lockstep_response_cache_hits_total", &[]).increment(1);
     }
 
     /// The scheduler in numbers.

@@ -34,6 +34,8 @@ fn every_kind_has_its_status_type_and_label() {
         "NotFound 404 not_found validation INFO",
         "MethodNotAllowed 405 method_not_allowed validation INFO",
         "Overloaded 429 overloaded overloaded WARN",
+        "Timeout 504 timeout timeout WARN",
+        "Unauthorized 401 unauthorized unauthorized INFO",
         "Loading 503 loading unavailable INFO",
         "GroupLost 503 group_lost unavailable ERROR",
         "Draining 503 shutting_down unavailable INFO",

@@ -11,7 +11,7 @@ use lockstep_proto::{PromptLogprobs, SamplingParams, TokenId, Tokens};
 use lockstep_router::engine::{Assignment, EngineError, GroupState, StopStrings, StopText};
 use lockstep_router::serve::drained;
 use lockstep_router::shards::fake::FakeModel;
-use lockstep_scheduler::{CacheSalt, Submission};
+use lockstep_scheduler::{CacheSalt, Service, Submission};
 use serde_json::json;
 use support::{BLOCKS, Server, config, model, post};
 use tower::ServiceExt;
@@ -208,6 +208,7 @@ async fn what_arrives_when_the_wait_is_over_is_refused_at_once() {
         stop_tokens: Vec::new(),
         prompt_logprobs: PromptLogprobs::Skip,
         cache_salt: CacheSalt(0),
+        service: Service::default(),
     };
     let late = Assignment { submission, stops: StopStrings::new(&[], StopText::Keep) };
     let refused = server.app.engine.submit(late).await.err();

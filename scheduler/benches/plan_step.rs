@@ -8,7 +8,7 @@ use lockstep_proto::{
     Blocks, Epoch, Outcome, PromptLogprobs, Sampling, SamplingParams, SequenceId, SequenceResult, Step,
     StepOutput, StepTimings, TokenId, TokenLogprobs, Tokens,
 };
-use lockstep_scheduler::{CacheSalt, CacheShape, Limits, PrefixCaching, Scheduler, Submission};
+use lockstep_scheduler::{CacheSalt, CacheShape, Limits, PrefixCaching, Scheduler, Service, Submission};
 
 const PROMPT_TOKENS: u32 = 200;
 const STEPS: usize = 500;
@@ -59,6 +59,7 @@ fn admission() {
 fn scheduler(sequences: u32) -> Scheduler {
     let mut scheduler = Scheduler::new(Limits {
         max_requests: sequences,
+        max_queue_tokens: Tokens(u32::MAX),
         max_running: sequences,
         max_step_tokens: Tokens(4096),
         max_total: Tokens(8192),
@@ -78,6 +79,7 @@ fn submit(scheduler: &mut Scheduler, sequence: u64, prompt: Vec<TokenId>) {
         stop_tokens: vec![TokenId(2)],
         prompt_logprobs: PromptLogprobs::Skip,
         cache_salt: CacheSalt(0),
+        service: Service::default(),
     };
     scheduler.on_submit(SequenceId(sequence), submission, Instant::now()).expect("it fits");
 }

@@ -11,7 +11,7 @@ use crate::group::{Group, Plan};
 use crate::limits::{Limits, PrefixCaching};
 use crate::queue::Queue;
 use crate::scheduler::Scheduler;
-use crate::sequence::{Running, Sequence};
+use crate::sequence::{Leader, Running, Sequence};
 use crate::submission::{AdmissionError, Submission};
 
 /// While something runs, admission leaves one block in so many free, and one at least, so that what runs
@@ -54,6 +54,11 @@ impl Scheduler {
         if self.requests() >= self.limits.max_requests as usize {
             return Err(AdmissionError::Full { limit: self.limits.max_requests });
         }
+        let (waiting, prompt) = (self.queue.tokens(), Tokens::of_len(submission.prompt.len()));
+        let limit = self.limits.max_queue_tokens;
+        if !waiting.is_empty() && waiting.0.saturating_add(prompt.0) > limit.0 {
+            return Err(AdmissionError::QueueFull { waiting, prompt, limit });
+        }
         Ok(())
     }
 
@@ -68,9 +73,20 @@ impl Scheduler {
     }
 }
 
+/// Whether a waiting sequence can run.
+#[derive(Debug)]
+enum Fit {
+    /// With these blocks to begin with.
+    Fits(BlockTable),
+    /// Not yet: a running sequence computes what it begins with.
+    Follows,
+    /// There are too few blocks.
+    Lacks,
+}
+
 impl Group {
-    /// Admits from the front of the queue until tokens, places or blocks run out, and plans the first chunk
-    /// of each.
+    /// Admits in the queue's order until tokens, places or blocks run out, and plans the first chunk of
+    /// each. Who waits for the blocks of a running sequence is passed over and keeps its place.
     pub(crate) fn admit(
         &mut self,
         limits: &Limits,
@@ -79,57 +95,99 @@ impl Group {
         plan: &mut Plan,
     ) -> Vec<Admission> {
         let mut admissions = Vec::new();
+        let mut passed_over = Vec::new();
         while !budget.is_spent() && self.running.len() < limits.running() {
-            let Some(admission) = self.admit_first(queue, budget, plan) else { break };
-            admissions.push(admission);
+            let Some(mut next) = queue.pop() else { break };
+            match self.fit(&mut next) {
+                Fit::Follows => passed_over.push(next),
+                Fit::Lacks => {
+                    // Nobody overtakes it: what becomes free is for it, however much it needs.
+                    passed_over.push(next);
+                    break;
+                }
+                Fit::Fits(table) => {
+                    let admission = self.admit_one(next, table, budget, plan);
+                    if admission.queued_since.is_some()
+                        && let Some(running) = self.running.get(&admission.sequence)
+                    {
+                        let prompt = running.sequence.known_tokens() - admission.cached;
+                        queue.charge(&running.sequence.standing.tenant, prompt);
+                    }
+                    admissions.push(admission);
+                }
+            }
+        }
+        for sequence in passed_over {
+            queue.put_back(sequence);
         }
         admissions
     }
 
-    fn admit_first(
+    /// Whether `waiting` can run now, and with which blocks.
+    fn fit(&mut self, waiting: &mut Sequence) -> Fit {
+        if waiting.standing.leader.is_some_and(|leader| self.is_leading(leader)) {
+            return Fit::Follows;
+        }
+        let table = self.cache.open(waiting.salt, waiting.reusable());
+        waiting.standing.leader = self.leader_of(waiting, &table);
+        let missing = waiting.wanted_context().blocks_ceil(self.cache.shape().block_size);
+        let fit = if waiting.standing.leader.is_some() {
+            Fit::Follows
+        } else if missing.saturating_sub(table.len()) + self.promised() > self.cache.available() {
+            Fit::Lacks
+        } else {
+            return Fit::Fits(table);
+        };
+        self.cache.release(table);
+        fit
+    }
+
+    fn admit_one(
         &mut self,
-        queue: &mut Queue,
+        mut sequence: Sequence,
+        mut table: BlockTable,
         budget: &mut StepBudget,
         plan: &mut Plan,
-    ) -> Option<Admission> {
-        let first = queue.first()?;
-        let mut table = self.cache.open(first.salt, first.reusable());
-        let block_size = self.cache.shape().block_size;
-        if self.is_computing_more_of(first, &table) {
-            self.cache.release(table);
-            return None;
-        }
-        let missing = first.wanted_context().blocks_ceil(block_size).saturating_sub(table.len());
-        if missing + self.promised() > self.cache.available() {
-            self.cache.release(table);
-            return None;
-        }
-        let mut sequence = queue.pop_first()?;
-        let cached = table.len().tokens(block_size);
+    ) -> Admission {
+        let cached = table.len().tokens(self.cache.shape().block_size);
         let tokens = budget.take(sequence.known_tokens() - cached);
         self.cache.extend(&mut table, cached + tokens).expect("the missing blocks are available");
-        let admission =
-            Admission { sequence: sequence.id, queued_since: sequence.queued_since.take(), cached };
+        let admission = Admission {
+            sequence: sequence.id,
+            queued_since: sequence.standing.queued_since.take(),
+            cached,
+        };
         plan.push_start(sequence.start());
         let mut running = Running::new(sequence, table, cached);
         plan.push_chunk(running.take_chunk(tokens));
         self.running.insert(admission.sequence, running);
-        Some(admission)
+        admission
     }
 
-    /// Whether a running sequence will soon publish blocks that `waiting`, whose cached blocks are in
-    /// `table`, can use. Waiting for them is cheaper than computing them twice: choices of one request and
-    /// bursts with one system prompt compute it once. What waits behind waits too, in its order.
-    fn is_computing_more_of(&self, waiting: &Sequence, table: &BlockTable) -> bool {
+    /// A running sequence that will soon publish blocks that `waiting`, whose cached blocks are in `table`,
+    /// can use. Waiting for them is cheaper than computing them twice: choices of one request and bursts
+    /// with one system prompt compute it once.
+    fn leader_of(&self, waiting: &Sequence, table: &BlockTable) -> Option<Leader> {
+        if self.cache.caching() == PrefixCaching::Disabled {
+            return None;
+        }
         let reusable = waiting.reusable();
-        self.cache.caching() == PrefixCaching::Enabled
-            && self.running.values().any(|running| {
-                let sequence = &running.sequence;
-                let alike = || reusable.iter().zip(&sequence.known).take_while(|(a, b)| a == b).count();
-                sequence.salt == waiting.salt
-                    && running.table.is_open()
-                    && Tokens::of_len(alike()).blocks_floor(self.cache.shape().block_size) > table.len()
-            })
+        let block_size = self.cache.shape().block_size;
+        let alike = |running: &Running| {
+            let known = reusable.iter().zip(&running.sequence.known);
+            Tokens::of_len(known.take_while(|(a, b)| a == b).count()).blocks_floor(block_size)
+        };
+        let mut open = self.running.values().filter(|running| {
+            running.sequence.salt == waiting.salt && running.table.is_open() && alike(running) > table.len()
+        });
+        let running = open.next()?;
+        Some(Leader { sequence: running.sequence.id, until: alike(running) })
+    }
+
+    /// Whether what follows `leader` is still better off waiting.
+    fn is_leading(&self, leader: Leader) -> bool {
+        let running = self.running.get(&leader.sequence);
+        running.is_some_and(|running| running.table.is_open() && running.table.published() < leader.until)
     }
 
     /// Blocks that are not for new sequences: those that running ones need to catch up, and the reserve.

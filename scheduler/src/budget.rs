@@ -1,4 +1,4 @@
-//! Tokens of one step, and who gets them. A deadline or a fair share would be another order of granting.
+//! Tokens of one step, and who gets them.
 
 use lockstep_proto::Tokens;
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 use lockstep_proto::{SequenceId, TokenLogprobs, Tokens};
 
 /// Something the owner of a sequence should know. A sequence's events come in the order given here
-/// (`Preempted` at any time between), and none come after `Finished` or `Failed` or after it was cancelled.
+/// (`Preempted` at any time between), and none come after `Finished`,
+/// `Failed` or `Expired` or after it was cancelled.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SequenceEvent {
     /// It left the queue for the first time; told once, when its first step is done.
@@ -45,6 +46,13 @@ pub enum SequenceEvent {
         /// For people.
         reason: String,
     },
+    /// Its deadline has come. The scheduler has forgotten it.
+    Expired {
+        /// Which sequence.
+        sequence: SequenceId,
+        /// How far it came.
+        state: ExpiredWhile,
+    },
     /// Its blocks were taken for an older sequence; it waits, and goes on by itself.
     Preempted {
         /// Which sequence.
@@ -61,6 +69,7 @@ impl SequenceEvent {
             | Self::Token { sequence, .. }
             | Self::Finished { sequence, .. }
             | Self::Failed { sequence, .. }
+            | Self::Expired { sequence, .. }
             | Self::Preempted { sequence } => *sequence,
         }
     }
@@ -73,4 +82,13 @@ pub enum FinishReason {
     StopToken,
     /// It has as many tokens as were asked for.
     Length,
+}
+
+/// Where a deadline found its sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpiredWhile {
+    /// In the queue.
+    Waiting,
+    /// Among those that are computed.
+    Running,
 }

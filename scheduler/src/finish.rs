@@ -1,6 +1,6 @@
 //! What came of a step: tokens, ends, failures; and ends from outside.
 
-use lockstep_proto::{Epoch, Outcome, Sampling, SequenceId, SequenceResult, StepId, StepOutput};
+use lockstep_proto::{Epoch, Outcome, Sampling, SequenceId, SequenceResult, StepId, StepOutput, Tokens};
 
 use crate::event::SequenceEvent;
 use crate::group::Group;
@@ -56,19 +56,20 @@ impl Group {
         Ok(in_flight.chunks)
     }
 
-    /// Takes one result in. That of a sequence cancelled meanwhile is dropped.
+    /// Takes one result in. That of a sequence cancelled meanwhile is dropped. Returns the tokens of its
+    /// output if the sequence ended by itself.
     pub(crate) fn finish_chunk(
         &mut self,
         chunk: &Chunk,
         result: &SequenceResult,
         events: &mut Vec<SequenceEvent>,
-    ) {
+    ) -> Option<Tokens> {
         let id = chunk.sequence;
-        let Some(running) = self.running.get_mut(&id) else { return };
+        let running = self.running.get_mut(&id)?;
         if let Outcome::Failed(reason) = &result.outcome {
             events.push(SequenceEvent::Failed { sequence: id, reason: reason.clone() });
             self.retire(id);
-            return;
+            return None;
         }
         let (skip, take) = running.sequence.tell_logprobs(running.computed, chunk.prompt_logprobs);
         if take > 0 {
@@ -83,12 +84,13 @@ impl Group {
             running.push_sampled(token.token);
             events.push(SequenceEvent::Token { sequence: id, token: token.clone() });
         } else if !running.behind().is_empty() {
-            return;
+            return None;
         }
-        if let Some(reason) = running.sequence.finish_reason() {
-            events.push(SequenceEvent::Finished { sequence: id, reason });
-            self.retire(id);
-        }
+        let reason = running.sequence.finish_reason()?;
+        let output = running.sequence.output_tokens();
+        events.push(SequenceEvent::Finished { sequence: id, reason });
+        self.retire(id);
+        Some(output)
     }
 
     /// Ends a running sequence from outside.

@@ -1,5 +1,7 @@
 //! Everything that is lost when a group of shards is lost: its cache and who holds blocks of it.
 
+use std::time::Instant;
+
 use indexmap::IndexMap;
 use lockstep_proto::{Epoch, SequenceId, SequenceStart, Step, StepId, Work};
 
@@ -13,7 +15,7 @@ use crate::sequence::{Chunk, Running, Sequence};
 pub(crate) struct Group {
     pub(crate) epoch: Epoch,
     pub(crate) cache: BlockCache,
-    /// Oldest first: what is admitted is younger than all that runs.
+    /// What runs longest first.
     pub(crate) running: IndexMap<SequenceId, Running>,
     pub(crate) in_flight: Option<InFlight>,
     /// Sequences for the shards to forget, with the next step.
@@ -24,6 +26,7 @@ pub(crate) struct Group {
 #[derive(Debug)]
 pub(crate) struct InFlight {
     pub(crate) step: StepId,
+    pub(crate) planned: Instant,
     pub(crate) chunks: Vec<Chunk>,
     /// Of sequences cancelled since: the shards may write to these blocks.
     pub(crate) cancelled: Vec<BlockTable>,
@@ -60,25 +63,26 @@ impl Group {
     }
 
     /// What ran, without the blocks, which are gone. What was being computed has one loss more.
-    pub(crate) fn into_newest_first(mut self) -> impl Iterator<Item = Sequence> {
+    pub(crate) fn into_sequences(mut self) -> impl Iterator<Item = Sequence> {
         for chunk in self.in_flight.iter().flat_map(|step| &step.chunks) {
             if let Some(running) = self.running.get_mut(&chunk.sequence) {
                 running.sequence.losses.on_lost();
             }
         }
-        self.running.into_values().rev().map(|running| running.sequence)
+        self.running.into_values().map(|running| running.sequence)
     }
 }
 
 impl Scheduler {
     /// Makes a plan the step in flight.
-    pub(crate) fn launch(&mut self, plan: Plan) -> Option<Step> {
+    pub(crate) fn launch(&mut self, plan: Plan, now: Instant) -> Option<Step> {
         if plan.work.is_empty() {
             return None;
         }
         let step_id = self.take_step_id();
         let group = self.group.as_mut()?;
-        group.in_flight = Some(InFlight { step: step_id, chunks: plan.chunks, cancelled: Vec::new() });
+        group.in_flight =
+            Some(InFlight { step: step_id, planned: now, chunks: plan.chunks, cancelled: Vec::new() });
         Some(Step {
             epoch: group.epoch,
             step_id,

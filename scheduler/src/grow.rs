@@ -1,4 +1,5 @@
-//! Blocks for what runs, oldest first; when there are none, the newest sequence gives up its own.
+//! Blocks for what runs, what runs longest first; when there are none, the sequence admitted last gives up
+//! its own.
 
 use lockstep_proto::Tokens;
 
@@ -56,7 +57,7 @@ impl Scheduler {
         for sequence in newest_first {
             self.totals.preemptions += 1;
             self.events.push(SequenceEvent::Preempted { sequence: sequence.id });
-            self.queue.push_preempted(sequence);
+            self.queue.put_back(sequence);
         }
     }
 }

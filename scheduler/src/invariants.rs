@@ -41,15 +41,15 @@ impl Scheduler {
         }
     }
 
-    /// Oldest first, and whatever runs is older than whatever waits.
+    /// Whatever waits is found where its turn is, and whatever runs was admitted.
     fn check_order(&self) -> Result<(), Violation> {
-        let running = self.group.iter().flat_map(|group| group.running.values());
-        let sequences: Vec<_> = running.map(|running| &running.sequence).chain(self.queue.iter()).collect();
-        for pair in sequences.windows(2) {
-            if pair[0].arrival >= pair[1].arrival {
-                let (first, second) = (pair[0].id, pair[1].id);
-                return Err(Violation::of(format!("sequence {first} is before the older {second}")));
-            }
+        if !self.queue.is_in_order() {
+            return Err(Violation::of("a waiting sequence is not at its place in the queue"));
+        }
+        let mut running = self.group.iter().flat_map(|group| group.running.values());
+        if let Some(running) = running.find(|running| !running.sequence.has_run()) {
+            let id = running.sequence.id;
+            return Err(Violation::of(format!("sequence {id} runs and was never admitted")));
         }
         Ok(())
     }

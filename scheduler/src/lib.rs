@@ -11,11 +11,13 @@
 //!     StepTimings, TokenId, TokenLogprobs, Tokens,
 //! };
 //! use lockstep_scheduler::{
-//!     CacheSalt, CacheShape, FinishReason, Limits, PrefixCaching, Scheduler, SequenceEvent, Submission,
+//!     CacheSalt, CacheShape, FinishReason, Limits, PrefixCaching, Scheduler, SequenceEvent, Service,
+//!     Submission,
 //! };
 //!
 //! let mut scheduler = Scheduler::new(Limits {
 //!     max_requests: 128,
+//!     max_queue_tokens: Tokens(1_000_000),
 //!     max_running: 64,
 //!     max_step_tokens: Tokens(512),
 //!     max_total: Tokens(2048),
@@ -31,6 +33,7 @@
 //!     stop_tokens: vec![TokenId(2)],
 //!     prompt_logprobs: PromptLogprobs::Skip,
 //!     cache_salt: CacheSalt(0),
+//!     service: Service::default(),
 //! };
 //! scheduler.on_submit(SequenceId(1), submission, Instant::now())?;
 //!
@@ -63,7 +66,9 @@
 //!
 //! - `scheduler`: the calls
 //! - `submission`, `limits`: what comes in, and how much of it
+//! - `service`: for whom, how urgently, until when
 //! - `queue`: the order of waiting
+//! - `deadline`, `pace`: ends by the clock; what a queue means in seconds
 //! - `budget`: tokens of a step
 //! - `grow`: blocks for what runs; preemption
 //! - `admit`: who may wait, who may run
@@ -80,6 +85,7 @@
 mod admit;
 mod blocks;
 mod budget;
+mod deadline;
 mod event;
 mod finish;
 mod group;
@@ -87,19 +93,23 @@ mod grow;
 mod invariants;
 mod limits;
 mod losses;
+mod pace;
 mod queue;
 mod scheduler;
 mod sequence;
+mod service;
 mod stats;
 mod submission;
 
 #[cfg(test)]
 mod tests;
 
-pub use event::{FinishReason, SequenceEvent};
+pub use event::{ExpiredWhile, FinishReason, SequenceEvent};
 pub use finish::StepMismatch;
 pub use invariants::Violation;
 pub use limits::{CacheShape, Limits, PrefixCaching};
+pub use pace::Pace;
 pub use scheduler::Scheduler;
+pub use service::{Priority, PriorityError, Service, Tenant};
 pub use stats::Stats;
 pub use submission::{AdmissionError, CacheSalt, Submission};

@@ -9,6 +9,11 @@ pub struct Limits {
     ///
     /// [`AdmissionError::Full`]: crate::AdmissionError::Full
     pub max_requests: u32,
+    /// Tokens of the sequences in the queue together, prompts and what was written before they came back;
+    /// one that would make it more is refused with [`AdmissionError::QueueFull`]. An empty queue takes any.
+    ///
+    /// [`AdmissionError::QueueFull`]: crate::AdmissionError::QueueFull
+    pub max_queue_tokens: Tokens,
     /// Sequences computed at once. More than `max_step_tokens` never run, so that each one that has caught
     /// up gets its token every step; 0 counts as 1.
     pub max_running: u32,

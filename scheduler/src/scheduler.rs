@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use lockstep_proto::{Epoch, SequenceId, Step, StepId, StepOutput};
+use lockstep_proto::{Epoch, Outcome, SequenceId, Step, StepId, StepOutput, Tokens};
 
 use crate::budget::StepBudget;
 use crate::event::SequenceEvent;
@@ -10,6 +10,7 @@ use crate::finish::StepMismatch;
 use crate::group::Group;
 use crate::limits::{CacheShape, Limits};
 use crate::losses::MAX_LOSSES_IN_A_ROW;
+use crate::pace::Pace;
 use crate::queue::Queue;
 use crate::sequence::{Arrival, Sequence};
 use crate::stats::Stats;
@@ -27,7 +28,8 @@ use crate::submission::{AdmissionError, Submission};
 /// A step that fails as a whole is a lost group: call [`on_group_lost`](Self::on_group_lost). Its sequences
 /// go on where they were when the next group is ready.
 ///
-/// The oldest sequence advances in every step, so every sequence that is not cancelled ends.
+/// The sequence that runs longest advances in every step, so every sequence that is not cancelled ends. The
+/// time decides about deadlines only, in [`on_time`](Self::on_time).
 #[derive(Debug)]
 pub struct Scheduler {
     pub(crate) limits: Limits,
@@ -37,6 +39,7 @@ pub struct Scheduler {
     /// What happened while a step was planned, to be told when it is done.
     pub(crate) events: Vec<SequenceEvent>,
     pub(crate) totals: Totals,
+    pub(crate) pace: Pace,
     next_arrival: Arrival,
     next_step: StepId,
 }
@@ -57,6 +60,7 @@ impl Scheduler {
             group: None,
             events: Vec::new(),
             totals: Totals::default(),
+            pace: Pace::default(),
             next_arrival: Arrival(0),
             next_step: StepId(1),
         }
@@ -92,9 +96,9 @@ impl Scheduler {
     pub fn on_group_lost(&mut self) -> Vec<SequenceEvent> {
         let Some(group) = self.group.take() else { return Vec::new() };
         let mut events = Vec::new();
-        for sequence in group.into_newest_first() {
+        for sequence in group.into_sequences() {
             if !sequence.losses.are_too_many() {
-                self.queue.push_preempted(sequence);
+                self.queue.put_back(sequence);
                 continue;
             }
             // That it was admitted is told: two groups have come since it was.
@@ -119,9 +123,13 @@ impl Scheduler {
         now: Instant,
     ) -> Result<(), AdmissionError> {
         self.check_admissible(sequence, &submission)?;
+        self.check_deadline(&submission.service, now)?;
         let arrival = self.next_arrival;
         self.next_arrival = Arrival(arrival.0 + 1);
-        self.queue.push(Sequence::new(sequence, arrival, submission, now));
+        let turn = self.queue.turn(arrival, submission.service.priority, now);
+        let running = self.group.iter().flat_map(|group| group.running.values());
+        let tenants = running.map(|running| &running.sequence.standing.tenant);
+        self.queue.push(Sequence::new(sequence, turn, submission, now), tenants);
         self.assert_invariants();
         Ok(())
     }
@@ -141,7 +149,8 @@ impl Scheduler {
     /// The next step, ready to send. `None` when there is nothing to compute, no group, or a step in flight.
     ///
     /// Every running sequence that has caught up gets its next token, then what is left of
-    /// [`Limits::max_step_tokens`] goes to prompts, oldest first, running ones before waiting ones.
+    /// [`Limits::max_step_tokens`] goes to prompts, in the order of
+    /// their admission, running ones before waiting ones.
     pub fn plan_step(&mut self, now: Instant) -> Option<Step> {
         let group = self.group.as_mut().filter(|group| group.in_flight.is_none())?;
         let mut budget = StepBudget::new(self.limits.step_tokens());
@@ -153,26 +162,34 @@ impl Scheduler {
         } else {
             self.note_preempted(preempted);
         }
-        let step = self.launch(plan);
+        let step = self.launch(plan, now);
         self.assert_invariants();
         step
     }
 
-    /// Takes the output of the step in flight in, as rank 0 gave it. What happens to a sequence does not
-    /// depend on the time; a deadline would end sequences here.
+    /// Takes the output of the step in flight in, as rank 0 gave it. The time it took tells the pace.
     ///
     /// # Errors
     /// The output is not of the step in flight, or not an answer to it. Nothing has changed then.
     pub fn on_step_done(
         &mut self,
         output: &StepOutput,
-        _now: Instant,
+        now: Instant,
     ) -> Result<Vec<SequenceEvent>, StepMismatch> {
         let group = self.group.as_mut().ok_or(StepMismatch::NoneInFlight)?;
+        let planned = group.in_flight.as_ref().map(|step| step.planned);
         let chunks = group.take_in_flight(output)?;
+        let took = now.saturating_duration_since(planned.unwrap_or(now));
+        self.pace.on_step(chunks.iter().fold(Tokens::ZERO, |sum, chunk| sum + chunk.tokens), took);
         let mut events = std::mem::take(&mut self.events);
         for (chunk, result) in chunks.iter().zip(&output.results) {
-            group.finish_chunk(chunk, result, &mut events);
+            let Some(running) = group.running.get(&chunk.sequence) else { continue };
+            if matches!(result.outcome, Outcome::Sampled(_)) {
+                self.queue.charge(&running.sequence.standing.tenant, Tokens(1));
+            }
+            if let Some(output) = group.finish_chunk(chunk, result, &mut events) {
+                self.pace.on_finished(output);
+            }
         }
         self.assert_invariants();
         Ok(events)
@@ -183,6 +200,7 @@ impl Scheduler {
         let mut stats = Stats {
             waiting: self.queue.len(),
             queue_tokens: self.queue.tokens(),
+            queue_time: self.pace.time_for(self.queue.expected_tokens(&self.pace)),
             prefix_hit_tokens_total: self.totals.prefix_hit_tokens,
             preemptions_total: self.totals.preemptions,
             ..Stats::default()
@@ -194,6 +212,12 @@ impl Scheduler {
             stats.blocks_used = group.cache.shape().blocks - group.cache.available();
         }
         stats
+    }
+
+    /// What waits, then what runs.
+    pub(crate) fn sequences(&self) -> impl Iterator<Item = &Sequence> {
+        let running = self.group.iter().flat_map(|group| group.running.values());
+        self.queue.iter().chain(running.map(|running| &running.sequence))
     }
 
     /// Sequences that wait or run.

@@ -5,13 +5,16 @@
 use std::time::Instant;
 
 use lockstep_proto::{
-    Position, PromptLogprobs, Sampling, SamplingParams, SequenceId, SequenceStart, TokenId, Tokens, Work,
-    WorkTokens,
+    Blocks, Position, PromptLogprobs, Sampling, SamplingParams, SequenceId, SequenceStart, TokenId, Tokens,
+    Work, WorkTokens,
 };
 
 use crate::blocks::BlockTable;
 use crate::event::FinishReason;
 use crate::losses::Losses;
+use crate::pace::Pace;
+use crate::queue::Turn;
+use crate::service::Tenant;
 use crate::submission::{CacheSalt, Submission};
 
 /// Counts submissions: a smaller one is older.
@@ -22,14 +25,12 @@ pub(crate) struct Arrival(pub(crate) u64);
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence {
     pub(crate) id: SequenceId,
-    pub(crate) arrival: Arrival,
     /// The prompt, then every token emitted.
     pub(crate) known: Vec<TokenId>,
     pub(crate) prompt_tokens: Tokens,
     pub(crate) salt: CacheSalt,
-    /// Until its first admission: when it was submitted.
-    pub(crate) queued_since: Option<Instant>,
     pub(crate) losses: Losses,
+    pub(crate) standing: Standing,
     sampling: SamplingParams,
     max_new_tokens: Tokens,
     stop_tokens: Vec<TokenId>,
@@ -37,6 +38,19 @@ pub(crate) struct Sequence {
     logprobs_wanted: Tokens,
     /// How many of them the owner has.
     logprobs_told: Tokens,
+}
+
+/// What decides when a sequence is computed.
+#[derive(Clone, Debug)]
+pub(crate) struct Standing {
+    pub(crate) tenant: Tenant,
+    /// Its place among those of its tenant.
+    pub(crate) turn: Turn,
+    pub(crate) deadline: Option<Instant>,
+    /// Until its first admission: when it was submitted.
+    pub(crate) queued_since: Option<Instant>,
+    /// Whose blocks it waits for, when it was last looked at.
+    pub(crate) leader: Option<Leader>,
 }
 
 /// A sequence that holds blocks and that the shards know by name.
@@ -58,6 +72,14 @@ enum LastToken {
     Sampled,
 }
 
+/// A running sequence that is computing what a waiting one begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Leader {
+    pub(crate) sequence: SequenceId,
+    /// Blocks that both begin with.
+    pub(crate) until: Blocks,
+}
+
 /// A chunk in the step in flight, as needed to take its result in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Chunk {
@@ -69,7 +91,7 @@ pub(crate) struct Chunk {
 }
 
 impl Sequence {
-    pub(crate) fn new(id: SequenceId, arrival: Arrival, submission: Submission, now: Instant) -> Self {
+    pub(crate) fn new(id: SequenceId, turn: Turn, submission: Submission, now: Instant) -> Self {
         let prompt_tokens = Tokens::of_len(submission.prompt.len());
         let logprobs_wanted = match submission.prompt_logprobs {
             PromptLogprobs::Skip => Tokens::ZERO,
@@ -77,12 +99,17 @@ impl Sequence {
         };
         Self {
             id,
-            arrival,
             known: submission.prompt,
             prompt_tokens,
             salt: submission.cache_salt,
-            queued_since: Some(now),
             losses: Losses::default(),
+            standing: Standing {
+                tenant: submission.service.tenant,
+                turn,
+                deadline: submission.service.deadline,
+                queued_since: Some(now),
+                leader: None,
+            },
             sampling: submission.sampling,
             max_new_tokens: submission.max_new_tokens,
             stop_tokens: submission.stop_tokens,
@@ -93,6 +120,26 @@ impl Sequence {
 
     pub(crate) fn known_tokens(&self) -> Tokens {
         Tokens::of_len(self.known.len())
+    }
+
+    pub(crate) fn arrival(&self) -> Arrival {
+        self.standing.turn.arrival()
+    }
+
+    /// Whether it was ever admitted.
+    pub(crate) fn has_run(&self) -> bool {
+        self.standing.queued_since.is_none()
+    }
+
+    /// Tokens expected to be computed for it until it ends.
+    pub(crate) fn expected_tokens(&self, pace: &Pace) -> u64 {
+        let left = self.max_context().saturating_sub(self.known_tokens());
+        u64::from(self.known_tokens().0) + u64::from(pace.expected_output(left).0)
+    }
+
+    /// Tokens it has written.
+    pub(crate) fn output_tokens(&self) -> Tokens {
+        self.known_tokens().saturating_sub(self.prompt_tokens)
     }
 
     /// The longest context this can grow to.

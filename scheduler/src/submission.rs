@@ -1,10 +1,12 @@
 //! What a caller asks for, and why it is refused.
 
+use std::time::Duration;
+
 use lockstep_proto::{Blocks, PromptLogprobs, SamplingParams, SequenceId, TokenId, Tokens};
 
+use crate::service::Service;
+
 /// One sequence to generate.
-///
-/// A priority or a deadline becomes a field here and an order in `queue.rs`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Submission {
     /// The prompt, at least one token.
@@ -20,6 +22,8 @@ pub struct Submission {
     pub prompt_logprobs: PromptLogprobs,
     /// Who may share KV blocks with whom.
     pub cache_salt: CacheSalt,
+    /// For whom, how urgently and until when.
+    pub service: Service,
 }
 
 impl Submission {
@@ -43,6 +47,29 @@ pub enum AdmissionError {
     Full {
         /// The limit that is reached.
         limit: u32,
+    },
+    /// Try again later.
+    #[error(
+        "admit a request: {waiting} tokens wait, and with its {prompt} they are more than {limit}; try again later"
+    )]
+    QueueFull {
+        /// Tokens in the queue.
+        waiting: Tokens,
+        /// Tokens of its prompt.
+        prompt: Tokens,
+        /// The limit that would be passed.
+        limit: Tokens,
+    },
+    /// It could not begin before its deadline.
+    #[error(
+        "admit a request: {:.2} s are left until its deadline and about {:.2} s of work wait before it; give it more time or try again later",
+        left.as_secs_f32(), wait.as_secs_f32()
+    )]
+    TooLate {
+        /// How long it would wait, about.
+        wait: Duration,
+        /// How long it may take.
+        left: Duration,
     },
     /// The context would be longer than one sequence may be.
     #[error(

@@ -1,5 +1,7 @@
 //! Scheduler and deliveries together: what arrives goes to the one, what comes of it to the other.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use lockstep_proto::{Epoch, Outcome, Sampling, Step, StepOutput, StepTimings, Tokens, Work};
@@ -15,10 +17,12 @@ use crate::shards::GroupFacts;
 pub(super) struct Core {
     scheduler: Scheduler,
     deliveries: Deliveries,
-    metrics: std::sync::Arc<Metrics>,
+    metrics: Arc<Metrics>,
     in_flight: Option<InFlight>,
     /// Entries in a row of the group's logits.
     vocabulary_size: u32,
+    /// For the routes: how long what is queued should take.
+    queue_time_ms: Arc<AtomicU64>,
 }
 
 #[derive(Clone, Copy)]
@@ -28,8 +32,15 @@ struct InFlight {
 }
 
 impl Core {
-    pub(super) fn new(limits: Limits, deliveries: Deliveries, metrics: std::sync::Arc<Metrics>) -> Self {
-        Self { scheduler: Scheduler::new(limits), deliveries, metrics, in_flight: None, vocabulary_size: 0 }
+    pub(super) fn new(limits: Limits, deliveries: Deliveries, metrics: Arc<Metrics>) -> Self {
+        let queue_time_ms = Arc::new(AtomicU64::new(0));
+        let scheduler = Scheduler::new(limits);
+        Self { scheduler, deliveries, metrics, in_flight: None, vocabulary_size: 0, queue_time_ms }
+    }
+
+    /// Where it is said how long what is queued should take, in milliseconds.
+    pub(super) fn queue_time_ms(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.queue_time_ms)
     }
 
     /// A sequence arrived.
@@ -98,6 +109,20 @@ impl Core {
         self.metrics.on_ranks_done(ranks);
     }
 
+    /// When the next deadline comes.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.scheduler.next_deadline()
+    }
+
+    /// Ends what has run out of time.
+    pub(super) fn expire(&mut self, now: Instant) {
+        let events = self.scheduler.on_time(now);
+        if !events.is_empty() {
+            self.hand_on(events, now);
+            self.observe();
+        }
+    }
+
     /// A group is there.
     pub(super) fn on_group_ready(&mut self, facts: &GroupFacts, now: Instant) {
         self.vocabulary_size = facts.vocabulary_size;
@@ -140,7 +165,10 @@ impl Core {
     }
 
     fn observe(&self) {
-        self.metrics.observe_scheduler(&self.scheduler.stats());
+        let stats = self.scheduler.stats();
+        let queue_time_ms = u64::try_from(stats.queue_time.as_millis()).unwrap_or(u64::MAX);
+        self.queue_time_ms.store(queue_time_ms, Ordering::Relaxed);
+        self.metrics.observe_scheduler(&stats);
     }
 }
 

@@ -95,6 +95,11 @@ impl Deliveries {
                     self.close(sequence);
                     continue;
                 }
+                SequenceEvent::Expired { state, .. } => {
+                    delivery.send(GenerationEvent::Failed(EngineError::Expired { state }));
+                    self.close(sequence);
+                    continue;
+                }
                 SequenceEvent::Preempted { .. } => debug!(%sequence, "preempted"),
             }
             if delivery.is_stopped() {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lockstep_proto::{SequenceId, TokenLogprobs, Tokens};
-use lockstep_scheduler::{AdmissionError, Submission};
+use lockstep_scheduler::{AdmissionError, ExpiredWhile, Submission};
 use thiserror::Error;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
@@ -33,6 +33,12 @@ pub enum EngineError {
     GroupLost {
         /// How long they were waited for.
         waited: Duration,
+    },
+    /// Its deadline has come.
+    #[error("generate: the deadline has come {}", match state { ExpiredWhile::Waiting => "while it waited", ExpiredWhile::Running => "before the answer was complete" })]
+    Expired {
+        /// How far it came.
+        state: ExpiredWhile,
     },
     /// The engine has stopped or is stopping.
     #[error("generate: the server is stopping")]
@@ -116,6 +122,8 @@ pub struct Engine {
     commands: mpsc::Sender<Command>,
     wake: Arc<Notify>,
     next_sequence: Arc<AtomicU64>,
+    /// How long what is queued should take, in milliseconds.
+    queue_time_ms: Arc<AtomicU64>,
     state: watch::Receiver<GroupState>,
 }
 
@@ -131,6 +139,11 @@ impl Engine {
         self.commands.send(command).await.map_err(|_| EngineError::Stopping)?;
         let events = accepted.await.map_err(|_| EngineError::Stopping)??;
         Ok(Generation { sequence, events, _wake: WakeOnDrop(Arc::clone(&self.wake)) })
+    }
+
+    /// How long all that is queued should take, at the pace of recent steps.
+    pub fn queue_time(&self) -> Duration {
+        Duration::from_millis(self.queue_time_ms.load(Ordering::Relaxed))
     }
 
     /// Whether the shards can be asked; changes are signalled.

@@ -78,14 +78,15 @@ impl<G: ShardGroup> EngineTask<G> {
         let (commands, queue) = mpsc::channel(capacity_submissions);
         let wake = Arc::new(Notify::new());
         let (state, watched) = watch::channel(GroupState::Away { since: Instant::now() });
+        let deliveries = Deliveries::new(vocabulary, Arc::clone(&metrics));
+        let core = Core::new(config.limits, deliveries, metrics);
         let engine = Engine {
             commands,
             wake: Arc::clone(&wake),
             next_sequence: Arc::new(AtomicU64::new(1)),
+            queue_time_ms: core.queue_time_ms(),
             state: watched,
         };
-        let deliveries = Deliveries::new(vocabulary, Arc::clone(&metrics));
-        let core = Core::new(config.limits, deliveries, metrics);
         let inputs = Inputs { commands: queue, wake, stop };
         (Self { group, config, core, inputs, state }, engine)
     }
@@ -122,6 +123,7 @@ impl<G: ShardGroup> EngineTask<G> {
                 () = inputs.stop.cancelled() => return None,
                 facts = &mut joining => break facts,
                 () = inputs.wake.notified() => core.sweep(),
+                () = until(core.next_deadline()) => core.expire(Instant::now()),
                 command = inputs.commands.recv() => match hope {
                     Hope::Endless | Hope::Limited => core.on_command(command?, Instant::now()),
                     Hope::Over => Core::refuse(command?, EngineError::GroupLost { waited }),
@@ -169,6 +171,10 @@ impl<G: ShardGroup> EngineTask<G> {
                 core.sweep();
                 None
             }
+            () = until(core.next_deadline()) => {
+                core.expire(Instant::now());
+                None
+            }
             command = inputs.commands.recv() => match command {
                 Some(command) => {
                     core.on_command(command, Instant::now());
@@ -196,6 +202,7 @@ impl<G: ShardGroup> EngineTask<G> {
                 }
                 // Before arrivals: who has left makes room for them.
                 () = inputs.wake.notified() => core.sweep(),
+                () = until(core.next_deadline()) => core.expire(Instant::now()),
                 command = inputs.commands.recv() => match command {
                     Some(command) => core.on_command(command, Instant::now()),
                     None => return Err(Left::Stop),
@@ -205,10 +212,19 @@ impl<G: ShardGroup> EngineTask<G> {
     }
 }
 
+/// Until a deadline comes; without one, for ever.
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Inputs {
     /// Takes in everything that has arrived, so that the next step is planned with it.
     fn drain(&mut self, core: &mut Core) {
         core.sweep();
+        core.expire(Instant::now());
         while let Ok(command) = self.commands.try_recv() {
             core.on_command(command, Instant::now());
         }

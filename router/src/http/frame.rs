@@ -9,6 +9,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tracing::{Instrument, Level};
 
+use super::cors;
 use crate::app::App;
 use crate::error::{ApiError, ErrorKind, Family};
 
@@ -38,7 +39,9 @@ pub(super) async fn frame(mut request: Request, next: Next) -> Response {
     let mut response = next.run(request).instrument(span.clone()).await;
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         span.in_scope(|| log(&error));
-        response = error.render(family);
+        let mut rendered = error.render(family);
+        cors::keep(response.headers(), rendered.headers_mut());
+        response = rendered;
     }
     if let Ok(value) = HeaderValue::from_str(&id.0) {
         response.headers_mut().insert(REQUEST_ID, value);

@@ -6,10 +6,10 @@ use std::time::Instant;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use lockstep_proto::{PromptLogprobs, TokenId, TokenLogprobs, Tokens};
-use lockstep_scheduler::AdmissionError;
-use tokio::sync::OwnedSemaphorePermit;
+use lockstep_scheduler::{AdmissionError, ExpiredWhile, Service};
 use tracing::debug;
 
+use super::admission::{self, Place};
 use super::frame::RequestId;
 use super::record::{PromptSize, Record};
 use super::registry::Registration;
@@ -34,19 +34,22 @@ pub(super) struct Arrival {
     pub(super) id: RequestId,
     pub(super) at: Instant,
     pub(super) when_loading: WhenLoading,
+    pub(super) service: Service,
 }
 
 impl FromRequestParts<Arc<App>> for Arrival {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, _app: &Arc<App>) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
         let id = parts.extensions.get::<RequestId>().cloned();
         let id = id.ok_or_else(|| ApiError::new(ErrorKind::Internal, "The request has no id"))?;
         let header = parts.headers.get("x-wait-for-model").and_then(|value| value.to_str().ok());
         let waits =
             header.is_some_and(|value| matches!(value.trim().to_ascii_lowercase().as_str(), "true" | "1"));
         let when_loading = if waits { WhenLoading::Wait } else { WhenLoading::Refuse };
-        Ok(Self { id, at: Instant::now(), when_loading })
+        let at = Instant::now();
+        let service = admission::service(parts, app.config.request_timeout, at)?;
+        Ok(Self { id, at, when_loading, service })
     }
 }
 
@@ -61,7 +64,7 @@ pub(super) struct Running {
     pub(super) prompt_logprobs: Vec<TokenLogprobs>,
     pub(super) seed: Option<u64>,
     // Given back after the sequence is cancelled.
-    _permit: OwnedSemaphorePermit,
+    _permit: Place,
 }
 
 /// An answer that is complete.
@@ -78,7 +81,7 @@ pub(super) async fn start(
     request: TextRequest,
 ) -> Result<Running, ApiError> {
     debug!("received");
-    let permit = app.admit()?;
+    let permit = app.admit(&arrival.service.tenant)?;
     // From here on a client that leaves is counted, whatever its request waits for.
     let mut record = Record::new(Arc::clone(app), arrival.id.clone(), arrival.at);
     let started = begin(app, arrival, request, &mut record).await;
@@ -117,7 +120,8 @@ async fn begin(
     let (source, awaiting) = request.check(&limits)?.split();
     let prompt = encode(app, source).await?;
     debug!(prompt = prompt.text, tokens = prompt.tokens.len(), "tokenized");
-    let valid = awaiting.with_prompt(prompt, &limits, &app.model.end_tokens)?;
+    let mut valid = awaiting.with_prompt(prompt, &limits, &app.model.end_tokens)?;
+    valid.assignment.submission.service = arrival.service.clone();
     let submission = &valid.assignment.submission;
     let size = PromptSize {
         characters: valid.prompt_text.chars().count(),
@@ -251,9 +255,19 @@ fn of_template(error: TemplateError) -> ApiError {
 
 fn of_engine(app: &App, error: &EngineError) -> ApiError {
     match error {
-        EngineError::Refused(AdmissionError::Full { .. }) => app.overloaded(),
+        EngineError::Refused(AdmissionError::Full { .. } | AdmissionError::QueueFull { .. }) => {
+            app.overloaded()
+        }
+        EngineError::Refused(AdmissionError::TooLate { wait, left }) => {
+            let (wait, left) = (wait.as_secs_f32(), left.as_secs_f32());
+            let message = format!(
+                "Model is overloaded: the request has {left:.2} s left and about {wait:.2} s of work wait before it"
+            );
+            ApiError { message, ..app.overloaded() }
+        }
         EngineError::Refused(refusal) => ApiError::invalid("inputs", refusal),
-        EngineError::Failed(_) | EngineError::GroupLost { .. } | EngineError::Stopping => of_failure(error),
+        EngineError::Failed(_) | EngineError::GroupLost { .. } => of_failure(error),
+        EngineError::Expired { .. } | EngineError::Stopping => of_failure(error),
     }
 }
 
@@ -267,6 +281,13 @@ fn of_failure(error: &EngineError) -> ApiError {
             let waited = waited.as_secs();
             let message = format!("The model's shards were lost and did not come back within {waited} s");
             ApiError { retry_after_s: Some(5), ..ApiError::new(ErrorKind::GroupLost, message) }
+        }
+        EngineError::Expired { state } => {
+            let message = match state {
+                ExpiredWhile::Waiting => "The request's deadline has come while it waited",
+                ExpiredWhile::Running => "The request's deadline has come before its answer was complete",
+            };
+            ApiError::new(ErrorKind::Timeout, message)
         }
         EngineError::Stopping => ApiError::draining(),
     }

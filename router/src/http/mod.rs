@@ -1,7 +1,11 @@
 //! The route table and its layers, nothing else.
 
+pub mod admission;
+pub mod auth;
 mod body;
+mod cached;
 mod chat;
+pub mod cors;
 mod fields;
 mod frame;
 mod generate;
@@ -35,6 +39,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/generate_stream", post(generate::generate_stream))
         .route("/v1/chat/completions", post(chat::completions))
         .route_layer(CatchPanicLayer::custom(frame::on_panic))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&app), cached::answer))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&app), frame::count));
     Router::new()
         .merge(text)
@@ -55,6 +60,8 @@ pub fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(frame::no_method)
         .layer(CatchPanicLayer::custom(frame::on_panic))
         .layer(DefaultBodyLimit::max(app.config.payload_limit_bytes))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::require_key))
+        .layer(cors::layer(&app.config.access.origins))
         .layer(middleware::from_fn(frame::frame))
         .with_state(app)
 }

@@ -5,7 +5,7 @@ mod limits;
 mod sampling;
 
 use lockstep_proto::{PromptLogprobs, TokenId, Tokens};
-use lockstep_scheduler::{CacheSalt, Submission};
+use lockstep_scheduler::{CacheSalt, Service, Submission};
 
 use crate::chat::Conversation;
 use crate::engine::{Assignment, StopStrings, StopText};
@@ -183,6 +183,7 @@ impl AwaitingPrompt {
             stop_tokens,
             prompt_logprobs,
             cache_salt: CacheSalt(0),
+            service: Service::default(),
         };
         let stops = StopStrings::new(&stopping.stop, stopping.stop_text);
         let assignment = Assignment { submission, stops };

@@ -14,6 +14,7 @@ use lockstep_proto::{TokenId, Tokens};
 use lockstep_router::app::{App, AppConfig};
 use lockstep_router::chat::{ChatTemplate, TemplateTokens};
 use lockstep_router::engine::EngineConfig;
+use lockstep_router::http::auth::AccessConfig;
 use lockstep_router::model::Model;
 use lockstep_router::shards::fake::{FakeControl, FakeGroup, FakeModel, FakeShape};
 use lockstep_router::testing::{TEMPLATE, VOCABULARY_SIZE, byte_level_tokenizer, ids};
@@ -57,6 +58,7 @@ pub fn config() -> AppConfig {
         engine: EngineConfig {
             limits: Limits {
                 max_requests: 16,
+                max_queue_tokens: Tokens(1_000),
                 max_running: 8,
                 max_step_tokens: Tokens(64),
                 max_total: Tokens(200),
@@ -65,6 +67,9 @@ pub fn config() -> AppConfig {
             step_timeout: Duration::from_secs(60),
             group_loss_timeout: Duration::from_secs(120),
         },
+        request_timeout: None,
+        response_cache_bytes: 0,
+        access: AccessConfig::default(),
         compute_type: None,
     }
 }

@@ -56,6 +56,11 @@ impl BlockTable {
         matches!(self.published, Published::Open(_))
     }
 
+    /// Its first blocks that are found by others.
+    pub(crate) fn published(&self) -> Blocks {
+        self.published.count()
+    }
+
     /// The blocks the shards have not been told; from here on they count as told.
     pub(crate) fn take_unannounced(&mut self) -> Vec<BlockId> {
         let news = self.blocks[self.announced..].to_vec();

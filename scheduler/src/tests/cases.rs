@@ -1,7 +1,8 @@
 //! Cases to read: `cases/*.txt`, commands at the margin, what they must print indented below them, prose
 //! after `#`.
 //!
-//! Commands: `limits`, `group`, `lost`, `submit`, `cancel`, `plan`, `done`, `stats` and `wait`. A group of
+//! Commands: `limits`, `group`, `lost`, `submit`, `cancel`, `plan`, `done`, `expire`, `stats` and
+//! `wait`. A group of
 //! tokens is written `3` or `3..9`, which is 3 to 9; times are milliseconds.
 
 use std::collections::BTreeMap;
@@ -13,7 +14,10 @@ use lockstep_proto::{
     StepOutput, StepTimings, TokenId, TokenLogprobs, Tokens, Work, WorkTokens,
 };
 
-use crate::{CacheSalt, CacheShape, Limits, PrefixCaching, Scheduler, SequenceEvent, Submission};
+use crate::{
+    CacheSalt, CacheShape, Limits, PrefixCaching, Priority, Scheduler, SequenceEvent, Service, Submission,
+    Tenant,
+};
 
 #[test]
 fn continuous_batching() {
@@ -38,6 +42,16 @@ fn repeated_loss() {
 #[test]
 fn ends() {
     check("ends.txt", include_str!("cases/ends.txt"));
+}
+
+#[test]
+fn shares() {
+    check("shares.txt", include_str!("cases/shares.txt"));
+}
+
+#[test]
+fn deadlines() {
+    check("deadlines.txt", include_str!("cases/deadlines.txt"));
 }
 
 #[test]
@@ -90,6 +104,7 @@ impl Case {
             "cancel" => self.scheduler.on_cancel(words.sequence()),
             "plan" => return self.plan(),
             "done" => return self.done(&words),
+            "expire" => return events(self.scheduler.on_time(self.now)),
             "stats" => return self.stats(),
             "wait" => self.now += Duration::from_millis(words.0[0].parse().unwrap()),
             other => panic!("unknown command {other}"),
@@ -116,6 +131,13 @@ impl Case {
                 _ => PromptLogprobs::Return,
             },
             cache_salt: CacheSalt(words.number("salt", 0).into()),
+            service: Service {
+                tenant: Tenant::named(words.value("tenant").unwrap_or_default()),
+                priority: words.value("priority").map_or(Priority::NORMAL, |word| word.parse().unwrap()),
+                deadline: words
+                    .value("within")
+                    .map(|ms| self.now + Duration::from_millis(ms.parse().unwrap())),
+            },
         };
         match self.scheduler.on_submit(words.sequence(), submission, self.now) {
             Ok(()) => String::new(),
@@ -224,6 +246,7 @@ impl Words<'_> {
 fn limits(words: &Words<'_>) -> Limits {
     Limits {
         max_requests: words.number("requests", 8),
+        max_queue_tokens: Tokens(words.number("queue", 1000)),
         max_running: words.number("running", 4),
         max_step_tokens: Tokens(words.number("step", 16)),
         max_total: Tokens(words.number("total", 64)),
@@ -267,6 +290,7 @@ fn events(events: Vec<SequenceEvent>) -> String {
         SequenceEvent::Token { sequence, token } => format!("{sequence} token {}", token.token),
         SequenceEvent::Finished { sequence, reason } => format!("{sequence} finished: {reason:?}"),
         SequenceEvent::Failed { sequence, reason } => format!("{sequence} failed: {reason}"),
+        SequenceEvent::Expired { sequence, state } => format!("{sequence} expired: {state:?}"),
         SequenceEvent::Preempted { sequence } => format!("{sequence} preempted"),
     });
     lines.collect::<Vec<_>>().join("\n")

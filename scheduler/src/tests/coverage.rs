@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use lockstep_proto::SequenceId;
+
 /// How often what was met, over many histories: to see that they test anything.
 #[derive(Debug, Default)]
 pub(super) struct Coverage(BTreeMap<Met, u64>);
@@ -11,7 +13,12 @@ pub(super) struct Coverage(BTreeMap<Met, u64>);
 pub(super) enum Met {
     Finished,
     Failed,
+    Submitted,
     RefusedFull,
+    RefusedTokens,
+    RefusedTooLate,
+    ExpiredWaiting,
+    ExpiredRunning,
     CancelledWaiting,
     CancelledInFlight,
     CancelledBetween,
@@ -27,10 +34,15 @@ pub(super) enum Met {
 }
 
 impl Met {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 20] = [
         Self::Finished,
         Self::Failed,
+        Self::Submitted,
         Self::RefusedFull,
+        Self::RefusedTokens,
+        Self::RefusedTooLate,
+        Self::ExpiredWaiting,
+        Self::ExpiredRunning,
         Self::CancelledWaiting,
         Self::CancelledInFlight,
         Self::CancelledBetween,
@@ -57,6 +69,13 @@ impl Coverage {
     pub(super) fn below(&self, least: u64) -> Vec<(Met, u64)> {
         let counts = Met::ALL.map(|met| (met, self.0.get(&met).copied().unwrap_or_default()));
         counts.into_iter().filter(|(_, count)| *count < least).collect()
+    }
+
+    /// A name for one more sequence.
+    pub(super) fn next_sequence(&mut self) -> SequenceId {
+        let submitted = self.0.get(&Met::Submitted).copied().unwrap_or_default();
+        self.count(Met::Submitted, 1);
+        SequenceId(submitted)
     }
 
     pub(super) fn count(&mut self, met: Met, times: u64) {

@@ -3,17 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use lockstep_proto::{
-    Blocks, Epoch, Outcome, PromptLogprobs, SamplingParams, SequenceId, Step, StepOutput, TokenId,
-    TokenLogprobs, Tokens, WorkTokens,
-};
+use lockstep_proto::{Blocks, Epoch, Outcome, SequenceId, Step, StepOutput, TokenId, Tokens, WorkTokens};
 
+use super::client::{Client, random_submission, salt_of};
 use super::coverage::{Coverage, Met};
-use super::fake_shard::{Alone, FakeShard, VOCABULARY};
+use super::fake_shard::{Alone, FakeShard};
 use super::generator::Generator;
 use crate::{
-    AdmissionError, CacheSalt, CacheShape, Limits, PrefixCaching, Scheduler, SequenceEvent, StepMismatch,
-    Submission,
+    AdmissionError, CacheShape, ExpiredWhile, Limits, PrefixCaching, Scheduler, SequenceEvent, StepMismatch,
 };
 
 /// One history.
@@ -25,27 +22,13 @@ pub(super) struct World {
     cache: CacheShape,
     epoch: Epoch,
     in_flight: Option<Step>,
+    now: Instant,
     /// An output that was too late.
     stale: Option<StepOutput>,
     clients: BTreeMap<SequenceId, Client>,
     /// What clients got, prompt and output, to be a prompt's beginning.
     texts: Vec<Vec<TokenId>>,
-    next_sequence: u64,
     pub(super) coverage: Coverage,
-}
-
-/// A sequence that has not ended and is not cancelled.
-struct Client {
-    submission: Submission,
-    admitted: bool,
-    started: u32,
-    told_to_fail: bool,
-    /// The most that was ever computed of it.
-    furthest: Tokens,
-    /// Groups lost while they computed it, since it last got further.
-    losses: u32,
-    prompt_logprobs: Vec<TokenLogprobs>,
-    tokens: Vec<TokenLogprobs>,
 }
 
 impl World {
@@ -54,6 +37,7 @@ impl World {
         let prefix_cache = if random.once_in(5) { PrefixCaching::Disabled } else { PrefixCaching::Enabled };
         let limits = Limits {
             max_requests: random.between(1, 10),
+            max_queue_tokens: Tokens(random.between(20, 400)),
             max_running: random.between(1, 6),
             max_step_tokens: Tokens(random.between(1, 24)),
             max_total: Tokens(48),
@@ -68,17 +52,19 @@ impl World {
             cache,
             epoch: Epoch(0),
             in_flight: None,
+            now: Instant::now(),
             stale: None,
             clients: BTreeMap::new(),
             texts: Vec::new(),
-            next_sequence: 0,
             coverage: Coverage::default(),
         }
     }
 
     /// Something happens.
     pub(super) fn act(&mut self) {
-        match self.random.between(0, 19) {
+        self.now += Duration::from_millis(1);
+        match self.random.between(0, 20) {
+            20 => self.expire(),
             0..=3 => self.submit(),
             4 => self.cancel(),
             5 => self.lose_group_sometimes(),
@@ -106,7 +92,7 @@ impl World {
             self.answer();
         }
         assert!(self.clients.is_empty(), "{} sequences did not end", self.clients.len());
-        assert_eq!(self.scheduler.plan_step(Instant::now()), None);
+        assert_eq!(self.scheduler.plan_step(self.now), None);
         let stats = self.scheduler.stats();
         assert_eq!((stats.waiting, stats.running, stats.queue_tokens), (0, 0, Tokens::ZERO));
         assert_eq!(stats.blocks_used, Blocks::ZERO);
@@ -115,17 +101,24 @@ impl World {
     }
 
     fn submit(&mut self) {
-        let id = SequenceId(self.next_sequence);
-        self.next_sequence += 1;
-        let submission = self.random_submission();
+        let id = self.coverage.next_sequence();
+        let submission = random_submission(&mut self.random, &self.texts, id, self.now);
         let requests = self.clients.len();
-        match self.scheduler.on_submit(id, submission.clone(), Instant::now()) {
+        match self.scheduler.on_submit(id, submission.clone(), self.now) {
             Ok(()) => {
                 self.clients.insert(id, Client::new(submission));
             }
             Err(AdmissionError::Full { limit }) => {
                 assert_eq!(requests, limit as usize);
                 self.coverage.count(Met::RefusedFull, 1);
+            }
+            Err(AdmissionError::QueueFull { waiting, prompt, limit }) => {
+                assert!(!waiting.is_empty() && waiting + prompt > limit);
+                self.coverage.count(Met::RefusedTokens, 1);
+            }
+            Err(AdmissionError::TooLate { wait, left }) => {
+                assert!(left.is_zero() || wait >= left);
+                self.coverage.count(Met::RefusedTooLate, 1);
             }
             Err(AdmissionError::TooLong { requested, limit }) => assert!(requested > limit),
             Err(AdmissionError::CannotFit { needed, blocks }) => assert!(needed > blocks),
@@ -151,6 +144,29 @@ impl World {
         } else {
             self.coverage.count(Met::CancelledWaiting, 1);
         }
+    }
+
+    /// Every deadline that has come ends its sequence, and no other does.
+    fn expire(&mut self) {
+        let due = |client: &Client| client.submission.service.deadline.is_some_and(|at| at <= self.now);
+        let due: BTreeSet<_> =
+            self.clients.iter().filter(|(_, client)| due(client)).map(|(id, _)| *id).collect();
+        let first = self.clients.values().filter_map(|client| client.submission.service.deadline).min();
+        assert_eq!(self.scheduler.next_deadline(), first);
+        let mut expired = BTreeSet::new();
+        for event in self.scheduler.on_time(self.now) {
+            let SequenceEvent::Expired { sequence, state } = event else { panic!("{event:?}") };
+            self.clients.remove(&sequence);
+            expired.insert(sequence);
+            self.coverage.count(
+                match state {
+                    ExpiredWhile::Waiting => Met::ExpiredWaiting,
+                    ExpiredWhile::Running => Met::ExpiredRunning,
+                },
+                1,
+            );
+        }
+        assert_eq!(expired, due);
     }
 
     fn lose_group_sometimes(&mut self) {
@@ -187,7 +203,7 @@ impl World {
         assert_eq!(failed, expected, "who ends with a lost group");
         self.coverage.count(Met::LostTooOften, failed.len() as u64);
         self.shard = None;
-        assert_eq!(self.scheduler.plan_step(Instant::now()), None);
+        assert_eq!(self.scheduler.plan_step(self.now), None);
     }
 
     /// Who ends because `step` is the third in a row that its group is lost with.
@@ -233,19 +249,19 @@ impl World {
     }
 
     fn plan(&mut self) {
-        let Some(step) = self.scheduler.plan_step(Instant::now()) else {
+        let Some(step) = self.scheduler.plan_step(self.now) else {
             assert!(self.shard.is_none() || self.clients.is_empty(), "nothing is computed");
             return;
         };
         assert!(self.shard.is_some());
-        assert_eq!(self.scheduler.plan_step(Instant::now()), None, "two steps in flight");
+        assert_eq!(self.scheduler.plan_step(self.now), None, "two steps in flight");
         let tokens = step.work.iter().fold(Tokens::ZERO, |sum, work| sum + work.tokens.count());
         assert!(tokens <= self.limits.max_step_tokens, "{tokens} tokens in a step");
         let working: BTreeSet<_> = step.work.iter().map(|work| work.sequence).collect();
         assert_eq!(working.len(), step.work.len(), "two chunks of one sequence");
         assert!(working.iter().all(|id| self.clients.contains_key(id)), "work for a sequence that ended");
-        let oldest = self.clients.keys().next().unwrap();
-        assert!(working.contains(oldest), "the oldest sequence does not advance");
+        let first = self.scheduler.group.as_ref().and_then(|group| group.running.keys().next());
+        assert!(working.contains(first.unwrap()), "what runs longest does not advance");
         for start in &step.starts {
             let client = self.clients.get_mut(&start.sequence).unwrap();
             let emitted = client.tokens.iter().map(|token| token.token);
@@ -272,7 +288,7 @@ impl World {
             }
         }
         let output = self.compute(&step, &failing);
-        let events = self.scheduler.on_step_done(&output, Instant::now()).expect("it answers the step");
+        let events = self.scheduler.on_step_done(&output, self.now).expect("it answers the step");
         for event in events {
             self.take_event(event);
         }
@@ -296,7 +312,7 @@ impl World {
             output.results.truncate(step.work.len() - 1);
         }
         let before = format!("{:?}", self.scheduler);
-        let error = self.scheduler.on_step_done(&output, Instant::now()).unwrap_err();
+        let error = self.scheduler.on_step_done(&output, self.now).unwrap_err();
         assert_eq!(matches!(error, StepMismatch::Malformed { .. }), malformed, "{error}");
         assert_eq!(before, format!("{:?}", self.scheduler));
         self.coverage.count(Met::Mismatches, 1);
@@ -331,6 +347,7 @@ impl World {
                 self.texts.push(client.submission.prompt.into_iter().chain(output).collect());
                 self.coverage.count(Met::Finished, 1);
             }
+            SequenceEvent::Expired { .. } => panic!("{event:?} without a look at the clock"),
             SequenceEvent::Failed { .. } => {
                 assert!(client.told_to_fail);
                 self.clients.remove(&id);
@@ -348,49 +365,6 @@ impl World {
         );
         output
     }
-
-    /// A prompt that often begins like others: with a stream of the salt's, or with an earlier text.
-    fn random_submission(&mut self) -> Submission {
-        let random = &mut self.random;
-        let mut prompt = match random.between(0, 3) {
-            0 => Vec::new(),
-            1 => random.pick(&self.texts).cloned().unwrap_or_default(),
-            stream => {
-                (0..random.between(1, 20)).map(|index| TokenId((index * stream) % VOCABULARY)).collect()
-            }
-        };
-        let tail = random.between(u32::from(prompt.is_empty()), 4);
-        prompt.extend((0..tail).map(|_| TokenId(random.between(0, VOCABULARY - 1))));
-        let stop_tokens = (0..random.between(0, 2)).map(|_| TokenId(random.between(0, VOCABULARY - 1)));
-        Submission {
-            prompt,
-            stop_tokens: stop_tokens.collect(),
-            sampling: SamplingParams::greedy(),
-            max_new_tokens: Tokens(random.between(0, 20)),
-            prompt_logprobs: if random.once_in(4) { PromptLogprobs::Return } else { PromptLogprobs::Skip },
-            cache_salt: salt_of(SequenceId(self.next_sequence - 1)),
-        }
-    }
-}
-
-impl Client {
-    fn new(submission: Submission) -> Self {
-        Self {
-            submission,
-            admitted: false,
-            started: 0,
-            told_to_fail: false,
-            furthest: Tokens::ZERO,
-            losses: 0,
-            prompt_logprobs: Vec::new(),
-            tokens: Vec::new(),
-        }
-    }
-}
-
-/// Two salts, so that many share and some must not.
-fn salt_of(sequence: SequenceId) -> CacheSalt {
-    CacheSalt(u64::from(sequence.0 % 4 == 3))
 }
 
 fn random_cache(random: &mut Generator) -> CacheShape {
