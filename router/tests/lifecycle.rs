@@ -342,6 +342,7 @@ async fn metrics_and_info_have_their_names() {
         "lockstep_kv_blocks_used gauge",
         "lockstep_preemptions counter",
         "lockstep_prefix_hit_tokens counter",
+        "lockstep_response_cache_hits counter",
         "lockstep_step_communication_duration histogram",
         "lockstep_tasks_alive gauge",
         "lockstep_time_to_first_token histogram",

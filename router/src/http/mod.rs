@@ -16,6 +16,7 @@ mod native;
 mod openai;
 mod record;
 mod registry;
+pub mod response_cache;
 mod sse;
 mod tokenize;
 
