@@ -17,10 +17,10 @@ use crate::engine::{Engine, EngineConfig, EngineTask, GroupState};
 use crate::error::ApiError;
 use crate::http::admission::{Place, Places, retry_after_s};
 use crate::http::auth::{AccessConfig, Keys, KeysError};
+use crate::http::response_cache::ResponseCache;
 use crate::http::{self, Registry};
 use crate::metrics::Metrics;
 use crate::model::Model;
-use crate::response_cache::ResponseCache;
 use crate::shards::{GroupFacts, ShardGroup};
 use crate::validation::RequestLimits;
 

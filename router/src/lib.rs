@@ -24,7 +24,6 @@ pub mod cpu_pool;
 pub mod error;
 pub mod metrics;
 pub mod model;
-pub mod response_cache;
 pub mod testing;
 
 pub use args::RouterArgs;

@@ -12,7 +12,7 @@ use support::{BLOCKS, Server, config, post};
 use tower::ServiceExt;
 
 /// Every name with its type, in order.
-const FAMILIES: [(&str, &str); 39] = [
+const FAMILIES: [(&str, &str); 40] = [
     ("lockstep_group_losses_total", "counter"),
     ("lockstep_group_restarts_total", "counter"),
     ("lockstep_inter_token_latency_seconds", "histogram"),
@@ -24,6 +24,7 @@ const FAMILIES: [(&str, &str); 39] = [
     ("lockstep_rank_communication_seconds", "histogram"),
     ("lockstep_rank_forward_seconds", "histogram"),
     ("lockstep_ranks_ready", "gauge"),
+    ("lockstep_response_cache_hits_total", "counter"),
     ("lockstep_tasks_alive", "gauge"),
     ("lockstep_time_to_first_token_seconds", "histogram"),
     ("tgi_batch_concat", "counter"),

@@ -1,5 +1,4 @@
 //! `x-use-cache`: what is known is sent again, and only that.
-#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 mod support;
 

@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use serde_json::Value;
 
 use super::auth::KeyName;
+use super::response_cache::{CacheKey, CachedAnswer, is_deterministic};
 use crate::app::App;
 use crate::error::ApiError;
-use crate::response_cache::{CacheKey, CachedAnswer, is_deterministic};
 
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 
@@ -55,7 +55,7 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request, next: 
         return marked(replay(&known), "hit");
     }
     let response = next.run(request).await;
-    if response.status() != StatusCode::OK {
+    if !response.status().is_success() {
         return marked(response, "miss");
     }
     marked(keep(app, key, response).await, "miss")

@@ -17,6 +17,7 @@ mod openai;
 mod playground;
 mod record;
 mod registry;
+pub mod response_cache;
 mod sse;
 mod tokenize;
 

@@ -165,11 +165,11 @@ mod tests {
     fn what_is_used_least_recently_goes_first() {
         let cache = ResponseCache::new(16 * ENTRY_BYTES);
         for name in ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"] {
-            cache.insert(key(name), answer(400));
+            cache.insert(key(name), answer(500));
             assert!(cache.get(&key("a")).is_some(), "it is used all the time");
         }
         assert!(cache.get(&key("b")).is_some());
-        cache.insert(key("k"), answer(400));
+        cache.insert(key("k"), answer(500));
         assert!(cache.get(&key("c")).is_none() && cache.get(&key("b")).is_some());
         cache.insert(key("l"), answer(2 * ENTRY_BYTES));
         assert!(cache.get(&key("l")).is_none(), "it is too long");
