@@ -138,15 +138,15 @@ impl App {
         http::router(Arc::clone(self))
     }
 
-    /// A place among the requests under way.
+    /// Places among the requests under way, one for each sequence.
     ///
     /// # Errors
-    /// When all are taken, or the server is stopping.
-    pub fn admit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+    /// When too few are left, or the server is stopping.
+    pub fn admit(&self, sequences: u32) -> Result<OwnedSemaphorePermit, ApiError> {
         if self.is_draining() {
             return Err(ApiError::draining());
         }
-        Arc::clone(&self.permits).try_acquire_owned().map_err(|_| self.overloaded())
+        Arc::clone(&self.permits).try_acquire_many_owned(sequences).map_err(|_| self.overloaded())
     }
 
     /// A place among the prompts that are only tokenized.

@@ -6,8 +6,9 @@ use std::hash::Hasher;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lockstep_proto::{
-    Bytes, Epoch, Outcome, PromptLogprobs, Rank, Sampling, SequenceId, SequenceResult, ShardDescription,
-    Step, StepOutput, StepTimings, TokenId, TokenLogprob, TokenLogprobs, Tokens, Work, WorkTokens,
+    Bytes, Epoch, Outcome, PromptLogprobs, Rank, Sampling, Selection, SequenceId, SequenceResult,
+    ShardDescription, Step, StepOutput, StepTimings, TokenId, TokenLogprob, TokenLogprobs, Tokens, Work,
+    WorkTokens,
 };
 use tokio::sync::{Semaphore, watch};
 
@@ -23,6 +24,8 @@ pub enum FakeModel {
     Script(Vec<TokenId>),
     /// A hash of the whole context.
     Hash,
+    /// A hash of the whole context, the seed and the choice; log-probabilities differ from token to token.
+    Seeded,
 }
 
 /// A fake group's size.
@@ -74,6 +77,7 @@ struct FakeSequence {
     computed: usize,
     blocks: usize,
     top: u32,
+    draw: Option<(u64, u32)>,
 }
 
 impl FakeGroup {
@@ -202,6 +206,10 @@ impl FakeGroup {
                 computed: 0,
                 blocks: 0,
                 top: start.sampling.top_logprobs,
+                draw: match start.sampling.selection {
+                    Selection::Greedy => None,
+                    Selection::Seeded(seeded) => Some((seeded.seed, seeded.choice)),
+                },
             };
             self.sequences.insert(start.sequence, sequence);
         }
@@ -262,11 +270,20 @@ impl FakeGroup {
         if work.sampling == Sampling::Skip {
             return Ok((prompt, Outcome::Computed));
         }
-        let token = model.next(&sequence.context[..end], sequence.prompt, vocabulary);
+        let token = match &model {
+            FakeModel::Script(_) | FakeModel::Hash => {
+                model.next(&sequence.context[..end], sequence.prompt, vocabulary)
+            }
+            FakeModel::Seeded => drawn(&sequence.context[..end], sequence.draw, vocabulary),
+        };
         if sequence.context.len() == end {
             sequence.context.push(token);
         }
-        Ok((prompt, Outcome::Sampled(logprobs(token, sequence.top, vocabulary))))
+        let mut sampled = logprobs(token, sequence.top, vocabulary);
+        if matches!(model, FakeModel::Seeded) {
+            sampled.logprob -= (token.0 % 16) as f32 / 16.0;
+        }
+        Ok((prompt, Outcome::Sampled(sampled)))
     }
 }
 
@@ -277,13 +294,20 @@ impl FakeModel {
                 let place = context.len().saturating_sub(prompt);
                 tokens.get(place).or(tokens.last()).copied().unwrap_or(TokenId(0))
             }
-            Self::Hash => {
-                let mut hasher = std::hash::DefaultHasher::new();
-                context.iter().for_each(|token| hasher.write_u32(token.0));
-                TokenId(u32::try_from(hasher.finish() % u64::from(vocabulary.max(1))).unwrap_or(0))
-            }
+            Self::Hash | Self::Seeded => drawn(context, None, vocabulary),
         }
     }
+}
+
+/// A hash of the context and of what is drawn with.
+fn drawn(context: &[TokenId], draw: Option<(u64, u32)>, vocabulary: u32) -> TokenId {
+    let mut hasher = std::hash::DefaultHasher::new();
+    context.iter().for_each(|token| hasher.write_u32(token.0));
+    if let Some((seed, choice)) = draw {
+        hasher.write_u64(seed);
+        hasher.write_u32(choice);
+    }
+    TokenId(u32::try_from(hasher.finish() % u64::from(vocabulary.max(1))).unwrap_or(0))
 }
 
 /// Halves of probability: the token itself first, then its neighbours.

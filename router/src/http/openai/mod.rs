@@ -5,5 +5,5 @@ mod response;
 mod stream;
 
 pub(super) use request::{ChatRequest, Delivery, in_openai_words};
-pub(super) use response::{ChatCompletion, Envelope, Usage};
+pub(super) use response::{ChatCompletion, Choice, Envelope, Usage};
 pub(super) use stream::{ChatStream, Logprobs, entries};

@@ -53,11 +53,13 @@ impl ChatRequest {
                 stop: string_or_list(body, "stop")?,
                 stop_text: StopText::Cut,
                 max_new_tokens: max_tokens(body)?,
+                least_new_tokens: 1,
                 end_tokens: ends,
             },
             top_n_tokens: top_logprobs,
             prompt_logprobs: PromptLogprobs::Skip,
             truncate: None,
+            choices: body.take("n")?.unwrap_or(1),
         };
         let request = Self { text, model: body.take("model")?, logprobs, delivery: delivery(body)? };
         refuse_what_is_not_served(body)?;
@@ -173,7 +175,6 @@ fn refuse_what_is_not_served(body: &mut Fields) -> Result<(), ApiError> {
     fn is_one_of(value: &Value, words: &[&str]) -> bool {
         value.as_str().is_some_and(|word| words.contains(&word))
     }
-    body.refuse_unless("n", |value| value.as_u64() == Some(1))?;
     body.refuse_unless("best_of", |value| value.as_u64() == Some(1))?;
     body.refuse_unless("tools", is_empty)?;
     body.refuse_unless("functions", is_empty)?;
