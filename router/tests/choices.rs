@@ -1,5 +1,4 @@
 //! Several answers to one request: `best_of` and `n`.
-#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 mod support;
 

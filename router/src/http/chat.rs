@@ -28,7 +28,8 @@ pub(super) async fn completions(
     let ChatRequest { mut text, model, logprobs, delivery } = ChatRequest::parse(&mut body)?;
     text.sampling.fill(&app.model.sampling_defaults);
     let running = start(&app, arrival, text).await.map_err(in_openai_words)?;
-    let envelope = Envelope::new(model.unwrap_or_else(|| app.model.id.clone()), app.fingerprint());
+    let model = model.unwrap_or_else(|| app.model.id.clone());
+    let envelope = Envelope::new("chatcmpl", model, app.fingerprint());
     match delivery {
         Delivery::Whole => whole(&app, running, envelope, logprobs).await,
         Delivery::Stream(usage) => {
@@ -107,6 +108,6 @@ impl Answering {
     }
 }
 
-fn usage(record: &Record) -> Usage {
+pub(super) fn usage(record: &Record) -> Usage {
     Usage::new(record.prompt().tokens.0, record.cached().0, record.generated_tokens())
 }

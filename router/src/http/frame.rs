@@ -38,6 +38,7 @@ pub(super) async fn frame(mut request: Request, next: Next) -> Response {
     let mut response = next.run(request).instrument(span.clone()).await;
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         span.in_scope(|| log(&error));
+        let family = response.extensions_mut().remove::<Family>().unwrap_or(family);
         response = error.render(family);
     }
     if let Ok(value) = HeaderValue::from_str(&id.0) {

@@ -1,9 +1,9 @@
-//! `POST /generate`, `/generate_stream` and `/`.
+//! `POST /generate`, `/generate_stream`, `/` and `/models/{model}`.
 
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use futures::Stream;
 use lockstep_proto::{PromptLogprobs, Tokens};
@@ -18,7 +18,7 @@ use super::native::{
 use super::sse::{self, Frame};
 use crate::app::App;
 use crate::engine::GeneratedToken;
-use crate::error::{ApiError, Family};
+use crate::error::{ApiError, ErrorKind, Family};
 
 /// `POST /generate`: the whole answer as an object.
 pub(super) async fn generate(
@@ -52,6 +52,19 @@ pub(super) async fn compatible(
     Ok((headers, Json([response])).into_response())
 }
 
+/// `POST /models/{model}`, the Inference API's address: as `POST /`, of this model and no other.
+pub(super) async fn of_model(
+    state: State<Arc<App>>,
+    Path(model): Path<String>,
+    arrival: Arrival,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    if model != state.model.id {
+        return Err(ApiError::new(ErrorKind::NotFound, format!("The model {model} is not served")));
+    }
+    compatible(state, arrival, body).await
+}
+
 async fn whole(
     app: &Arc<App>,
     arrival: Arrival,
@@ -75,13 +88,15 @@ async fn whole(
     Ok((GenerateResponse { generated_text: best.text, details }, running.record.headers()))
 }
 
+/// How probable the model finds an answer, whatever its length.
+pub(super) fn mean_logprob(answer: &Answer) -> f64 {
+    let logprobs = answer.tokens.iter().map(|token| f64::from(token.token.logprob));
+    logprobs.sum::<f64>() / answer.tokens.len().max(1) as f64
+}
+
 /// The place of the answer with the highest mean log-probability, the first among equals.
 fn best(answers: &[Answer]) -> usize {
-    let mean = |answer: &Answer| {
-        let logprobs = answer.tokens.iter().map(|token| f64::from(token.token.logprob));
-        logprobs.sum::<f64>() / answer.tokens.len().max(1) as f64
-    };
-    let means = answers.iter().map(mean).enumerate().rev();
+    let means = answers.iter().map(mean_logprob).enumerate().rev();
     means.max_by(|(_, one), (_, other)| one.total_cmp(other)).map_or(0, |(place, _)| place)
 }
 

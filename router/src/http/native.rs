@@ -44,6 +44,7 @@ impl GenerateRequest {
                 stop_text: StopText::Keep,
                 max_new_tokens: parameters.take("max_new_tokens")?,
                 least_new_tokens: 1,
+                usual_new_tokens: None,
                 end_tokens: ends,
             },
             top_n_tokens: parameters.take("top_n_tokens")?,

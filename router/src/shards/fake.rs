@@ -6,7 +6,7 @@ use std::hash::Hasher;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lockstep_proto::{
-    Bytes, Epoch, Outcome, PromptLogprobs, Rank, Sampling, Selection, SequenceId, SequenceResult,
+    Bytes, Epoch, Outcome, PromptLogprobs, Rank, Sampling, SamplingParams, SequenceId, SequenceResult,
     ShardDescription, Step, StepOutput, StepTimings, TokenId, TokenLogprob, TokenLogprobs, Tokens, Work,
     WorkTokens,
 };
@@ -24,7 +24,8 @@ pub enum FakeModel {
     Script(Vec<TokenId>),
     /// A hash of the whole context.
     Hash,
-    /// A hash of the whole context, the seed and the choice; log-probabilities differ from token to token.
+    /// A hash of the whole context and of everything that decides how tokens are chosen; log-probabilities
+    /// differ from token to token.
     Seeded,
 }
 
@@ -77,7 +78,7 @@ struct FakeSequence {
     computed: usize,
     blocks: usize,
     top: u32,
-    draw: Option<(u64, u32)>,
+    sampling: String,
 }
 
 impl FakeGroup {
@@ -206,10 +207,7 @@ impl FakeGroup {
                 computed: 0,
                 blocks: 0,
                 top: start.sampling.top_logprobs,
-                draw: match start.sampling.selection {
-                    Selection::Greedy => None,
-                    Selection::Seeded(seeded) => Some((seeded.seed, seeded.choice)),
-                },
+                sampling: format!("{:?}", SamplingParams { top_logprobs: 0, ..start.sampling }),
             };
             self.sequences.insert(start.sequence, sequence);
         }
@@ -274,7 +272,7 @@ impl FakeGroup {
             FakeModel::Script(_) | FakeModel::Hash => {
                 model.next(&sequence.context[..end], sequence.prompt, vocabulary)
             }
-            FakeModel::Seeded => drawn(&sequence.context[..end], sequence.draw, vocabulary),
+            FakeModel::Seeded => drawn(&sequence.context[..end], &sequence.sampling, vocabulary),
         };
         if sequence.context.len() == end {
             sequence.context.push(token);
@@ -294,19 +292,16 @@ impl FakeModel {
                 let place = context.len().saturating_sub(prompt);
                 tokens.get(place).or(tokens.last()).copied().unwrap_or(TokenId(0))
             }
-            Self::Hash | Self::Seeded => drawn(context, None, vocabulary),
+            Self::Hash | Self::Seeded => drawn(context, "", vocabulary),
         }
     }
 }
 
-/// A hash of the context and of what is drawn with.
-fn drawn(context: &[TokenId], draw: Option<(u64, u32)>, vocabulary: u32) -> TokenId {
+/// A hash of the context and of how tokens are chosen.
+fn drawn(context: &[TokenId], sampling: &str, vocabulary: u32) -> TokenId {
     let mut hasher = std::hash::DefaultHasher::new();
     context.iter().for_each(|token| hasher.write_u32(token.0));
-    if let Some((seed, choice)) = draw {
-        hasher.write_u64(seed);
-        hasher.write_u32(choice);
-    }
+    hasher.write(sampling.as_bytes());
     TokenId(u32::try_from(hasher.finish() % u64::from(vocabulary.max(1))).unwrap_or(0))
 }
 

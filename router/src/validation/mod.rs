@@ -43,6 +43,8 @@ pub struct StoppingRequest {
     pub max_new_tokens: Option<u32>,
     /// The least `max_new_tokens` may be: 1, or 0 where a prompt alone can be an answer.
     pub least_new_tokens: u32,
+    /// At most this many where `max_new_tokens` is absent; `None` where as many as fit are usual.
+    pub usual_new_tokens: Option<Tokens>,
     /// Whether end-of-sequence tokens end it.
     pub end_tokens: EndOfSequence,
 }
@@ -180,7 +182,13 @@ impl AwaitingPrompt {
         if tokens.is_empty() {
             return Err(ApiError::invalid("inputs", "`inputs` cannot be empty"));
         }
-        let max_new_tokens = max_new_tokens(Tokens::of_len(tokens.len()), stopping.max_new_tokens, limits)?;
+        let input = Tokens::of_len(tokens.len());
+        let max_new_tokens = match stopping.usual_new_tokens {
+            Some(usual) if stopping.max_new_tokens.is_none() => {
+                max_new_tokens(input, None, limits)?.min(usual)
+            }
+            Some(_) | None => max_new_tokens(input, stopping.max_new_tokens, limits)?,
+        };
         check_known(&tokens, limits.vocabulary_size)?;
         let stop_tokens = match stopping.end_tokens {
             EndOfSequence::Obey => end_tokens.to_vec(),

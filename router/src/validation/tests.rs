@@ -26,6 +26,7 @@ fn request() -> TextRequest {
             stop_text: StopText::Keep,
             max_new_tokens: None,
             least_new_tokens: 1,
+            usual_new_tokens: None,
             end_tokens: EndOfSequence::Obey,
         },
         top_n_tokens: None,
@@ -166,7 +167,7 @@ fn lengths_are_checked_once_for_the_whole_request() {
         "Input validation error: `inputs` must have less than 99 tokens. Given: 100"
     );
     let truncated = TextRequest { truncate: Some(3), ..request() };
-    let kept = outcome(truncated, 50).unwrap().assignments[0].submission.prompt;
+    let kept = outcome(truncated, 50).unwrap().prompt_tokens;
     assert_eq!(kept, [TokenId(47), TokenId(48), TokenId(49)]);
 }
 

@@ -16,9 +16,9 @@ pub(in crate::http) struct Envelope {
 }
 
 impl Envelope {
-    /// Of an answer that begins now.
-    pub(in crate::http) fn new(model: String, system_fingerprint: String) -> Self {
-        let id = format!("chatcmpl-{}", uuid::Uuid::new_v4().simple());
+    /// Of an answer that begins now; `kind` is what its id begins with.
+    pub(in crate::http) fn new(kind: &str, model: String, system_fingerprint: String) -> Self {
+        let id = format!("{kind}-{}", uuid::Uuid::new_v4().simple());
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Self { id, created, model, system_fingerprint }
     }

@@ -10,7 +10,7 @@ use super::response::{
 use crate::http::openai::response::ChoiceLogprobs;
 
 /// What stands for the log-probability of something impossible: JSON has no infinity.
-const IMPOSSIBLE: f32 = -9999.0;
+pub(super) const IMPOSSIBLE: f32 = -9999.0;
 
 /// Whether log-probabilities are reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
