@@ -26,6 +26,8 @@ fn every_kind_has_its_status_type_and_label() {
         .collect();
     let expected = [
         "Validation 422 validation validation INFO",
+        "BatchSize 422 batch size exceeded validation INFO",
+        "Suffix 422 suffix not supported validation INFO",
         "MalformedBody 400 malformed_json validation INFO",
         "MediaType 415 unsupported_media_type validation INFO",
         "TooLarge 413 payload_too_large validation INFO",
