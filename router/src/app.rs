@@ -169,15 +169,16 @@ impl App {
         http::router(Arc::clone(self))
     }
 
-    /// A place among the requests under way.
+    /// Places among the requests under way, one for each sequence.
     ///
     /// # Errors
-    /// When all that this tenant may have are taken, or the server is stopping.
-    pub fn admit(&self, tenant: &Tenant) -> Result<Place, ApiError> {
+    /// When this tenant may not have so many, or the server is stopping.
+    pub fn admit(&self, tenant: &Tenant, sequences: u32) -> Result<Place, ApiError> {
         if self.is_draining() {
             return Err(ApiError::draining());
         }
-        self.rooms.requests.take(tenant, Instant::now()).ok_or_else(|| self.overloaded())
+        let taken = self.rooms.requests.take(tenant, sequences as usize, Instant::now());
+        taken.ok_or_else(|| self.overloaded())
     }
 
     /// A place among the prompts that are only tokenized.

@@ -11,6 +11,10 @@ use tracing::Level;
 pub enum ErrorKind {
     /// The request breaks a rule.
     Validation,
+    /// One request has more prompts than are allowed.
+    BatchSize,
+    /// A text is to be completed in its middle.
+    Suffix,
     /// The body is not JSON.
     MalformedBody,
     /// The body is not declared as JSON.
@@ -52,8 +56,10 @@ pub enum ErrorKind {
 }
 
 /// All kinds, for tests and documents.
-pub const ALL_KINDS: [ErrorKind; 20] = [
+pub const ALL_KINDS: [ErrorKind; 22] = [
     ErrorKind::Validation,
+    ErrorKind::BatchSize,
+    ErrorKind::Suffix,
     ErrorKind::MalformedBody,
     ErrorKind::MediaType,
     ErrorKind::TooLarge,
@@ -96,7 +102,7 @@ impl ErrorKind {
         let (status, error_type) = self.status_and_type();
         let (openai_type, metric, level) = match self {
             Self::Validation | Self::MalformedBody | Self::MediaType | Self::TooLarge => CLIENT,
-            Self::NotFound | Self::MethodNotAllowed => CLIENT,
+            Self::NotFound | Self::MethodNotAllowed | Self::BatchSize | Self::Suffix => CLIENT,
             Self::Template | Self::TemplateVariable => ("invalid_request_error", "template", Level::INFO),
             Self::Cancelled => ("invalid_request_error", "dropped", Level::INFO),
             Self::Overloaded => ("rate_limit_error", "overloaded", Level::WARN),
@@ -115,6 +121,8 @@ impl ErrorKind {
     fn status_and_type(self) -> (StatusCode, &'static str) {
         match self {
             Self::Validation => (StatusCode::UNPROCESSABLE_ENTITY, "validation"),
+            Self::BatchSize => (StatusCode::UNPROCESSABLE_ENTITY, "batch size exceeded"),
+            Self::Suffix => (StatusCode::UNPROCESSABLE_ENTITY, "suffix not supported"),
             Self::MalformedBody => (StatusCode::BAD_REQUEST, "malformed_json"),
             Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),

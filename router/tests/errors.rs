@@ -26,6 +26,8 @@ fn every_kind_has_its_status_type_and_label() {
         .collect();
     let expected = [
         "Validation 422 validation validation INFO",
+        "BatchSize 422 batch size exceeded validation INFO",
+        "Suffix 422 suffix not supported validation INFO",
         "MalformedBody 400 malformed_json validation INFO",
         "MediaType 415 unsupported_media_type validation INFO",
         "TooLarge 413 payload_too_large validation INFO",
@@ -139,7 +141,7 @@ async fn whole_answers_check_best_of_first() {
         (json!({"best_of": 3, "temperature": -1}), "`best_of` must be > 0 and <= 2. Given: 3"),
         (json!({"best_of": 0}), "`best_of` must be > 0 and <= 2. Given: 0"),
         (json!({"best_of": 2}), "you must use sampling when `best_of` is > 1"),
-        (json!({"best_of": 2, "do_sample": true}), "`best_of` is not supported"),
+        (json!({"best_of": 2, "top_p": 1.0}), "you must use sampling when `best_of` is > 1"),
     ];
     for (parameters, message) in cases {
         let reply = server.post("/generate", json!({"inputs": "a", "parameters": parameters})).await;

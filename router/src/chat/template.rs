@@ -76,6 +76,19 @@ impl ChatTemplate {
         Ok(Self { environment: Arc::new(environment), names, tokens })
     }
 
+    /// The text of the template that is used unless another fits better.
+    pub fn source(&self) -> Option<String> {
+        let only = self.names.first().map(String::as_str).unwrap_or_default();
+        let template =
+            self.environment.get_template(DEFAULT).or_else(|_| self.environment.get_template(only));
+        template.ok().map(|template| template.source().to_owned())
+    }
+
+    /// The special tokens it may write.
+    pub fn tokens(&self) -> &TemplateTokens {
+        &self.tokens
+    }
+
     /// The prompt of a conversation. Where the last message is the assistant's, the prompt ends with its
     /// text, to be continued.
     ///

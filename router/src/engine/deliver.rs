@@ -13,7 +13,7 @@ use super::{EngineError, FinishReason, GeneratedToken, GenerationEvent, StopStri
 use crate::metrics::Metrics;
 use crate::tokenizer::{Detokenizer, Vocabulary};
 
-/// Events of a sequence besides its tokens and its prompt's pieces: admission and failure.
+/// Events of a sequence besides its tokens and its prompt's pieces: admission, and failure or an empty end.
 const EVENTS_BESIDES_TOKENS: usize = 2;
 
 /// Room for everything a sequence can say, so that handing over never waits and a slow client never holds
@@ -180,6 +180,10 @@ impl Delivery {
     fn finish(&mut self, reason: FinishReason) {
         let rest = self.detokenizer.finish();
         let passed = self.stops.push(&rest);
+        if self.last_token.is_none() {
+            self.send(GenerationEvent::PromptDone);
+            return;
+        }
         let Some(newest) = &mut self.newest else {
             let reason = "the sequence ended without a last token".to_owned();
             self.send(GenerationEvent::Failed(EngineError::Failed(reason)));

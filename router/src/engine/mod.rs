@@ -2,11 +2,13 @@
 
 mod core;
 mod deliver;
+mod generations;
 mod run;
 mod stop;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use lockstep_proto::{SequenceId, TokenLogprobs, Tokens};
@@ -16,6 +18,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::shards::GroupFacts;
 
+pub use generations::Generations;
 pub use run::{EngineConfig, EngineTask};
 pub use stop::{StopStrings, StopText};
 
@@ -97,8 +100,21 @@ pub enum GenerationEvent {
     Prompt(Vec<TokenLogprobs>),
     /// A token; the last one says why.
     Token(GeneratedToken),
+    /// Its prompt is computed, and no token was asked for.
+    PromptDone,
     /// It cannot go on.
     Failed(EngineError),
+}
+
+impl GenerationEvent {
+    /// Whether nothing follows it.
+    fn is_last(&self) -> bool {
+        match self {
+            Self::Admitted { .. } | Self::Prompt(_) => false,
+            Self::Token(token) => token.finish.is_some(),
+            Self::PromptDone | Self::Failed(_) => true,
+        }
+    }
 }
 
 /// A sequence to generate and how its text is watched.
@@ -175,10 +191,7 @@ impl Generation {
     }
 
     /// What happened next; `None` after the last token or a failure.
-    ///
-    /// # Cancel safety
-    /// No event is lost.
-    pub async fn next(&mut self) -> Option<GenerationEvent> {
-        self.events.recv().await
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<GenerationEvent>> {
+        self.events.poll_recv(context)
     }
 }

@@ -73,7 +73,7 @@ impl<G: ShardGroup> EngineTask<G> {
         metrics: Arc<Metrics>,
         stop: CancellationToken,
     ) -> (Self, Engine) {
-        // Every admitted request holds a permit and submits once, so this many wait at most.
+        // Every sequence holds a permit and is submitted once, so this many wait at most.
         let capacity_submissions = (config.limits.max_requests as usize).max(1);
         let (commands, queue) = mpsc::channel(capacity_submissions);
         let wake = Arc::new(Notify::new());

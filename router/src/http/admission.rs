@@ -45,11 +45,12 @@ struct Presence {
     last: Instant,
 }
 
-/// A place; dropping it gives it back.
+/// The places of one request, one for each of its sequences; dropping it gives them back.
 #[derive(Debug)]
 pub struct Place {
     places: Arc<Places>,
     tenant: Tenant,
+    count: usize,
 }
 
 impl Places {
@@ -58,19 +59,21 @@ impl Places {
         Arc::new(Self { limit, held: Mutex::new(Held::default()) })
     }
 
-    /// A place for `tenant`, if it may have one.
-    pub fn take(self: &Arc<Self>, tenant: &Tenant, now: Instant) -> Option<Place> {
+    /// `count` places for `tenant`, at least one, if it may have them.
+    pub fn take(self: &Arc<Self>, tenant: &Tenant, count: usize, now: Instant) -> Option<Place> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.note(tenant, now);
         let Held { total, tenants } = &mut *held;
         let present = tenants.values().filter(|presence| presence.is_present(now)).count();
         let mine = tenants.get_mut(tenant)?;
-        if *total >= self.most(present, mine.places) {
+        // The last of them decides.
+        let others = count.saturating_sub(1);
+        if *total + others >= self.most(present, mine.places + others) {
             return None;
         }
-        mine.places += 1;
-        *total += 1;
-        Some(Place { places: Arc::clone(self), tenant: tenant.clone() })
+        mine.places += count;
+        *total += count;
+        Some(Place { places: Arc::clone(self), tenant: tenant.clone(), count })
     }
 
     /// Places taken in all that a tenant which has `mine` may bring it to.
@@ -107,9 +110,9 @@ impl Presence {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut held = self.places.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.total -= 1;
+        held.total -= self.count;
         if let Some(presence) = held.tenants.get_mut(&self.tenant) {
-            presence.places -= 1;
+            presence.places -= self.count;
         }
     }
 }
@@ -183,10 +186,10 @@ mod tests {
     fn one_tenant_alone_may_have_every_place() {
         let (places, now) = (Places::new(4), Instant::now());
         let alone = Tenant::default();
-        let mut taken: Vec<_> = (0..4).map(|_| places.take(&alone, now).unwrap()).collect();
-        assert!(places.take(&alone, now).is_none());
+        let mut taken: Vec<_> = (0..4).map(|_| places.take(&alone, 1, now).unwrap()).collect();
+        assert!(places.take(&alone, 1, now).is_none());
         taken.pop();
-        assert!(places.take(&alone, now).is_some());
+        assert!(places.take(&alone, 1, now).is_some());
         assert_eq!(places.taken(), 3);
     }
 
@@ -194,18 +197,18 @@ mod tests {
     fn a_flood_leaves_places_to_others() {
         let (places, now) = (Places::new(8), Instant::now());
         let [flood, quiet, late] = ["flood", "quiet", "late"].map(Tenant::named);
-        drop(places.take(&quiet, now));
-        let flooding: Vec<_> = std::iter::from_fn(|| places.take(&flood, now)).collect();
+        drop(places.take(&quiet, 1, now));
+        let flooding: Vec<_> = std::iter::from_fn(|| places.take(&flood, 1, now)).collect();
         assert_eq!(flooding.len(), 6);
-        let quiet_place = places.take(&quiet, now).unwrap();
-        let late_place = places.take(&late, now).unwrap();
-        assert!(places.take(&quiet, now).is_none(), "all are taken");
+        let quiet_place = places.take(&quiet, 1, now).unwrap();
+        let late_place = places.take(&late, 1, now).unwrap();
+        assert!(places.take(&quiet, 1, now).is_none(), "all are taken");
         drop((quiet_place, late_place));
-        assert!(places.take(&flood, now).is_none(), "what was left to others is left to others again");
+        assert!(places.take(&flood, 1, now).is_none(), "what was left to others is left to others again");
         // Nobody else has been here for a while.
         drop(flooding);
         let later = now + PRESENT;
-        assert_eq!(std::iter::from_fn(|| places.take(&flood, later)).map(std::mem::forget).count(), 8);
+        assert_eq!(std::iter::from_fn(|| places.take(&flood, 1, later)).map(std::mem::forget).count(), 8);
     }
 
     #[test]

@@ -9,9 +9,10 @@ use axum::response::{IntoResponse, Response};
 use futures::Stream;
 
 use super::body::JsonBody;
-use super::intake::{Arrival, Running, start};
+use super::intake::{Answer, Arrival, Heard, Running, start};
 use super::openai::{
-    ChatCompletion, ChatRequest, ChatStream, Delivery, Envelope, Logprobs, Usage, entries, in_openai_words,
+    ChatCompletion, ChatRequest, ChatStream, Choice, Delivery, Envelope, Logprobs, Usage, entries,
+    in_openai_words,
 };
 use super::record::Record;
 use super::sse::{self, Frame};
@@ -27,12 +28,13 @@ pub(super) async fn completions(
     let ChatRequest { mut text, model, logprobs, delivery } = ChatRequest::parse(&mut body)?;
     text.sampling.fill(&app.model.sampling_defaults);
     let running = start(&app, arrival, text).await.map_err(in_openai_words)?;
-    let envelope = Envelope::new(model.unwrap_or_else(|| app.model.id.clone()), app.fingerprint());
+    let model = model.unwrap_or_else(|| app.model.id.clone());
+    let envelope = Envelope::new("chatcmpl", model, app.fingerprint());
     match delivery {
         Delivery::Whole => whole(&app, running, envelope, logprobs).await,
         Delivery::Stream(usage) => {
             let headers = running.record.stream_headers();
-            let chunks = ChatStream::new(envelope, logprobs, usage);
+            let chunks = ChatStream::new(envelope, logprobs, usage, running.choices);
             let frames = VecDeque::new();
             let stream = Answering { app, running, chunks, frames, is_over: false };
             Ok(sse::respond(stream.frames(), headers))
@@ -46,10 +48,14 @@ async fn whole(
     envelope: Envelope,
     logprobs: Logprobs,
 ) -> Result<Response, ApiError> {
-    let answer = running.collect().await?;
-    let logprobs = entries(logprobs, &answer.tokens, app.model.tokenizer.vocabulary());
-    let completion =
-        ChatCompletion::new(envelope, answer.text, logprobs, answer.finish, usage(&running.record));
+    let answers = running.collect().await?;
+    let vocabulary = app.model.tokenizer.vocabulary();
+    let choice = |(index, answer): (u32, Answer)| {
+        let logprobs = entries(logprobs, &answer.tokens, vocabulary);
+        Choice::new(index, answer.text, logprobs, answer.finish)
+    };
+    let choices = (0..).zip(answers).map(choice).collect();
+    let completion = ChatCompletion::new(envelope, choices, usage(&running.record));
     Ok((running.record.headers(), Json(completion)).into_response())
 }
 
@@ -79,11 +85,15 @@ impl Answering {
 
     async fn advance(&mut self) {
         match self.running.next().await {
-            Ok(token) => {
+            Ok(Heard { place, token }) => {
                 let usage = usage(&self.running.record);
-                let chunks = self.chunks.on_token(&token, self.app.model.tokenizer.vocabulary(), usage);
-                self.frames.extend(chunks.iter().map(Frame::json));
-                if token.finish.is_some() {
+                if let Some(token) = token {
+                    let vocabulary = self.app.model.tokenizer.vocabulary();
+                    let chunks = self.chunks.on_token((place, &token), vocabulary, usage);
+                    self.frames.extend(chunks.iter().map(Frame::json));
+                }
+                if self.running.is_over() {
+                    self.frames.extend(self.chunks.on_end(usage).iter().map(Frame::json));
                     self.frames.push_back(Frame::Done);
                     self.is_over = true;
                 }
@@ -98,6 +108,6 @@ impl Answering {
     }
 }
 
-fn usage(record: &Record) -> Usage {
+pub(super) fn usage(record: &Record) -> Usage {
     Usage::new(record.prompt().tokens.0, record.cached().0, record.generated_tokens())
 }

@@ -45,6 +45,11 @@ impl Fields {
         Ok(Self(self.take(name)?.unwrap_or_default()))
     }
 
+    /// Whether a field is there.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|value| !value.is_null())
+    }
+
     /// A field's value as it is.
     pub(super) fn take_value(&mut self, name: &str) -> Option<Value> {
         self.0.shift_remove(name).filter(|value| !value.is_null())

@@ -39,6 +39,7 @@ pub(super) async fn frame(mut request: Request, next: Next) -> Response {
     let mut response = next.run(request).instrument(span.clone()).await;
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         span.in_scope(|| log(&error));
+        let family = response.extensions_mut().remove::<Family>().unwrap_or(family);
         let mut rendered = error.render(family);
         cors::keep(response.headers(), rendered.headers_mut());
         response = rendered;

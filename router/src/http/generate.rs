@@ -1,24 +1,24 @@
-//! `POST /generate`, `/generate_stream` and `/`.
+//! `POST /generate`, `/generate_stream`, `/` and `/models/{model}`.
 
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use futures::Stream;
-use lockstep_proto::PromptLogprobs;
+use lockstep_proto::{PromptLogprobs, Tokens};
 
 use super::body::JsonBody;
 use super::fields::Fields;
 use super::intake::{Answer, Arrival, Running, start};
 use super::native::{
-    Details, FullText, GenerateRequest, GenerateResponse, StreamDetails, StreamResponse, Token,
-    finish_reason, prefill,
+    Details, FullText, GenerateRequest, GenerateResponse, OtherSequence, StreamDetails, StreamResponse,
+    Token, finish_reason, prefill,
 };
 use super::sse::{self, Frame};
 use crate::app::App;
 use crate::engine::GeneratedToken;
-use crate::error::{ApiError, Family};
+use crate::error::{ApiError, ErrorKind, Family};
 
 /// `POST /generate`: the whole answer as an object.
 pub(super) async fn generate(
@@ -52,6 +52,19 @@ pub(super) async fn compatible(
     Ok((headers, Json([response])).into_response())
 }
 
+/// `POST /models/{model}`, the Inference API's address: as `POST /`, of this model and no other.
+pub(super) async fn of_model(
+    state: State<Arc<App>>,
+    Path(model): Path<String>,
+    arrival: Arrival,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    if model != state.model.id {
+        return Err(ApiError::new(ErrorKind::NotFound, format!("The model {model} is not served")));
+    }
+    compatible(state, arrival, body).await
+}
+
 async fn whole(
     app: &Arc<App>,
     arrival: Arrival,
@@ -62,26 +75,53 @@ async fn whole(
     let GenerateRequest { text, full_text, wants_details } = request;
     text.sampling.check_best_of(app.limits().max_best_of)?;
     let mut running = start(app, arrival, text).await?;
-    let answer = running.collect().await?;
-    let details = wants_details.then(|| details(app, &running, &answer));
-    let mut generated_text = answer.text;
+    let mut answers = running.collect().await?;
     if full_text == FullText::Include {
-        generated_text.insert_str(0, &running.prompt_text);
+        let prompt = running.prompt().map_or("", |prompt| &prompt.text);
+        answers.iter_mut().for_each(|answer| answer.text.insert_str(0, prompt));
     }
-    Ok((GenerateResponse { generated_text, details }, running.record.headers()))
+    let best = answers.remove(best(&answers));
+    let details = wants_details.then(|| Details {
+        best_of_sequences: others(app, &running, &answers),
+        ..details(app, &running, &best)
+    });
+    Ok((GenerateResponse { generated_text: best.text, details }, running.record.headers()))
+}
+
+/// How probable the model finds an answer, whatever its length.
+pub(super) fn mean_logprob(answer: &Answer) -> f64 {
+    let logprobs = answer.tokens.iter().map(|token| f64::from(token.token.logprob));
+    logprobs.sum::<f64>() / answer.tokens.len().max(1) as f64
+}
+
+/// The place of the answer with the highest mean log-probability, the first among equals.
+fn best(answers: &[Answer]) -> usize {
+    let means = answers.iter().map(mean_logprob).enumerate().rev();
+    means.max_by(|(_, one), (_, other)| one.total_cmp(other)).map_or(0, |(place, _)| place)
+}
+
+fn others(app: &App, running: &Running, answers: &[Answer]) -> Vec<OtherSequence> {
+    let other = |answer: &Answer| OtherSequence {
+        generated_text: answer.text.clone(),
+        details: details(app, running, answer),
+    };
+    answers.iter().map(other).collect()
 }
 
 fn details(app: &App, running: &Running, answer: &Answer) -> Details {
     let vocabulary = app.model.tokenizer.vocabulary();
     let tops = answer.tokens.iter().map(|token| Token::top_of(token, vocabulary));
     let wants_tops = answer.tokens.iter().any(|token| !token.token.top.is_empty());
+    let prompt = running.prompt();
     Details {
         finish_reason: finish_reason(answer.finish),
-        generated_tokens: running.record.generated_tokens(),
-        seed: running.seed,
-        prefill: prefill(&running.prompt_tokens, &running.prompt_logprobs, vocabulary),
+        generated_tokens: Tokens::of_len(answer.tokens.len()).0,
+        seed: prompt.and_then(|prompt| prompt.seed),
+        prefill: prompt
+            .map_or_else(Vec::new, |prompt| prefill(&prompt.tokens, &prompt.logprobs, vocabulary)),
         tokens: answer.tokens.iter().map(Token::of).collect(),
         top_tokens: if wants_tops { tops.collect() } else { Vec::new() },
+        best_of_sequences: Vec::new(),
     }
 }
 
@@ -105,7 +145,7 @@ async fn streamed(
     let headers = running.record.stream_headers();
     let mut so_far = String::new();
     if full_text == FullText::Include {
-        so_far.clone_from(&running.prompt_text);
+        so_far.push_str(running.prompt().map_or("", |prompt| &prompt.text));
     }
     let stream = NativeStream { app: Arc::clone(app), running, so_far, wants_details };
     Ok(sse::respond(stream.frames(), headers))
@@ -122,12 +162,14 @@ impl NativeStream {
     fn frames(self) -> impl Stream<Item = Frame> + Send {
         futures::stream::unfold(Some(self), |state| async move {
             let mut stream = state?;
-            match stream.running.next().await {
-                Ok(token) => {
+            let heard = stream.running.next().await;
+            match heard.map(|heard| heard.token) {
+                Ok(Some(token)) => {
                     let is_last = token.finish.is_some();
                     let frame = Frame::json(&stream.event(&token));
                     Some((frame, (!is_last).then_some(stream)))
                 }
+                Ok(None) => None,
                 Err(error) => {
                     stream.running.record.fail_in_stream(&error);
                     Some((Frame::error(&error, Family::Native), None))
@@ -142,7 +184,7 @@ impl NativeStream {
         let details = token.finish.filter(|_| self.wants_details).map(|reason| StreamDetails {
             finish_reason: finish_reason(reason),
             generated_tokens: record.generated_tokens(),
-            seed: self.running.seed,
+            seed: self.running.prompt().and_then(|prompt| prompt.seed),
             input_length: record.prompt().tokens.0,
         });
         StreamResponse {

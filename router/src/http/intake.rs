@@ -16,11 +16,11 @@ use super::registry::Registration;
 use crate::app::App;
 use crate::chat::TemplateError;
 use crate::cpu_pool::PoolError;
-use crate::engine::{EngineError, FinishReason, GeneratedToken, Generation, GenerationEvent};
+use crate::engine::{EngineError, FinishReason, GeneratedToken, Generation, GenerationEvent, Generations};
 use crate::error::{ApiError, ErrorKind};
 use crate::model::Model;
 use crate::tokenizer::{Piece, SpecialTokens, TokenizerError};
-use crate::validation::{Prompt, PromptSource, TextRequest};
+use crate::validation::{Prompt, PromptSource, TextRequest, ValidRequest};
 
 /// Whether a request waits for a model that is not there yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,16 +55,34 @@ impl FromRequestParts<Arc<App>> for Arrival {
 
 /// A request that is being answered. Dropping it cancels it.
 pub(super) struct Running {
-    generation: Generation,
+    generations: Generations,
     pub(super) record: Record,
     registration: Registration,
-    pub(super) prompt_text: String,
-    pub(super) prompt_tokens: Vec<TokenId>,
-    /// Log-probabilities of the prompt from its second token on, once they are known.
-    pub(super) prompt_logprobs: Vec<TokenLogprobs>,
-    pub(super) seed: Option<u64>,
-    // Given back after the sequence is cancelled.
+    /// In the request's order, at least one.
+    pub(super) prompts: Vec<RunningPrompt>,
+    /// Sequences of each prompt, at least one. That of choice c of prompt p has place p × choices + c.
+    pub(super) choices: usize,
+    // Given back after the sequences are cancelled.
     _permit: Place,
+}
+
+/// A prompt that is being continued.
+pub(super) struct RunningPrompt {
+    pub(super) text: String,
+    /// Those that are kept; empty unless their log-probabilities are wanted.
+    pub(super) tokens: Vec<TokenId>,
+    /// Log-probabilities of the prompt from its second token on, once they are known.
+    pub(super) logprobs: Vec<TokenLogprobs>,
+    /// The seed, when sampling.
+    pub(super) seed: Option<u64>,
+}
+
+/// What comes next of an answer.
+pub(super) struct Heard {
+    /// Whose.
+    pub(super) place: usize,
+    /// Absent where the prompt is done and no token was asked for.
+    pub(super) token: Option<GeneratedToken>,
 }
 
 /// An answer that is complete.
@@ -80,110 +98,169 @@ pub(super) async fn start(
     arrival: Arrival,
     request: TextRequest,
 ) -> Result<Running, ApiError> {
+    start_all(app, arrival, vec![request]).await
+}
+
+/// The same with several prompts, each as a request of its own with as many choices as the others.
+pub(super) async fn start_all(
+    app: &Arc<App>,
+    arrival: Arrival,
+    requests: Vec<TextRequest>,
+) -> Result<Running, ApiError> {
     debug!("received");
-    let permit = app.admit(&arrival.service.tenant)?;
+    let choices = requests.first().map_or(1, |request| request.choices);
+    let permit = app.admit(&arrival.service.tenant, sequences(app, requests.len(), choices)?)?;
     // From here on a client that leaves is counted, whatever its request waits for.
     let mut record = Record::new(Arc::clone(app), arrival.id.clone(), arrival.at);
-    let started = begin(app, arrival, request, &mut record).await;
-    let Begun { generation, registration, prompt_text, prompt_tokens, seed } =
-        started.inspect_err(|_| record.fail())?;
-    Ok(Running {
-        generation,
-        record,
-        registration,
-        prompt_text,
-        prompt_tokens,
-        prompt_logprobs: Vec::new(),
-        seed,
-        _permit: permit,
-    })
+    let started = begin(app, arrival, requests, &mut record).await;
+    let Begun { generations, registration, prompts } = started.inspect_err(|_| record.fail())?;
+    let generations = Generations::new(generations);
+    Ok(Running { generations, record, registration, prompts, choices: choices as usize, _permit: permit })
+}
+
+/// How many sequences a request is. One that needs more places than there are could wait for ever.
+fn sequences(app: &App, prompts: usize, choices: u32) -> Result<u32, ApiError> {
+    let places = app.config.max_concurrent_requests;
+    let most = u32::try_from(places / prompts.max(1)).unwrap_or(u32::MAX);
+    if !(1..=most).contains(&choices) {
+        let message = format!("`n` must be >= 1 and <= {most}. Given: {choices}");
+        return Err(ApiError::invalid("n", message));
+    }
+    Ok(choices.saturating_mul(u32::try_from(prompts).unwrap_or(u32::MAX)))
 }
 
 /// A request that the engine has.
 struct Begun {
-    generation: Generation,
+    generations: Vec<Generation>,
     registration: Registration,
-    prompt_text: String,
-    prompt_tokens: Vec<TokenId>,
-    seed: Option<u64>,
+    prompts: Vec<RunningPrompt>,
 }
 
 async fn begin(
     app: &Arc<App>,
     arrival: Arrival,
-    request: TextRequest,
+    requests: Vec<TextRequest>,
     record: &mut Record,
 ) -> Result<Begun, ApiError> {
     wait_for_model(app, arrival.when_loading).await?;
+    // All are checked before the first is computed.
+    let mut ready = Vec::with_capacity(requests.len());
+    let mut size = PromptSize::default();
+    for request in requests {
+        let keep = request.prompt_logprobs;
+        let valid = validate(app, request).await?;
+        size.characters += valid.prompt_text.chars().count();
+        size.tokens += Tokens::of_len(valid.prompt_tokens.len());
+        ready.push((valid, keep));
+    }
+    record.on_submitted(size);
+    let registration = Registration::new(Arc::clone(app), arrival.id);
+    let mut begun = Begun { generations: Vec::new(), registration, prompts: Vec::new() };
+    for (valid, keep) in ready {
+        let tokens = if keep == PromptLogprobs::Return { valid.prompt_tokens } else { Vec::new() };
+        let prompt =
+            RunningPrompt { text: valid.prompt_text, tokens, logprobs: Vec::new(), seed: valid.seed };
+        begun.prompts.push(prompt);
+        for mut assignment in valid.assignments {
+            assignment.submission.service = arrival.service.clone();
+            let generation = app.engine.submit(assignment).await;
+            let generation = generation.map_err(|error| of_engine(app, &error))?;
+            debug!(sequence = %generation.sequence(), "queued");
+            begun.generations.push(generation);
+        }
+    }
+    Ok(begun)
+}
+
+async fn validate(app: &Arc<App>, request: TextRequest) -> Result<ValidRequest, ApiError> {
     let limits = app.limits();
-    let keep_prompt = request.prompt_logprobs == PromptLogprobs::Return;
     let (source, awaiting) = request.check(&limits)?.split();
     let prompt = encode(app, source).await?;
     debug!(prompt = prompt.text, tokens = prompt.tokens.len(), "tokenized");
-    let mut valid = awaiting.with_prompt(prompt, &limits, &app.model.end_tokens)?;
-    valid.assignment.submission.service = arrival.service.clone();
-    let submission = &valid.assignment.submission;
-    let size = PromptSize {
-        characters: valid.prompt_text.chars().count(),
-        tokens: Tokens::of_len(submission.prompt.len()),
-    };
-    app.metrics.on_validated(size.tokens.0, submission.max_new_tokens.0);
-    record.on_submitted(size);
-    let prompt_tokens = if keep_prompt { submission.prompt.clone() } else { Vec::new() };
-    let registration = Registration::new(Arc::clone(app), arrival.id);
-    let generation = app.engine.submit(valid.assignment).await.map_err(|error| of_engine(app, &error))?;
-    debug!(sequence = %generation.sequence(), "queued");
-    Ok(Begun { generation, registration, prompt_text: valid.prompt_text, prompt_tokens, seed: valid.seed })
+    let valid = awaiting.with_prompt(prompt, &limits, &app.model.end_tokens)?;
+    let max_new_tokens =
+        valid.assignments.first().map_or(0, |assignment| assignment.submission.max_new_tokens.0);
+    app.metrics.on_validated(Tokens::of_len(valid.prompt_tokens.len()).0, max_new_tokens);
+    Ok(valid)
 }
 
 impl Running {
-    /// The next token; `None` after the last.
+    /// The first prompt, which most requests have alone.
+    pub(super) fn prompt(&self) -> Option<&RunningPrompt> {
+        self.prompts.first()
+    }
+
+    /// Whether every answer is complete.
+    pub(super) fn is_over(&self) -> bool {
+        self.generations.is_over()
+    }
+
+    /// What comes next, of any of the answers.
     ///
     /// # Errors
-    /// When there will be no more; it is the stream's last word.
+    /// When there will be no more; it is the request's last word.
     ///
     /// # Cancel safety
     /// No token is lost.
-    pub(super) async fn next(&mut self) -> Result<GeneratedToken, ApiError> {
+    pub(super) async fn next(&mut self) -> Result<Heard, ApiError> {
         loop {
-            let event = tokio::select! {
+            let heard = tokio::select! {
                 biased;
                 () = self.registration.cancelled.cancelled() => {
                     return Err(ApiError::new(ErrorKind::Cancelled, "The request was cancelled"));
                 }
-                event = self.generation.next() => event,
+                heard = self.generations.next() => heard,
             };
-            match event {
-                Some(GenerationEvent::Admitted { queued, cached }) => {
-                    self.record.on_admitted(queued, cached)
+            let incomplete = || ApiError::new(ErrorKind::Incomplete, "Incomplete generation");
+            let (place, event) = heard.ok_or_else(incomplete)?;
+            let (prompt, choice) = (place / self.choices, place % self.choices);
+            match event.ok_or_else(incomplete)? {
+                GenerationEvent::Admitted { queued, cached } => {
+                    // The others find the prompt computed by the first.
+                    if choice == 0 {
+                        self.record.on_admitted(queued, cached);
+                    }
                 }
-                Some(GenerationEvent::Prompt(tokens)) => self.prompt_logprobs.extend(tokens),
-                Some(GenerationEvent::Token(token)) => {
+                GenerationEvent::Prompt(tokens) => {
+                    if let Some(prompt) = self.prompts.get_mut(prompt) {
+                        prompt.logprobs.extend(tokens);
+                    }
+                }
+                GenerationEvent::Token(token) => {
                     self.record.on_token();
                     if let Some(reason) = token.finish {
-                        self.record.finish(reason);
+                        self.on_end(reason);
                     }
-                    return Ok(token);
+                    return Ok(Heard { place, token: Some(token) });
                 }
-                Some(GenerationEvent::Failed(error)) => return Err(of_failure(&error)),
-                None => return Err(ApiError::new(ErrorKind::Incomplete, "Incomplete generation")),
+                GenerationEvent::PromptDone => {
+                    self.on_end(FinishReason::Length);
+                    return Ok(Heard { place, token: None });
+                }
+                GenerationEvent::Failed(error) => return Err(of_failure(&error)),
             }
         }
     }
 
-    /// The whole answer.
-    pub(super) async fn collect(&mut self) -> Result<Answer, ApiError> {
-        let mut text = String::new();
-        let mut tokens = Vec::new();
-        loop {
-            let token = self.next().await.inspect_err(|_| self.record.fail())?;
-            text.push_str(&token.delta);
-            let finish = token.finish;
-            tokens.push(token);
-            if let Some(finish) = finish {
-                return Ok(Answer { text, tokens, finish });
-            }
+    /// An answer has ended; with the last one, the request.
+    fn on_end(&mut self, reason: FinishReason) {
+        if self.generations.is_over() {
+            self.record.finish(reason);
         }
+    }
+
+    /// Every answer, by place.
+    pub(super) async fn collect(&mut self) -> Result<Vec<Answer>, ApiError> {
+        let empty = || Answer { text: String::new(), tokens: Vec::new(), finish: FinishReason::Length };
+        let mut answers: Vec<Answer> = (0..self.prompts.len() * self.choices).map(|_| empty()).collect();
+        while !self.is_over() {
+            let Heard { place, token } = self.next().await.inspect_err(|_| self.record.fail())?;
+            let Some((answer, token)) = answers.get_mut(place).zip(token) else { continue };
+            answer.text.push_str(&token.delta);
+            answer.finish = token.finish.unwrap_or(answer.finish);
+            answer.tokens.push(token);
+        }
+        Ok(answers)
     }
 }
 
@@ -219,9 +296,20 @@ pub(super) fn of_pool(app: &App, error: PoolError) -> ApiError {
 }
 
 fn encode_now(model: &Model, source: PromptSource) -> Result<Prompt, ApiError> {
+    if let PromptSource::Tokens(tokens) = source {
+        let text = decode(model, &tokens);
+        return Ok(Prompt { text, tokens });
+    }
     let (text, special) = render(model, source)?;
     let tokens = model.tokenizer.encode(&text, special).map_err(|error| of_tokenizer(&error))?;
     Ok(Prompt { text, tokens })
+}
+
+/// What tokens stand for, special ones by their names.
+pub(super) fn decode(model: &Model, tokens: &[TokenId]) -> String {
+    let vocabulary = model.tokenizer.vocabulary();
+    let bytes: Vec<u8> = tokens.iter().flat_map(|token| vocabulary.bytes(*token)).copied().collect();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// A prompt's text and its tokens with their places.
@@ -234,6 +322,7 @@ pub(super) fn encode_pieces(model: &Model, source: PromptSource) -> Result<(Stri
 fn render(model: &Model, source: PromptSource) -> Result<(String, SpecialTokens), ApiError> {
     match source {
         PromptSource::Text { text, special } => Ok((text, special)),
+        PromptSource::Tokens(tokens) => Ok((decode(model, &tokens), SpecialTokens::Skip)),
         PromptSource::Chat(conversation) => {
             let template = model.template.as_ref().ok_or(TemplateError::Missing).map_err(of_template)?;
             Ok((template.render(&conversation).map_err(of_template)?, SpecialTokens::Skip))

@@ -5,12 +5,14 @@ pub mod auth;
 mod body;
 mod cached;
 mod chat;
+mod completions;
 pub mod cors;
 mod fields;
 mod frame;
 mod generate;
 mod health;
 mod intake;
+mod invocations;
 mod models;
 mod native;
 mod openai;
@@ -38,7 +40,10 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/", post(generate::compatible))
         .route("/generate", post(generate::generate))
         .route("/generate_stream", post(generate::generate_stream))
+        .route("/models/{*model}", post(generate::of_model))
+        .route("/invocations", post(invocations::invocations))
         .route("/v1/chat/completions", post(chat::completions))
+        .route("/v1/completions", post(completions::completions))
         .route_layer(CatchPanicLayer::custom(frame::on_panic))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&app), cached::answer))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&app), frame::count));
@@ -56,6 +61,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/models", get(models::list))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/chat_tokenize", post(tokenize::chat_tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route("/tokenizer_info", get(tokenize::info))
         .route("/requests/{id}", delete(registry::cancel))
         .fallback(frame::no_route)
         .method_not_allowed_fallback(frame::no_method)

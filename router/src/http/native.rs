@@ -30,6 +30,7 @@ impl GenerateRequest {
         let inputs: String = body.require("inputs")?;
         let mut parameters = body.object("parameters")?;
         let sampling = sampling(&mut parameters)?;
+        let choices = sampling.best_of.unwrap_or(1);
         let prompt_logprobs = match parameters.flag("decoder_input_details")? {
             true => PromptLogprobs::Return,
             false => PromptLogprobs::Skip,
@@ -42,11 +43,14 @@ impl GenerateRequest {
                 stop: parameters.take("stop")?.unwrap_or_default(),
                 stop_text: StopText::Keep,
                 max_new_tokens: parameters.take("max_new_tokens")?,
+                least_new_tokens: 1,
+                usual_new_tokens: None,
                 end_tokens: ends,
             },
             top_n_tokens: parameters.take("top_n_tokens")?,
             prompt_logprobs,
             truncate: parameters.take("truncate")?,
+            choices,
         };
         let full_text = match parameters.take::<bool>("return_full_text")? {
             Some(true) => FullText::Include,
@@ -119,6 +123,16 @@ pub(super) struct Details {
     pub(super) tokens: Vec<Token>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) top_tokens: Vec<Vec<Token>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) best_of_sequences: Vec<OtherSequence>,
+}
+
+/// One of the answers that `best_of` did not choose.
+#[derive(Serialize)]
+pub(super) struct OtherSequence {
+    pub(super) generated_text: String,
+    #[serde(flatten)]
+    pub(super) details: Details,
 }
 
 /// A token of the prompt; the first has no log-probability.

@@ -57,9 +57,10 @@ impl Record {
         self.prompt = prompt;
     }
 
+    /// One of its prompts left the queue.
     pub(super) fn on_admitted(&mut self, queued: Duration, cached: Tokens) {
-        self.queued = Some(queued);
-        self.cached = cached;
+        self.queued = self.queued.max(Some(queued));
+        self.cached += cached;
     }
 
     pub(super) fn on_token(&mut self) {

@@ -1,18 +1,22 @@
-//! `POST /tokenize` and `/chat_tokenize`.
+//! `POST /tokenize`, `/chat_tokenize` and `/detokenize`, `GET /tokenizer_info`.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use lockstep_proto::TokenId;
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::body::JsonBody;
-use super::intake::{encode_pieces, of_pool};
+use super::intake::{decode, encode_pieces, of_pool};
 use super::native::{FullText, GenerateRequest};
 use super::openai::ChatRequest;
 use crate::app::App;
+use crate::chat::ChatTemplate;
 use crate::error::ApiError;
-use crate::tokenizer::Piece;
+use crate::tokenizer::{Piece, SpecialTokens};
 use crate::validation::PromptSource;
 
 #[derive(Serialize)]
@@ -29,14 +33,50 @@ pub(super) struct ChatTokens {
     templated_text: String,
 }
 
-/// The tokens of `inputs`.
+/// The tokens of `inputs`; those of `prompt`, for clients of other servers, as bare ids.
 pub(super) async fn tokenize(
     State(app): State<Arc<App>>,
     JsonBody(mut body): JsonBody,
-) -> Result<Json<Vec<SimpleToken>>, ApiError> {
+) -> Result<Response, ApiError> {
+    if let Some(text) = body.take("prompt")? {
+        let special = match body.take("add_special_tokens")? {
+            Some(false) => SpecialTokens::Skip,
+            Some(true) | None => SpecialTokens::Add,
+        };
+        let (_, tokens) = pieces(&app, PromptSource::Text { text, special }).await?;
+        let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();
+        let most = app.limits().max_total_tokens.0;
+        return Ok(Json(json!({"tokens": ids, "count": ids.len(), "max_model_len": most})).into_response());
+    }
     let request = GenerateRequest::parse(&mut body, FullText::Omit)?;
     let (_, tokens) = pieces(&app, request.text.prompt).await?;
-    Ok(Json(tokens))
+    Ok(Json(tokens).into_response())
+}
+
+/// The text of `tokens`, as `prompt`.
+pub(super) async fn detokenize(
+    State(app): State<Arc<App>>,
+    JsonBody(mut body): JsonBody,
+) -> Result<Json<Value>, ApiError> {
+    let ids: Vec<u32> = body.require("tokens")?;
+    let tokens: Vec<TokenId> = ids.into_iter().map(TokenId).collect();
+    Ok(Json(json!({"prompt": decode(&app.model, &tokens)})))
+}
+
+/// What a client needs to write prompts as the model's tokenizer would.
+pub(super) async fn info(State(app): State<Arc<App>>) -> Json<Value> {
+    let tokens = app.model.template.as_ref().map(ChatTemplate::tokens).cloned().unwrap_or_default();
+    let end = app.model.end_tokens.first().map(|end| app.model.tokenizer.vocabulary().text(*end));
+    let mut info = json!({
+        "bos_token": tokens.bos,
+        "eos_token": tokens.eos.or(end),
+        "chat_template": app.model.template.as_ref().and_then(ChatTemplate::source),
+        "model_max_length": app.limits().max_total_tokens.0,
+    });
+    if let Some(fields) = info.as_object_mut() {
+        fields.extend(tokens.others.into_iter().map(|(name, text)| (name, Value::String(text))));
+    }
+    Json(info)
 }
 
 /// A conversation's prompt and its tokens.

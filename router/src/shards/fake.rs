@@ -6,8 +6,9 @@ use std::hash::Hasher;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lockstep_proto::{
-    Bytes, Epoch, Outcome, PromptLogprobs, Rank, Sampling, SequenceId, SequenceResult, ShardDescription,
-    Step, StepOutput, StepTimings, TokenId, TokenLogprob, TokenLogprobs, Tokens, Work, WorkTokens,
+    Bytes, Epoch, Outcome, PromptLogprobs, Rank, Sampling, SamplingParams, SequenceId, SequenceResult,
+    ShardDescription, Step, StepOutput, StepTimings, TokenId, TokenLogprob, TokenLogprobs, Tokens, Work,
+    WorkTokens,
 };
 use tokio::sync::{Semaphore, watch};
 
@@ -26,6 +27,9 @@ pub enum FakeModel {
     Script(Vec<TokenId>),
     /// A hash of the whole context.
     Hash,
+    /// A hash of the whole context and of everything that decides how tokens are chosen; log-probabilities
+    /// differ from token to token.
+    Seeded,
 }
 
 /// A fake group's size.
@@ -77,6 +81,7 @@ struct FakeSequence {
     computed: usize,
     blocks: usize,
     top: u32,
+    sampling: String,
 }
 
 impl FakeGroup {
@@ -209,6 +214,7 @@ impl FakeGroup {
                 computed: 0,
                 blocks: 0,
                 top: start.sampling.top_logprobs,
+                sampling: format!("{:?}", SamplingParams { top_logprobs: 0, ..start.sampling }),
             };
             self.sequences.insert(start.sequence, sequence);
         }
@@ -268,11 +274,20 @@ impl FakeGroup {
         if work.sampling == Sampling::Skip {
             return Ok((prompt, Outcome::Computed));
         }
-        let token = model.next(&sequence.context[..end], sequence.prompt, vocabulary);
+        let token = match &model {
+            FakeModel::Script(_) | FakeModel::Hash => {
+                model.next(&sequence.context[..end], sequence.prompt, vocabulary)
+            }
+            FakeModel::Seeded => drawn(&sequence.context[..end], &sequence.sampling, vocabulary),
+        };
         if sequence.context.len() == end {
             sequence.context.push(token);
         }
-        Ok((prompt, Outcome::Sampled(logprobs(token, sequence.top, vocabulary))))
+        let mut sampled = logprobs(token, sequence.top, vocabulary);
+        if matches!(model, FakeModel::Seeded) {
+            sampled.logprob -= (token.0 % 16) as f32 / 16.0;
+        }
+        Ok((prompt, Outcome::Sampled(sampled)))
     }
 }
 
@@ -283,13 +298,17 @@ impl FakeModel {
                 let place = context.len().saturating_sub(prompt);
                 tokens.get(place).or(tokens.last()).copied().unwrap_or(TokenId(0))
             }
-            Self::Hash => {
-                let mut hasher = std::hash::DefaultHasher::new();
-                context.iter().for_each(|token| hasher.write_u32(token.0));
-                TokenId(u32::try_from(hasher.finish() % u64::from(vocabulary.max(1))).unwrap_or(0))
-            }
+            Self::Hash | Self::Seeded => drawn(context, "", vocabulary),
         }
     }
+}
+
+/// A hash of the context and of how tokens are chosen.
+fn drawn(context: &[TokenId], sampling: &str, vocabulary: u32) -> TokenId {
+    let mut hasher = std::hash::DefaultHasher::new();
+    context.iter().for_each(|token| hasher.write_u32(token.0));
+    hasher.write(sampling.as_bytes());
+    TokenId(u32::try_from(hasher.finish() % u64::from(vocabulary.max(1))).unwrap_or(0))
 }
 
 /// Halves of probability: the token itself first, then its neighbours.

@@ -4,7 +4,7 @@ mod defaults;
 mod limits;
 mod sampling;
 
-use lockstep_proto::{PromptLogprobs, TokenId, Tokens};
+use lockstep_proto::{PromptLogprobs, SamplingParams, Seeded, Selection, TokenId, Tokens};
 use lockstep_scheduler::{CacheSalt, Service, Submission};
 
 use crate::chat::Conversation;
@@ -26,6 +26,8 @@ pub enum PromptSource {
         /// Whether the tokenizer's own special tokens go around it.
         special: SpecialTokens,
     },
+    /// Its tokens.
+    Tokens(Vec<TokenId>),
     /// A conversation for the chat template.
     Chat(Conversation),
 }
@@ -39,6 +41,10 @@ pub struct StoppingRequest {
     pub stop_text: StopText,
     /// This many tokens; absent means as many as fit.
     pub max_new_tokens: Option<u32>,
+    /// The least `max_new_tokens` may be: 1, or 0 where a prompt alone can be an answer.
+    pub least_new_tokens: u32,
+    /// At most this many where `max_new_tokens` is absent; `None` where as many as fit are usual.
+    pub usual_new_tokens: Option<Tokens>,
     /// Whether end-of-sequence tokens end it.
     pub end_tokens: EndOfSequence,
 }
@@ -67,6 +73,8 @@ pub struct TextRequest {
     pub prompt_logprobs: PromptLogprobs,
     /// Keep only this many of the prompt's last tokens.
     pub truncate: Option<u32>,
+    /// How many answers to compute, at least one. Each is a sequence of its own.
+    pub choices: u32,
 }
 
 /// A request whose parameters keep the rules; its prompt is not tokenized yet.
@@ -83,6 +91,7 @@ struct Rest {
     stopping: StoppingRequest,
     prompt_logprobs: PromptLogprobs,
     truncate: Option<u32>,
+    choices: u32,
 }
 
 /// A prompt, tokenized.
@@ -97,8 +106,10 @@ pub struct Prompt {
 /// A request that keeps every rule.
 #[derive(Clone, Debug)]
 pub struct ValidRequest {
-    /// What is computed and watched.
-    pub assignment: Assignment,
+    /// The prompt's tokens that are kept.
+    pub prompt_tokens: Vec<TokenId>,
+    /// What is computed and watched: a sequence for each choice.
+    pub assignments: Vec<Assignment>,
     /// The prompt's text.
     pub prompt_text: String,
     /// The seed, when sampling.
@@ -112,7 +123,7 @@ impl TextRequest {
     /// The first broken rule.
     pub fn check(self, limits: &RequestLimits) -> Result<CheckedRequest, ApiError> {
         self.sampling.check_ranges(limits.vocabulary_size)?;
-        if self.stopping.max_new_tokens == Some(0) {
+        if self.stopping.max_new_tokens.is_some_and(|tokens| tokens < self.stopping.least_new_tokens) {
             return Err(ApiError::invalid("max_new_tokens", "`max_new_tokens` must be strictly positive"));
         }
         check_stops(&self.stopping.stop, limits)?;
@@ -135,8 +146,9 @@ impl TextRequest {
             return Err(ApiError::invalid("truncate", message));
         }
         let sampling = self.sampling.check(top_n_tokens)?;
-        let Self { prompt, stopping, prompt_logprobs, truncate, .. } = self;
-        Ok(CheckedRequest { prompt, rest: Rest { sampling, stopping, prompt_logprobs, truncate } })
+        let Self { prompt, stopping, prompt_logprobs, truncate, choices, .. } = self;
+        let rest = Rest { sampling, stopping, prompt_logprobs, truncate, choices };
+        Ok(CheckedRequest { prompt, rest })
     }
 }
 
@@ -162,7 +174,7 @@ impl AwaitingPrompt {
         limits: &RequestLimits,
         end_tokens: &[TokenId],
     ) -> Result<ValidRequest, ApiError> {
-        let Rest { sampling, stopping, prompt_logprobs, truncate } = self.0;
+        let Rest { sampling, stopping, prompt_logprobs, truncate, choices } = self.0;
         let mut tokens = prompt.tokens;
         if let Some(keep) = truncate {
             tokens.drain(..tokens.len().saturating_sub(keep as usize));
@@ -170,25 +182,48 @@ impl AwaitingPrompt {
         if tokens.is_empty() {
             return Err(ApiError::invalid("inputs", "`inputs` cannot be empty"));
         }
-        let max_new_tokens = max_new_tokens(Tokens::of_len(tokens.len()), stopping.max_new_tokens, limits)?;
+        let input = Tokens::of_len(tokens.len());
+        let max_new_tokens = match stopping.usual_new_tokens {
+            Some(usual) if stopping.max_new_tokens.is_none() => {
+                max_new_tokens(input, None, limits)?.min(usual)
+            }
+            Some(_) | None => max_new_tokens(input, stopping.max_new_tokens, limits)?,
+        };
         check_known(&tokens, limits.vocabulary_size)?;
         let stop_tokens = match stopping.end_tokens {
             EndOfSequence::Obey => end_tokens.to_vec(),
             EndOfSequence::Ignore => Vec::new(),
         };
-        let submission = Submission {
-            prompt: tokens,
-            sampling: sampling.params,
-            max_new_tokens,
-            stop_tokens,
-            prompt_logprobs,
-            cache_salt: CacheSalt(0),
-            service: Service::default(),
+        let assignment = |choice| Assignment {
+            submission: Submission {
+                prompt: tokens.clone(),
+                sampling: of_choice(&sampling.params, choice),
+                max_new_tokens,
+                stop_tokens: stop_tokens.clone(),
+                // The prompt is the same for all of them.
+                prompt_logprobs: if choice == 0 { prompt_logprobs } else { PromptLogprobs::Skip },
+                cache_salt: CacheSalt(0),
+                service: Service::default(),
+            },
+            stops: StopStrings::new(&stopping.stop, stopping.stop_text),
         };
-        let stops = StopStrings::new(&stopping.stop, stopping.stop_text);
-        let assignment = Assignment { submission, stops };
-        Ok(ValidRequest { assignment, prompt_text: prompt.text, seed: sampling.seed })
+        let assignments = (0..choices).map(assignment).collect();
+        Ok(ValidRequest {
+            prompt_tokens: tokens,
+            assignments,
+            prompt_text: prompt.text,
+            seed: sampling.seed,
+        })
     }
+}
+
+/// Choices of a request draw from one seed, each its own numbers, whatever their count.
+fn of_choice(params: &SamplingParams, choice: u32) -> SamplingParams {
+    let selection = match &params.selection {
+        Selection::Greedy => Selection::Greedy,
+        Selection::Seeded(seeded) => Selection::Seeded(Seeded { choice, ..seeded.clone() }),
+    };
+    SamplingParams { selection, ..params.clone() }
 }
 
 /// The whole request is checked once: it keeps its place for its life.

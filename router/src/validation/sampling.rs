@@ -99,9 +99,6 @@ impl SamplingRequest {
 
     /// What the shards are told. Ranges are checked already.
     pub(super) fn check(&self, top_logprobs: u32) -> Result<CheckedSampling, ApiError> {
-        if self.best_of.is_some_and(|best_of| best_of > 1) {
-            return Err(ApiError::unsupported("best_of"));
-        }
         let seed = self.samples().then(|| self.seed.unwrap_or_else(random_seed));
         let selection = match seed {
             None => Selection::Greedy,

@@ -25,11 +25,14 @@ fn request() -> TextRequest {
             stop: Vec::new(),
             stop_text: StopText::Keep,
             max_new_tokens: None,
+            least_new_tokens: 1,
+            usual_new_tokens: None,
             end_tokens: EndOfSequence::Obey,
         },
         top_n_tokens: None,
         prompt_logprobs: PromptLogprobs::Skip,
         truncate: None,
+        choices: 1,
     }
 }
 
@@ -71,7 +74,6 @@ fn each_rule_has_its_message() {
         ),
         (with_sampling(SamplingRequest { top_k: Some(0), ..d() }), "`top_k` must be strictly positive"),
         (with_sampling(SamplingRequest { min_p: Some(-0.1), ..d() }), "`min_p` must be >= 0.0 and <= 1.0"),
-        (with_sampling(SamplingRequest { best_of: Some(2), ..d() }), "`best_of` is not supported"),
         (
             TextRequest { top_n_tokens: Some(6), ..request() },
             "`top_n_tokens` must be >= 0 and <= 5. Given: 6",
@@ -150,7 +152,7 @@ fn lengths_are_checked_once_for_the_whole_request() {
         asking
     };
     let granted = |asked, tokens| {
-        outcome(asking(asked), tokens).map(|valid| valid.assignment.submission.max_new_tokens.0)
+        outcome(asking(asked), tokens).map(|valid| valid.assignments[0].submission.max_new_tokens.0)
     };
     assert_eq!(granted(Some(90), 10), Ok(90));
     assert_eq!(granted(None, 10), Ok(90));
@@ -165,7 +167,7 @@ fn lengths_are_checked_once_for_the_whole_request() {
         "Input validation error: `inputs` must have less than 99 tokens. Given: 100"
     );
     let truncated = TextRequest { truncate: Some(3), ..request() };
-    let kept = outcome(truncated, 50).unwrap().assignment.submission.prompt;
+    let kept = outcome(truncated, 50).unwrap().prompt_tokens;
     assert_eq!(kept, [TokenId(47), TokenId(48), TokenId(49)]);
 }
 
@@ -185,7 +187,27 @@ fn sampling_happens_when_something_asks_for_it() {
     ];
     for (sampling, expected) in cases {
         let valid = outcome(TextRequest { sampling, ..request() }, 1).unwrap();
-        let seeded = valid.assignment.submission.sampling.selection != Selection::Greedy;
+        let seeded = valid.assignments[0].submission.sampling.selection != Selection::Greedy;
         assert_eq!((seeded, valid.seed.is_some()), (expected, expected));
+    }
+}
+
+#[test]
+fn choices_differ_in_nothing_but_their_number() {
+    let sampling = SamplingRequest { seed: Some(7), do_sample: Some(true), ..SamplingRequest::default() };
+    let several =
+        TextRequest { choices: 3, sampling, prompt_logprobs: PromptLogprobs::Return, ..request() };
+    let submissions = |request: TextRequest| -> Vec<Submission> {
+        let assignments = outcome(request, 5).unwrap().assignments;
+        assignments.into_iter().map(|assignment| assignment.submission).collect()
+    };
+    let alone = submissions(TextRequest { choices: 1, ..several.clone() });
+    let several = submissions(several);
+    assert_eq!((several.len(), &several[..1]), (3, &alone[..]));
+    for (choice, submission) in (0..).zip(several) {
+        let sampling = of_choice(&alone[0].sampling, choice);
+        let prompt_logprobs = submission.prompt_logprobs;
+        assert_eq!(prompt_logprobs == PromptLogprobs::Return, choice == 0);
+        assert_eq!(submission, Submission { sampling, prompt_logprobs, ..alone[0].clone() });
     }
 }

@@ -53,11 +53,14 @@ impl ChatRequest {
                 stop: string_or_list(body, "stop")?,
                 stop_text: StopText::Cut,
                 max_new_tokens: max_tokens(body)?,
+                least_new_tokens: 1,
+                usual_new_tokens: None,
                 end_tokens: ends,
             },
             top_n_tokens: top_logprobs,
             prompt_logprobs: PromptLogprobs::Skip,
             truncate: None,
+            choices: body.take("n")?.unwrap_or(1),
         };
         let request = Self { text, model: body.take("model")?, logprobs, delivery: delivery(body)? };
         refuse_what_is_not_served(body)?;
@@ -66,7 +69,7 @@ impl ChatRequest {
 }
 
 /// `temperature: 0` is greedy; otherwise chat samples, as OpenAI's does.
-fn sampling(body: &mut Fields) -> Result<SamplingRequest, ApiError> {
+pub(super) fn sampling(body: &mut Fields) -> Result<SamplingRequest, ApiError> {
     let temperature: Option<f32> = body.take("temperature")?;
     let is_greedy = temperature == Some(0.0);
     Ok(SamplingRequest {
@@ -95,14 +98,14 @@ fn max_tokens(body: &mut Fields) -> Result<Option<u32>, ApiError> {
     Ok(new.or(old))
 }
 
-fn delivery(body: &mut Fields) -> Result<Delivery, ApiError> {
+pub(super) fn delivery(body: &mut Fields) -> Result<Delivery, ApiError> {
     let mut options = body.object("stream_options")?;
     let usage =
         Usage { at_end: options.flag("include_usage")?, always: options.flag("continuous_usage_stats")? };
     Ok(if body.flag("stream")? { Delivery::Stream(usage) } else { Delivery::Whole })
 }
 
-fn string_or_list(body: &mut Fields, name: &'static str) -> Result<Vec<String>, ApiError> {
+pub(super) fn string_or_list(body: &mut Fields, name: &'static str) -> Result<Vec<String>, ApiError> {
     match body.take_value(name) {
         None => Ok(Vec::new()),
         Some(Value::String(one)) => Ok(vec![one]),
@@ -173,7 +176,6 @@ fn refuse_what_is_not_served(body: &mut Fields) -> Result<(), ApiError> {
     fn is_one_of(value: &Value, words: &[&str]) -> bool {
         value.as_str().is_some_and(|word| words.contains(&word))
     }
-    body.refuse_unless("n", |value| value.as_u64() == Some(1))?;
     body.refuse_unless("best_of", |value| value.as_u64() == Some(1))?;
     body.refuse_unless("tools", is_empty)?;
     body.refuse_unless("functions", is_empty)?;
@@ -200,9 +202,15 @@ fn refuse_what_is_not_served(body: &mut Fields) -> Result<(), ApiError> {
 }
 
 /// The same error with the names this dialect has for its fields.
-pub(in crate::http) fn in_openai_words(mut error: ApiError) -> ApiError {
-    let words =
-        [("inputs", "messages"), ("max_new_tokens", "max_tokens"), ("top_n_tokens", "top_logprobs")];
+pub(in crate::http) fn in_openai_words(error: ApiError) -> ApiError {
+    in_words(
+        error,
+        [("inputs", "messages"), ("max_new_tokens", "max_tokens"), ("top_n_tokens", "top_logprobs")],
+    )
+}
+
+/// The same error with other names for the fields it speaks of.
+pub(super) fn in_words(mut error: ApiError, words: [(&str, &'static str); 3]) -> ApiError {
     for (native, ours) in words {
         error.message = error.message.replace(&format!("`{native}`"), &format!("`{ours}`"));
         if error.param == Some(native) {

@@ -16,9 +16,9 @@ pub(in crate::http) struct Envelope {
 }
 
 impl Envelope {
-    /// Of an answer that begins now.
-    pub(in crate::http) fn new(model: String, system_fingerprint: String) -> Self {
-        let id = format!("chatcmpl-{}", uuid::Uuid::new_v4().simple());
+    /// Of an answer that begins now; `kind` is what its id begins with.
+    pub(in crate::http) fn new(kind: &str, model: String, system_fingerprint: String) -> Self {
+        let id = format!("{kind}-{}", uuid::Uuid::new_v4().simple());
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Self { id, created, model, system_fingerprint }
     }
@@ -57,12 +57,13 @@ pub(in crate::http) struct ChatCompletion {
     created: u64,
     model: String,
     system_fingerprint: String,
-    choices: [Choice; 1],
+    choices: Vec<Choice>,
     usage: Usage,
 }
 
+/// One of the answers.
 #[derive(Serialize)]
-struct Choice {
+pub(in crate::http) struct Choice {
     index: u32,
     message: Message,
     logprobs: Option<ChoiceLogprobs>,
@@ -96,17 +97,21 @@ pub(in crate::http) struct TokenLogprob {
 }
 
 impl ChatCompletion {
+    pub(in crate::http) fn new(envelope: Envelope, choices: Vec<Choice>, usage: Usage) -> Self {
+        let Envelope { id, created, model, system_fingerprint } = envelope;
+        Self { id, object: "chat.completion", created, model, system_fingerprint, choices, usage }
+    }
+}
+
+impl Choice {
     pub(in crate::http) fn new(
-        envelope: Envelope,
+        index: u32,
         content: String,
         logprobs: Option<ChoiceLogprobs>,
         finish: FinishReason,
-        usage: Usage,
     ) -> Self {
-        let Envelope { id, created, model, system_fingerprint } = envelope;
         let message = Message { role: "assistant", content };
-        let choice = Choice { index: 0, message, logprobs, finish_reason: finish_reason(finish) };
-        Self { id, object: "chat.completion", created, model, system_fingerprint, choices: [choice], usage }
+        Self { index, message, logprobs, finish_reason: finish_reason(finish) }
     }
 }
 
@@ -130,6 +135,17 @@ pub(super) struct ChunkChoice {
     pub(super) delta: Delta,
     pub(super) logprobs: Option<ChoiceLogprobs>,
     pub(super) finish_reason: Option<&'static str>,
+}
+
+impl ChunkChoice {
+    pub(super) fn new(
+        choice: usize,
+        delta: Delta,
+        logprobs: Option<ChoiceLogprobs>,
+        finish_reason: Option<&'static str>,
+    ) -> Self {
+        Self { index: u32::try_from(choice).unwrap_or(u32::MAX), delta, logprobs, finish_reason }
+    }
 }
 
 #[derive(Debug, Default, PartialEq, Serialize)]

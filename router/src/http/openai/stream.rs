@@ -10,7 +10,7 @@ use super::response::{
 use crate::http::openai::response::ChoiceLogprobs;
 
 /// What stands for the log-probability of something impossible: JSON has no infinity.
-const IMPOSSIBLE: f32 = -9999.0;
+pub(super) const IMPOSSIBLE: f32 = -9999.0;
 
 /// Whether log-probabilities are reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,23 +19,29 @@ pub(in crate::http) enum Logprobs {
     Omit,
 }
 
-/// The chunks of one answer: text as it comes, then why it ended, then usage if it is wanted.
+/// The chunks of a request's answers: text as it comes, then why each ended, then usage if it is wanted.
 pub(in crate::http) struct ChatStream {
     envelope: Envelope,
     logprobs: Logprobs,
     usage: UsageWish,
-    role: Option<&'static str>,
+    /// By choice: its role, until its first chunk has told it.
+    roles: Vec<Option<&'static str>>,
 }
 
 impl ChatStream {
-    pub(in crate::http) fn new(envelope: Envelope, logprobs: Logprobs, usage: UsageWish) -> Self {
-        Self { envelope, logprobs, usage, role: Some("assistant") }
+    pub(in crate::http) fn new(
+        envelope: Envelope,
+        logprobs: Logprobs,
+        usage: UsageWish,
+        choices: usize,
+    ) -> Self {
+        Self { envelope, logprobs, usage, roles: vec![Some("assistant"); choices] }
     }
 
-    /// What a token adds, if it adds something.
+    /// What a choice's token adds, if it adds something.
     pub(in crate::http) fn on_token(
         &mut self,
-        token: &GeneratedToken,
+        (choice, token): (usize, &GeneratedToken),
         vocabulary: &Vocabulary,
         usage: Usage,
     ) -> Vec<Chunk> {
@@ -43,27 +49,28 @@ impl ChatStream {
         let content = entries(self.logprobs, std::slice::from_ref(token), vocabulary);
         let logprobs = content.filter(|logprobs| !logprobs.content.is_empty());
         if !token.delta.is_empty() || logprobs.is_some() {
-            let delta = Delta { role: self.role.take(), content: Some(token.delta.clone()) };
-            chunks.push(self.chunk(delta, logprobs, None, usage));
+            let delta = Delta { role: self.take_role(choice), content: Some(token.delta.clone()) };
+            chunks.push(self.chunk(ChunkChoice::new(choice, delta, logprobs, None), usage));
         }
         let Some(reason) = token.finish else { return chunks };
-        let role = self.role.take();
+        let role = self.take_role(choice);
         let delta = Delta { role, content: role.map(|_| String::new()) };
-        chunks.push(self.chunk(delta, None, Some(finish_reason(reason)), usage));
-        if self.usage.at_end {
-            chunks.push(Chunk { choices: Vec::new(), usage: Some(Some(usage)), ..self.empty() });
-        }
+        let reason = Some(finish_reason(reason));
+        chunks.push(self.chunk(ChunkChoice::new(choice, delta, None, reason), usage));
         chunks
     }
 
-    fn chunk(
-        &self,
-        delta: Delta,
-        logprobs: Option<ChoiceLogprobs>,
-        finish_reason: Option<&'static str>,
-        usage: Usage,
-    ) -> Chunk {
-        let choice = ChunkChoice { index: 0, delta, logprobs, finish_reason };
+    /// What follows the last token of the last choice.
+    pub(in crate::http) fn on_end(&self, usage: Usage) -> Option<Chunk> {
+        let chunk = Chunk { choices: Vec::new(), usage: Some(Some(usage)), ..self.empty() };
+        self.usage.at_end.then_some(chunk)
+    }
+
+    fn take_role(&mut self, choice: usize) -> Option<&'static str> {
+        self.roles.get_mut(choice).and_then(Option::take)
+    }
+
+    fn chunk(&self, choice: ChunkChoice, usage: Usage) -> Chunk {
         let usage = match (self.usage.always, self.usage.at_end) {
             (true, _) => Some(Some(usage)),
             (false, true) => Some(None),
