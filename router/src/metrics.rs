@@ -16,11 +16,13 @@ use crate::error::ErrorKind;
 enum Scale {
     /// Seconds: 19 buckets from half a millisecond, each twice the one before.
     Seconds,
+    /// Seconds: 19 buckets from a microsecond, each twice the one before.
+    Moments,
     /// Tokens or sequences: 18 powers of two.
     Count,
 }
 
-const HISTOGRAMS: [(&str, Scale, &str); 15] = [
+const HISTOGRAMS: [(&str, Scale, &str); 17] = [
     ("tgi_request_duration", Scale::Seconds, "Seconds from arrival to the last token"),
     ("tgi_request_validation_duration", Scale::Seconds, "Seconds from arrival to the queue"),
     ("tgi_request_queue_duration", Scale::Seconds, "Seconds in the queue"),
@@ -40,6 +42,8 @@ const HISTOGRAMS: [(&str, Scale, &str); 15] = [
         Scale::Seconds,
         "Seconds of a step's exchange between ranks, on rank 0",
     ),
+    ("lockstep_grammar_compile_duration", Scale::Seconds, "Seconds of compiling a grammar"),
+    ("lockstep_grammar_mask_duration", Scale::Moments, "Seconds of finding out which tokens may follow"),
 ];
 
 const COUNTERS: [(&str, &str); 9] = [
@@ -225,6 +229,16 @@ impl Metrics {
         counter(&self.recorder, "tgi_batch_inference_failure", &[kind.label()]).increment(1);
     }
 
+    /// A grammar was compiled.
+    pub fn on_grammar_compiled(&self, took: Duration) {
+        self.record("lockstep_grammar_compile_duration", took.as_secs_f64());
+    }
+
+    /// The tokens that may follow in one sequence were found out.
+    pub fn on_mask(&self, took: Duration) {
+        self.record("lockstep_grammar_mask_duration", took.as_secs_f64());
+    }
+
     /// A group was lost.
     pub fn on_group_lost(&self) {
         self.count("lockstep_group_restarts", 1);
@@ -273,6 +287,7 @@ impl Scale {
     fn buckets(self) -> Vec<f64> {
         let (first, count) = match self {
             Self::Seconds => (0.0005, 19),
+            Self::Moments => (0.000_001, 19),
             Self::Count => (1.0, 18),
         };
         (0..count).map(|step| first * f64::powi(2.0, step)).collect()

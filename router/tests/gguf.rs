@@ -18,7 +18,9 @@ fn the_demo_model_is_the_same_by_way_of_a_gguf_file() {
     let prompt = |model: &Model| {
         let message = json!({"role": "user", "content": "Où est 12,5 😀?\n"});
         let template = model.template.as_ref().expect("the demo model chats");
-        template.render(&Conversation { messages: vec![message], ..Conversation::default() }).expect("a message is rendered")
+        template
+            .render(&Conversation { messages: vec![message], ..Conversation::default() })
+            .expect("a message is rendered")
     };
     assert_eq!(prompt(&converted), prompt(&original));
     let encode = |model: &Model| {

@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
-use lockstep_proto::{Epoch, Outcome, Sampling, Step, StepOutput, Tokens};
+use lockstep_proto::{Epoch, Outcome, Sampling, SequenceId, Step, StepOutput, TokenId, Tokens};
 use lockstep_scheduler::{CacheShape, Limits, Scheduler, SequenceEvent, StepMismatch};
 use tokio::sync::mpsc;
 
 use super::deliver::{Deliveries, channel_capacity_events};
+use super::masks::{Found, Masks, Settled};
 use super::{Command, EngineError, GenerationEvent};
 use crate::metrics::{Metrics, StepKind};
 use crate::shards::GroupFacts;
@@ -15,6 +16,7 @@ use crate::shards::GroupFacts;
 pub(super) struct Core {
     scheduler: Scheduler,
     deliveries: Deliveries,
+    masks: Masks,
     metrics: std::sync::Arc<Metrics>,
     in_flight: Option<InFlight>,
     /// Entries in a row of the group's logits.
@@ -29,7 +31,14 @@ struct InFlight {
 
 impl Core {
     pub(super) fn new(limits: Limits, deliveries: Deliveries, metrics: std::sync::Arc<Metrics>) -> Self {
-        Self { scheduler: Scheduler::new(limits), deliveries, metrics, in_flight: None, vocabulary_size: 0 }
+        Self {
+            scheduler: Scheduler::new(limits),
+            deliveries,
+            masks: Masks::default(),
+            metrics,
+            in_flight: None,
+            vocabulary_size: 0,
+        }
     }
 
     /// A sequence arrived.
@@ -44,6 +53,9 @@ impl Core {
         }
         let (tx, rx) = mpsc::channel::<GenerationEvent>(capacity);
         self.deliveries.open(sequence, assignment.stops, tx, now);
+        if let Some(grammar) = assignment.grammar {
+            self.masks.open(sequence, grammar);
+        }
         // If nobody takes the receiver, it is closed and the sequence is swept up.
         let _ = reply.send(Ok(rx));
         self.observe();
@@ -59,7 +71,7 @@ impl Core {
     /// Cancels what nobody waits for.
     pub(super) fn sweep(&mut self) {
         for sequence in self.deliveries.take_abandoned() {
-            self.scheduler.on_cancel(sequence);
+            self.cancel(sequence);
         }
         self.observe();
     }
@@ -109,9 +121,31 @@ impl Core {
     /// Everyone who waits gets `error`.
     pub(super) fn fail_all(&mut self, error: &EngineError) {
         for sequence in self.deliveries.fail_all(error) {
-            self.scheduler.on_cancel(sequence);
+            self.cancel(sequence);
         }
         self.observe();
+    }
+
+    /// The masks that are being found out.
+    pub(super) fn masks(&mut self) -> &mut Masks {
+        &mut self.masks
+    }
+
+    /// A mask was found out.
+    pub(super) fn on_mask(&mut self, found: Found) {
+        match self.masks.on_found(found) {
+            Settled::Ready(sequence, took) => {
+                self.metrics.on_mask(took);
+                self.scheduler.on_resume(sequence);
+            }
+            Settled::Failed(sequence, reason) => self.fail(sequence, reason),
+            Settled::Gone => {}
+        }
+    }
+
+    /// Gives a step the masks of what it samples.
+    pub(super) fn add_masks(&self, step: &mut Step) {
+        step.masks = self.masks.of(step, self.vocabulary_size);
     }
 
     /// How many sequences are under way.
@@ -120,9 +154,54 @@ impl Core {
     }
 
     fn hand_on(&mut self, events: Vec<SequenceEvent>, now: Instant) {
+        let tokens = self.note_grammars(&events);
         for sequence in self.deliveries.on_events(events, now) {
-            self.scheduler.on_cancel(sequence);
+            self.cancel(sequence);
         }
+        for (sequence, token) in tokens {
+            self.find_mask(sequence, token);
+        }
+    }
+
+    /// Closes the places of sequences that end here; returns the new tokens of those that go on.
+    fn note_grammars(&mut self, events: &[SequenceEvent]) -> Vec<(SequenceId, TokenId)> {
+        let mut tokens = Vec::new();
+        for event in events {
+            match event {
+                SequenceEvent::Token { sequence, token } if self.masks.contains(*sequence) => {
+                    tokens.push((*sequence, token.token));
+                }
+                SequenceEvent::Finished { sequence, .. } | SequenceEvent::Failed { sequence, .. } => {
+                    self.masks.close(*sequence);
+                }
+                SequenceEvent::Token { .. }
+                | SequenceEvent::Admitted { .. }
+                | SequenceEvent::PromptLogprobs { .. }
+                | SequenceEvent::Preempted { .. } => {}
+            }
+        }
+        tokens
+    }
+
+    fn find_mask(&mut self, sequence: SequenceId, token: TokenId) {
+        if !self.masks.contains(sequence) {
+            return;
+        }
+        match self.masks.on_token(sequence, token) {
+            Ok(()) => self.scheduler.on_hold(sequence),
+            Err(error) => self.fail(sequence, error.to_string()),
+        }
+    }
+
+    /// A sequence cannot go on, for a reason of its own.
+    fn fail(&mut self, sequence: SequenceId, reason: String) {
+        self.deliveries.fail(sequence, EngineError::Failed(reason));
+        self.cancel(sequence);
+    }
+
+    fn cancel(&mut self, sequence: SequenceId) {
+        self.masks.close(sequence);
+        self.scheduler.on_cancel(sequence);
     }
 
     fn observe(&self) {
@@ -159,7 +238,7 @@ fn check_ids(output: &StepOutput, vocabulary_size: u32) -> Result<(), StepMismat
 
 #[cfg(test)]
 mod tests {
-    use lockstep_proto::{Position, PromptLogprobs, SequenceId, StepId, TokenId, Work, WorkTokens};
+    use lockstep_proto::{Position, PromptLogprobs, StepId, Work, WorkTokens};
 
     use super::*;
 

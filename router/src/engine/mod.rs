@@ -1,7 +1,9 @@
 //! From submitted sequences to streams of events: the only part that talks to scheduler and shards.
 
+mod answer_check;
 mod core;
 mod deliver;
+mod masks;
 mod run;
 mod stop;
 
@@ -14,6 +16,8 @@ use lockstep_scheduler::{AdmissionError, Submission};
 use thiserror::Error;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use self::answer_check::AnswerCheck;
+use crate::grammar::CompiledGrammar;
 use crate::shards::GroupFacts;
 
 pub use run::{EngineConfig, EngineTask};
@@ -102,6 +106,8 @@ pub struct Assignment {
     pub submission: Submission,
     /// What ends its text.
     pub stops: StopStrings,
+    /// What its text must be.
+    pub grammar: Option<Arc<CompiledGrammar>>,
 }
 
 pub(crate) enum Command {
@@ -126,11 +132,12 @@ impl Engine {
     /// When the scheduler refuses it or the engine has stopped.
     pub async fn submit(&self, assignment: Assignment) -> Result<Generation, EngineError> {
         let sequence = SequenceId(self.next_sequence.fetch_add(1, Ordering::Relaxed));
+        let check = assignment.grammar.clone().map(AnswerCheck::new);
         let (reply, accepted) = oneshot::channel();
         let command = Command::Submit { sequence, assignment: Box::new(assignment), reply };
         self.commands.send(command).await.map_err(|_| EngineError::Stopping)?;
         let events = accepted.await.map_err(|_| EngineError::Stopping)??;
-        Ok(Generation { sequence, events, _wake: WakeOnDrop(Arc::clone(&self.wake)) })
+        Ok(Generation { sequence, check, events, _wake: WakeOnDrop(Arc::clone(&self.wake)) })
     }
 
     /// Whether the shards can be asked; changes are signalled.
@@ -142,6 +149,8 @@ impl Engine {
 /// A running sequence. Dropping it cancels it: its blocks are back within one step.
 pub struct Generation {
     sequence: SequenceId,
+    /// Of a sequence that has a grammar.
+    check: Option<AnswerCheck>,
     // Declared before `_wake`: the engine is woken when this is closed already.
     events: mpsc::Receiver<GenerationEvent>,
     _wake: WakeOnDrop,
@@ -166,6 +175,9 @@ impl Generation {
     /// # Cancel safety
     /// No event is lost.
     pub async fn next(&mut self) -> Option<GenerationEvent> {
-        self.events.recv().await
+        match &mut self.check {
+            None => self.events.recv().await,
+            Some(check) => check.next(&mut self.events).await,
+        }
     }
 }

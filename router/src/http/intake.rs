@@ -11,6 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tracing::debug;
 
 use super::frame::RequestId;
+use super::grammar;
 use super::record::{PromptSize, Record};
 use super::registry::Registration;
 use crate::app::App;
@@ -117,7 +118,10 @@ async fn begin(
     let (source, awaiting) = request.check(&limits)?.split();
     let prompt = encode(app, source).await?;
     debug!(prompt = prompt.text, tokens = prompt.tokens.len(), "tokenized");
-    let valid = awaiting.with_prompt(prompt, &limits, &app.model.end_tokens)?;
+    let mut valid = awaiting.with_prompt(prompt, &limits, &app.model.end_tokens)?;
+    if let Some(grammar) = valid.grammar.take() {
+        valid.assignment.grammar = Some(grammar::compile(app, grammar).await?);
+    }
     let submission = &valid.assignment.submission;
     let size = PromptSize {
         characters: valid.prompt_text.chars().count(),

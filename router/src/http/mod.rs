@@ -5,6 +5,7 @@ mod chat;
 mod fields;
 mod frame;
 mod generate;
+mod grammar;
 mod health;
 mod intake;
 mod models;

@@ -10,6 +10,7 @@ use lockstep_scheduler::{CacheSalt, Submission};
 use crate::chat::Conversation;
 use crate::engine::{Assignment, StopStrings, StopText};
 use crate::error::ApiError;
+use crate::grammar::Grammar;
 use crate::tokenizer::SpecialTokens;
 
 pub use defaults::SamplingDefaults;
@@ -67,6 +68,8 @@ pub struct TextRequest {
     pub prompt_logprobs: PromptLogprobs,
     /// Keep only this many of the prompt's last tokens.
     pub truncate: Option<u32>,
+    /// What the answer's text must be.
+    pub grammar: Option<Grammar>,
 }
 
 /// A request whose parameters keep the rules; its prompt is not tokenized yet.
@@ -83,6 +86,7 @@ struct Rest {
     stopping: StoppingRequest,
     prompt_logprobs: PromptLogprobs,
     truncate: Option<u32>,
+    grammar: Option<Grammar>,
 }
 
 /// A prompt, tokenized.
@@ -103,6 +107,8 @@ pub struct ValidRequest {
     pub prompt_text: String,
     /// The seed, when sampling.
     pub seed: Option<u64>,
+    /// What the answer's text must be; to be compiled into the assignment.
+    pub grammar: Option<Grammar>,
 }
 
 impl TextRequest {
@@ -134,9 +140,14 @@ impl TextRequest {
             );
             return Err(ApiError::invalid("truncate", message));
         }
+        if self.grammar.is_some() && self.stopping.end_tokens == EndOfSequence::Ignore {
+            let message =
+                "`ignore_eos` cannot be set together with `grammar`, whose end is an end-of-sequence token";
+            return Err(ApiError::invalid("ignore_eos", message));
+        }
         let sampling = self.sampling.check(top_n_tokens)?;
-        let Self { prompt, stopping, prompt_logprobs, truncate, .. } = self;
-        Ok(CheckedRequest { prompt, rest: Rest { sampling, stopping, prompt_logprobs, truncate } })
+        let Self { prompt, stopping, prompt_logprobs, truncate, grammar, .. } = self;
+        Ok(CheckedRequest { prompt, rest: Rest { sampling, stopping, prompt_logprobs, truncate, grammar } })
     }
 }
 
@@ -162,7 +173,7 @@ impl AwaitingPrompt {
         limits: &RequestLimits,
         end_tokens: &[TokenId],
     ) -> Result<ValidRequest, ApiError> {
-        let Rest { sampling, stopping, prompt_logprobs, truncate } = self.0;
+        let Rest { sampling, stopping, prompt_logprobs, truncate, grammar } = self.0;
         let mut tokens = prompt.tokens;
         if let Some(keep) = truncate {
             tokens.drain(..tokens.len().saturating_sub(keep as usize));
@@ -185,8 +196,8 @@ impl AwaitingPrompt {
             cache_salt: CacheSalt(0),
         };
         let stops = StopStrings::new(&stopping.stop, stopping.stop_text);
-        let assignment = Assignment { submission, stops };
-        Ok(ValidRequest { assignment, prompt_text: prompt.text, seed: sampling.seed })
+        let assignment = Assignment { submission, stops, grammar: None };
+        Ok(ValidRequest { assignment, prompt_text: prompt.text, seed: sampling.seed, grammar })
     }
 }
 

@@ -7,6 +7,7 @@ use crate::chat::{Conversation, RESERVED_VARIABLES, parse_arguments};
 use crate::engine::StopText;
 use crate::error::ApiError;
 use crate::http::fields::Fields;
+use crate::http::grammar;
 use crate::http::native::{logit_bias, unknown_adapter};
 use crate::validation::{EndOfSequence, PromptSource, SamplingRequest, StoppingRequest, TextRequest};
 
@@ -58,6 +59,7 @@ impl ChatRequest {
             top_n_tokens: top_logprobs,
             prompt_logprobs: PromptLogprobs::Skip,
             truncate: None,
+            grammar: grammar::openai(body)?,
         };
         let request = Self { text, model: body.take("model")?, logprobs, delivery: delivery(body)? };
         refuse_what_is_not_served(body)?;
@@ -179,14 +181,6 @@ fn refuse_what_is_not_served(body: &mut Fields) -> Result<(), ApiError> {
     body.refuse_unless("functions", is_empty)?;
     body.refuse_unless("tool_choice", |value| is_one_of(value, &["none", "auto"]))?;
     body.refuse_unless("function_call", |value| is_one_of(value, &["none", "auto"]))?;
-    body.refuse_unless("response_format", |value| {
-        value.get("type").and_then(Value::as_str) == Some("text")
-    })?;
-    for name in
-        ["grammar", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"]
-    {
-        body.refuse_unless(name, Value::is_null)?;
-    }
     for name in ["audio", "prediction", "web_search_options", "reasoning_effort"] {
         body.refuse_unless(name, Value::is_null)?;
     }
@@ -201,8 +195,12 @@ fn refuse_what_is_not_served(body: &mut Fields) -> Result<(), ApiError> {
 
 /// The same error with the names this dialect has for its fields.
 pub(in crate::http) fn in_openai_words(mut error: ApiError) -> ApiError {
-    let words =
-        [("inputs", "messages"), ("max_new_tokens", "max_tokens"), ("top_n_tokens", "top_logprobs")];
+    let words = [
+        ("inputs", "messages"),
+        ("max_new_tokens", "max_tokens"),
+        ("top_n_tokens", "top_logprobs"),
+        ("grammar", "response_format"),
+    ];
     for (native, ours) in words {
         error.message = error.message.replace(&format!("`{native}`"), &format!("`{ours}`"));
         if error.param == Some(native) {
