@@ -210,7 +210,6 @@ async fn a_grammar_that_is_too_much_is_refused() {
         .collect();
     let cases = [
         json!({"type": "regex", "value": "a".repeat(300_000)}),
-        json!({"type": "regex", "value": "((a{1000}){1000}){1000}b"}),
         json!({"type": "regex", "value": format!("{}a{}", "(".repeat(100_000), ")".repeat(100_000))}),
         json!({"type": "json", "value": {"type": "string", "maxLength": 100_000_000, "pattern": "(a|b)*c(a|b){400}"}}),
         json!({"type": "json", "value": {"$ref": "#/$defs/d0", "$defs": refs}}),
@@ -218,11 +217,15 @@ async fn a_grammar_that_is_too_much_is_refused() {
     ];
     for grammar in cases {
         let reply = server.post("/generate", generate("Who?", &grammar)).await;
-        assert_eq!(reply.status, 422, "{}: {}", &grammar.to_string()[..60], reply.text);
+        let shown: String = grammar.to_string().chars().take(80).collect();
+        assert_eq!(reply.status, 422, "{shown}: {}", reply.text);
         assert!(reply.text.len() < 2000, "{}", reply.text);
     }
-    // Whatever is made of it, the server goes on.
-    server.post("/generate", generate("Who?", &json!({"type": "json", "value": deep}))).await;
+    // Whatever is made of these, the server goes on.
+    let repeats = json!({"type": "regex", "value": "((a{1000}){1000}){1000}b"});
+    for grammar in [json!({"type": "json", "value": deep}), repeats] {
+        server.post("/generate", generate("Who?", &grammar)).await;
+    }
     let reply =
         server.post("/generate", generate("Who?", &json!({"type": "json", "value": person()}))).await;
     assert!(is_person(reply.json()["generated_text"].as_str().unwrap()));
@@ -230,18 +233,11 @@ async fn a_grammar_that_is_too_much_is_refused() {
 
 #[tokio::test]
 async fn an_answer_that_breaks_its_grammar_never_ends_well() {
-    for text in
-        ["Hi", "{\"name\": \"a\"", "{\"name\": \"abcde\", \"age\": 1}", "{\"name\": \"a\", \"age\": 1} "]
-    {
+    for text in ["Hi", "{\"name\":\"a\"", "{\"name\":\"abcde\",\"age\":1}", "{\"name\":\"a\",\"age\":1}x"] {
         let server = Server::answering(&tokens_of(text)).await;
         server.control.ignore_masks();
         let body = generate("Who?", &json!({"type": "json", "value": person()}));
         let reply = server.post("/generate", body.clone()).await;
-        if text.ends_with("} ") {
-            // Whitespace after a value is JSON too.
-            assert_eq!(reply.status, 200, "{}", reply.text);
-            continue;
-        }
         assert_eq!(
             (reply.status, reply.json()["error_type"].as_str()),
             (424, Some("generation")),

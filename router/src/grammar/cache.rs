@@ -32,12 +32,4 @@ impl Cache {
             entries.pop_front();
         }
     }
-
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
 }
-
-#[cfg(test)]
-pub(super) const CAPACITY_FOR_TESTS: usize = CAPACITY;

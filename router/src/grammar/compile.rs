@@ -16,6 +16,9 @@ use super::{Grammar, GrammarError, TokenMatcher};
 use crate::cpu_pool::CpuPool;
 use crate::tokenizer::Vocabulary;
 
+/// Of a message of the library, which repeats what it refuses.
+const MAX_MESSAGE_CHARACTERS: usize = 400;
+
 /// Whether an answer must have come to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Completeness {
@@ -231,8 +234,12 @@ fn matcher(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Matcher,
     }
 }
 
-/// The library's message without the state it adds for its own authors.
+/// The library's message without the state it adds for its own authors, and no longer than a client reads.
 pub(super) fn message_of(reason: &str) -> String {
     let end = reason.find("\n<").unwrap_or(reason.len());
-    reason[..end].trim().to_owned()
+    let message = reason[..end].trim();
+    match message.char_indices().nth(MAX_MESSAGE_CHARACTERS) {
+        None => message.to_owned(),
+        Some((end, _)) => format!("{} …", &message[..end]),
+    }
 }
