@@ -79,10 +79,10 @@ fn keeps(
     let list = || argument.as_array().unwrap();
     let valid = |inner: &Value| is_valid(root, inner, value);
     match keyword {
-        "type" => match argument {
-            Value::Array(kinds) => kinds.iter().any(|kind| is_of_type(value, kind.as_str().unwrap())),
-            kind => is_of_type(value, kind.as_str().unwrap()),
-        },
+        "type" => {
+            let kinds = argument.as_array().map_or(std::slice::from_ref(argument), Vec::as_slice);
+            kinds.iter().any(|kind| is_of_type(value, kind.as_str().unwrap()))
+        }
         "const" => value == argument,
         "enum" => list().contains(value),
         "anyOf" => list().iter().any(valid),

@@ -101,13 +101,8 @@ impl Compiler {
         let mut tokens = matcher(&self.tokens, top.clone())?;
         let bytes = matcher(&self.bytes, top)?;
         // Of a copy: what is computed for a mask stays in the matcher.
-        let first = Allowed::by(&mut tokens.deep_clone()).map_err(|error| match error {
-            GrammarError::Stuck(reason) => GrammarError::Refused(format!("nothing matches it: {reason}")),
-            other => other,
-        })?;
-        if let Some(reason) = tokens.get_error() {
-            return Err(GrammarError::Refused(message_of(&reason)));
-        }
+        let first = Allowed::by(&mut tokens.deep_clone())
+            .map_err(|error| GrammarError::Refused(format!("nothing matches it: {error}")))?;
         // Warnings name keywords that would be ignored.
         if let Some(warning) = tokens.grammar_warnings().into_iter().next() {
             return Err(GrammarError::Refused(message_of(&warning)));
@@ -241,5 +236,64 @@ pub(super) fn message_of(reason: &str) -> String {
     match message.char_indices().nth(MAX_MESSAGE_CHARACTERS) {
         None => message.to_owned(),
         Some((end, _)) => format!("{} …", &message[..end]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::{byte_level_tokenizer, ids};
+    use crate::tokenizer::Tokenizer;
+
+    fn compiled(grammar: &Grammar) -> CompiledGrammar {
+        let tokenizer = Tokenizer::from_bytes(byte_level_tokenizer().as_bytes()).unwrap();
+        let pool = CpuPool::start(1, 1).unwrap();
+        let pools = Pools { compile: pool.clone(), masks: pool };
+        let compiler = Compiler::new(tokenizer.vocabulary(), &[TokenId(ids::IM_END)], pools).unwrap();
+        compiler.compile(grammar).unwrap()
+    }
+
+    #[test]
+    fn an_answer_is_judged_by_its_bytes() {
+        let object = compiled(&Grammar::of_schema(&json!({"type": "object", "maxProperties": 0})));
+        let regex = compiled(&Grammar::Regex("é[0-9]+".to_owned()));
+        let cases: [(&CompiledGrammar, &[u8], bool, bool); 9] = [
+            (&object, b"{}", true, true),
+            (&object, b"{ }", true, true),
+            (&object, b"{", false, true),
+            (&object, b"", false, true),
+            (&object, b"{}}", false, false),
+            (&object, b"[]", false, false),
+            (&regex, "é12".as_bytes(), true, true),
+            (&regex, &"é".as_bytes()[..1], false, true),
+            (&regex, b"e1", false, false),
+        ];
+        for (grammar, answer, complete, beginning) in cases {
+            let shown = String::from_utf8_lossy(answer);
+            assert_eq!(grammar.check(answer, Completeness::Complete).is_ok(), complete, "{shown}");
+            assert_eq!(grammar.check(answer, Completeness::Beginning).is_ok(), beginning, "{shown}");
+        }
+    }
+
+    #[test]
+    fn what_may_follow_depends_on_the_tokens_alone() {
+        let grammar = compiled(&Grammar::Regex("(ab)+[.]\\n\\n".to_owned()));
+        let tokens = [u32::from(b'a'), u32::from(b'b'), ids::AB, ids::FULL_STOP_BREAK].map(TokenId);
+        let mut one = grammar.matcher();
+        let mut allowed = grammar.first().clone();
+        for (index, token) in tokens.into_iter().enumerate() {
+            assert!(allowed.contains(token) && !allowed.contains(TokenId(ids::IM_END)), "{index}");
+            allowed = one.advance(token).unwrap();
+            // Another matcher that is fed the same from its beginning, after a preemption say.
+            let mut other = grammar.matcher();
+            let again = tokens[..=index].iter().map(|token| other.advance(*token).unwrap()).last();
+            assert_eq!(again.as_ref(), Some(&allowed));
+        }
+        let only_the_end: Vec<u32> = (0..300).filter(|id| allowed.contains(TokenId(*id))).collect();
+        assert_eq!(only_the_end, [ids::IM_END]);
+        assert!(grammar.matcher().advance(TokenId(u32::from(b'x'))).is_err());
+        assert_eq!(allowed.to_bits(4000).len(), 500);
     }
 }

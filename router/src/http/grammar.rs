@@ -119,9 +119,9 @@ fn structured(name: &'static str, fields: &mut Fields) -> Result<Option<Grammar>
 
 /// A schema, or its text.
 fn schema(name: &'static str, value: Value) -> Result<Grammar, ApiError> {
-    match value {
+    match &value {
         Value::String(text) => {
-            let parsed: Value = serde_json::from_str(&text).map_err(|error| {
+            let parsed: Value = serde_json::from_str(text).map_err(|error| {
                 ApiError::invalid(
                     name,
                     format_args!("`{name}` is not valid: the schema is no JSON: {error}"),
@@ -129,7 +129,9 @@ fn schema(name: &'static str, value: Value) -> Result<Grammar, ApiError> {
             })?;
             Ok(Grammar::of_schema(&parsed))
         }
-        value => Ok(Grammar::of_schema(&value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+            Ok(Grammar::of_schema(&value))
+        }
     }
 }
 

@@ -30,6 +30,7 @@ fn request() -> TextRequest {
         top_n_tokens: None,
         prompt_logprobs: PromptLogprobs::Skip,
         truncate: None,
+        grammar: None,
     }
 }
 
