@@ -80,11 +80,16 @@ pub struct App {
     pub requests: Registry,
     /// How long requests take, lately.
     pub load: Load,
-    permits: Arc<Semaphore>,
-    tokenize_places: Arc<Semaphore>,
+    places: Places,
     group: watch::Receiver<GroupState>,
     draining: CancellationToken,
     was_ready: Arc<AtomicBool>,
+}
+
+/// Places that are taken while something is under way.
+struct Places {
+    requests: Arc<Semaphore>,
+    tokenizing: Arc<Semaphore>,
 }
 
 impl App {
@@ -128,8 +133,10 @@ impl App {
             note_ready(engine.state(), Arc::clone(&was_ready), tasks.stop_token().clone()),
         );
         Ok(Arc::new(Self {
-            permits: Arc::new(Semaphore::new(config.max_concurrent_requests)),
-            tokenize_places: Arc::new(Semaphore::new(TOKENIZE_PLACES)),
+            places: Places {
+                requests: Arc::new(Semaphore::new(config.max_concurrent_requests)),
+                tokenizing: Arc::new(Semaphore::new(TOKENIZE_PLACES)),
+            },
             group: engine.state(),
             config,
             model: Arc::new(model),
@@ -157,7 +164,7 @@ impl App {
         if self.is_draining() {
             return Err(ApiError::draining());
         }
-        Arc::clone(&self.permits).try_acquire_owned().map_err(|_| self.overloaded())
+        Arc::clone(&self.places.requests).try_acquire_owned().map_err(|_| self.overloaded())
     }
 
     /// A place among the prompts that are only tokenized.
@@ -165,12 +172,12 @@ impl App {
     /// # Errors
     /// When all are taken.
     pub fn admit_tokenizing(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.tokenize_places).try_acquire_owned().map_err(|_| self.overloaded())
+        Arc::clone(&self.places.tokenizing).try_acquire_owned().map_err(|_| self.overloaded())
     }
 
     /// Requests under way.
     pub fn requests_under_way(&self) -> usize {
-        self.config.max_concurrent_requests.saturating_sub(self.permits.available_permits())
+        self.config.max_concurrent_requests.saturating_sub(self.places.requests.available_permits())
     }
 
     /// Too many requests, and when to try again.

@@ -157,6 +157,11 @@ async fn what_is_no_grammar_is_refused_by_name() {
             reply.text
         );
     }
+}
+
+#[tokio::test]
+async fn what_is_no_grammar_is_refused_by_name_in_chat() {
+    let server = hashing().await;
     let chat = |fields: Value| {
         let mut body = json!({"messages": [{"role": "user", "content": "Who?"}]});
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());

@@ -229,7 +229,7 @@ fn matcher(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Matcher,
     }
 }
 
-/// The library's message without the state it adds for its own authors, and no longer than a client reads.
+/// The library's message without the state it adds for its own authors, cut where a client stops reading.
 pub(super) fn message_of(reason: &str) -> String {
     let end = reason.find("\n<").unwrap_or(reason.len());
     let message = reason[..end].trim();
