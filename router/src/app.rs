@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cpu_pool::CpuPool;
 use crate::engine::{Engine, EngineConfig, EngineTask, GroupState};
 use crate::error::ApiError;
+use crate::grammar::Grammars;
 use crate::http::admission::{Place, Places, retry_after_s};
 use crate::http::auth::{AccessConfig, Keys, KeysError};
 use crate::http::response_cache::ResponseCache;
@@ -80,6 +81,8 @@ pub struct App {
     pub model: Arc<Model>,
     /// Where templates and tokenizers run.
     pub pool: CpuPool,
+    /// What answers may be held to.
+    pub grammars: Grammars,
     /// Where sequences are computed.
     pub engine: Engine,
     /// What is counted.
@@ -132,6 +135,13 @@ impl App {
         let pool =
             CpuPool::start(config.validation_workers, queue_capacity_jobs).map_err(AppError::Pool)?;
         let vocabulary = Arc::clone(model.tokenizer.vocabulary());
+        let end_tokens = model.end_tokens.clone();
+        let grammars = Grammars::start(
+            Arc::clone(&vocabulary),
+            end_tokens,
+            config.engine.limits.max_requests as usize,
+        )
+        .map_err(AppError::Pool)?;
         let stop = tasks.stop_token().clone();
         let (task, engine) = EngineTask::new(group, config.engine, vocabulary, Arc::clone(&metrics), stop);
         tasks.spawn("engine", Fate::StopServer, task.run());
@@ -155,6 +165,7 @@ impl App {
             config,
             model: Arc::new(model),
             pool,
+            grammars,
             engine,
             metrics,
             requests: Registry::default(),

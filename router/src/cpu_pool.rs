@@ -8,6 +8,9 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 use tracing::error;
 
+/// Stack of a thread: Rust's own default.
+const STACK_BYTES: usize = 2 << 20;
+
 type Job = Box<dyn FnOnce() + Send>;
 
 /// Why a job has no result.
@@ -33,11 +36,24 @@ impl CpuPool {
     /// # Errors
     /// When the system starts no more threads.
     pub fn start(threads: usize, queue_capacity_jobs: usize) -> std::io::Result<Self> {
+        Self::start_with_stack(threads, queue_capacity_jobs, STACK_BYTES)
+    }
+
+    /// The same, with `stack_bytes` of stack for each thread.
+    ///
+    /// # Errors
+    /// When the system starts no more threads.
+    pub fn start_with_stack(
+        threads: usize,
+        queue_capacity_jobs: usize,
+        stack_bytes: usize,
+    ) -> std::io::Result<Self> {
         let (jobs, queue) = sync_channel(queue_capacity_jobs.max(1));
         let queue = Arc::new(Mutex::new(queue));
         for index in 0..threads.max(1) {
             let queue = Arc::clone(&queue);
-            std::thread::Builder::new().name(format!("cpu-pool-{index}")).spawn(move || work(&queue))?;
+            let thread = std::thread::Builder::new().name(format!("cpu-pool-{index}"));
+            thread.stack_size(stack_bytes).spawn(move || work(&queue))?;
         }
         Ok(Self { jobs })
     }
@@ -54,6 +70,19 @@ impl CpuPool {
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
+        self.begin(job)?.await.map_err(|_| PoolError::Panicked)
+    }
+
+    /// Has `job` run on one of the threads; its result is received. A receiver that is dropped takes back a
+    /// job that has not begun, and one that gets nothing stands for a job that panicked.
+    ///
+    /// # Errors
+    /// When the queue is full.
+    pub fn begin<T, F>(&self, job: F) -> Result<oneshot::Receiver<T>, PoolError>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
         let (tx, rx) = oneshot::channel();
         let boxed: Job = Box::new(move || {
             if !tx.is_closed() {
@@ -62,7 +91,7 @@ impl CpuPool {
             }
         });
         match self.jobs.try_send(boxed) {
-            Ok(()) => rx.await.map_err(|_| PoolError::Panicked),
+            Ok(()) => Ok(rx),
             Err(TrySendError::Full(_)) => Err(PoolError::Full),
             Err(TrySendError::Disconnected(_)) => Err(PoolError::Panicked),
         }

@@ -14,6 +14,7 @@ pub mod app;
 pub mod http;
 
 pub mod chat;
+pub mod grammar;
 pub mod tokenizer;
 pub mod validation;
 

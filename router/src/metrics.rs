@@ -28,7 +28,7 @@ enum Scale {
     Count,
 }
 
-const HISTOGRAMS: [(&str, Scale, &str); 19] = [
+const HISTOGRAMS: [(&str, Scale, &str); 21] = [
     ("tgi_request_duration", Scale::Seconds, "Seconds from arrival to the last token"),
     ("tgi_request_validation_duration", Scale::Seconds, "Seconds from arrival to the queue"),
     ("tgi_request_queue_duration", Scale::Seconds, "Seconds in the queue"),
@@ -64,6 +64,8 @@ const HISTOGRAMS: [(&str, Scale, &str); 19] = [
         Scale::Moments,
         "Seconds of a step's exchange with other ranks, by rank",
     ),
+    ("lockstep_grammar_compile_seconds", Scale::Seconds, "Seconds of compiling a grammar"),
+    ("lockstep_grammar_mask_seconds", Scale::Moments, "Seconds of finding out which tokens may follow"),
 ];
 
 const COUNTERS: [(&str, &str); 12] = [
@@ -363,6 +365,16 @@ impl Metrics {
         seen.groups += 1;
         counter(&self.recorder, "lockstep_group_restarts_total", &[]).absolute(seen.groups - 1);
         gauge(&self.recorder, "lockstep_ranks_ready", &[]).set(facts.world_size);
+    }
+
+    /// A grammar was compiled.
+    pub fn on_grammar_compiled(&self, took: Duration) {
+        self.record("lockstep_grammar_compile_seconds", took.as_secs_f64());
+    }
+
+    /// The tokens that may follow in one sequence were found out.
+    pub fn on_mask(&self, took: Duration) {
+        self.record("lockstep_grammar_mask_seconds", took.as_secs_f64());
     }
 
     /// A group was lost.

@@ -176,8 +176,6 @@ async fn what_is_not_served_is_refused_by_name() {
         ("tools", json!([{"type": "function"}])),
         ("tool_choice", json!("required")),
         ("functions", json!([{"name": "f"}])),
-        ("response_format", json!({"type": "json_object"})),
-        ("structured_outputs", json!({"regex": "a"})),
         ("audio", json!({})),
         ("prediction", json!({})),
         ("store", json!(true)),

@@ -119,7 +119,7 @@ async fn validation_errors_are_statuses_on_streams_too() {
             "`decoder_input_details` == true is not supported when streaming tokens",
         ),
         (json!({"watermark": true}), "`watermark` is not supported"),
-        (json!({"grammar": {"type": "regex", "value": "a"}}), "`grammar` is not supported"),
+        (json!({"grammar": {"type": "regex"}}), "`grammar` needs a `value`"),
         (
             json!({"max_new_tokens": 500}),
             "`inputs` tokens + `max_new_tokens` must be <= 200. Given: 1 `inputs` tokens and 500 `max_new_tokens`",

@@ -255,7 +255,7 @@ fn sampling() -> Vec<Row> {
         ),
         row("adapter_id").refused(json!("a"), 404, "The adapter a is not loaded"),
         row("watermark").neutral(json!(false)).unserved(json!(true)),
-        row("grammar").unserved(json!({"type": "regex", "value": "a"})),
+        row("grammar").honoured(json!({"type": "regex", "value": "[b-f]{3}"})),
         row("ignore_eos").neutral(json!(false)),
     ]
 }
@@ -284,8 +284,8 @@ fn openai() -> Vec<Row> {
             .honoured(json!({"continuous_usage_stats": true})),
         // A mark for the operator: no answer depends on it.
         row("user").neutral(json!("someone")),
-        row("response_format").neutral(json!({"type": "text"})).unserved(json!({"type": "json_object"})),
-        row("structured_outputs").unserved(json!({"regex": "a"})),
+        row("response_format").neutral(json!({"type": "text"})).honoured(json!({"type": "json_object"})),
+        row("structured_outputs").honoured(json!({"regex": "[b-f]{3}"})),
     ]);
     rows
 }

@@ -210,7 +210,8 @@ async fn what_arrives_when_the_wait_is_over_is_refused_at_once() {
         cache_salt: CacheSalt(0),
         service: Service::default(),
     };
-    let late = Assignment { submission, stops: StopStrings::new(&[], StopText::Keep) };
+    let stops = StopStrings::new(&[], StopText::Keep);
+    let late = Assignment { submission, stops, grammar: None };
     let refused = server.app.engine.submit(late).await.err();
     assert_eq!(refused, Some(EngineError::GroupLost { waited: Duration::from_millis(50) }));
     server.control.resume();

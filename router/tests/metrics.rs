@@ -12,7 +12,9 @@ use support::{BLOCKS, Server, config, post};
 use tower::ServiceExt;
 
 /// Every name with its type, in order.
-const FAMILIES: [(&str, &str); 40] = [
+const FAMILIES: [(&str, &str); 42] = [
+    ("lockstep_grammar_compile_seconds", "histogram"),
+    ("lockstep_grammar_mask_seconds", "histogram"),
     ("lockstep_group_losses_total", "counter"),
     ("lockstep_group_restarts_total", "counter"),
     ("lockstep_inter_token_latency_seconds", "histogram"),

@@ -1,5 +1,6 @@
 //! The scheduler's calls: what happened, what to compute, what came of it.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use lockstep_proto::{Epoch, Outcome, SequenceId, Step, StepId, StepOutput, Tokens};
@@ -28,8 +29,8 @@ use crate::submission::{AdmissionError, Submission};
 /// A step that fails as a whole is a lost group: call [`on_group_lost`](Self::on_group_lost). Its sequences
 /// go on where they were when the next group is ready.
 ///
-/// The sequence that runs longest advances in every step, so every sequence that is not cancelled ends. The
-/// time decides about deadlines only, in [`on_time`](Self::on_time).
+/// The sequence that runs longest and is not held advances in every step, so every sequence that is not
+/// cancelled ends. The time decides about deadlines only, in [`on_time`](Self::on_time).
 #[derive(Debug)]
 pub struct Scheduler {
     pub(crate) limits: Limits,
@@ -40,6 +41,8 @@ pub struct Scheduler {
     pub(crate) events: Vec<SequenceEvent>,
     pub(crate) totals: Totals,
     pub(crate) pace: Pace,
+    /// Running sequences that are not to be given a token yet.
+    held: BTreeSet<SequenceId>,
     next_arrival: Arrival,
     next_step: StepId,
 }
@@ -61,6 +64,7 @@ impl Scheduler {
             events: Vec::new(),
             totals: Totals::default(),
             pace: Pace::default(),
+            held: BTreeSet::new(),
             next_arrival: Arrival(0),
             next_step: StepId(1),
         }
@@ -142,8 +146,23 @@ impl Scheduler {
         {
             group.cancel(sequence);
         }
+        self.held.remove(&sequence);
         self.events.retain(|event| event.sequence() != sequence);
         self.assert_invariants();
+    }
+
+    /// A running sequence gets no next token until [`on_resume`](Self::on_resume): its owner has yet to find
+    /// out which ones may follow. It keeps its place and its blocks. One that is preempted meanwhile may be
+    /// planned again, since its context must be computed anyway: the owner adds what it has found out to the
+    /// step.
+    pub fn on_hold(&mut self, sequence: SequenceId) {
+        self.held.insert(sequence);
+    }
+
+    /// A sequence that was held, or was not, gets tokens again. Ends what [`on_hold`](Self::on_hold) began,
+    /// also for a sequence that has ended.
+    pub fn on_resume(&mut self, sequence: SequenceId) {
+        self.held.remove(&sequence);
     }
 
     /// The next step, ready to send. `None` when there is nothing to compute, no group, or a step in flight.
@@ -154,7 +173,7 @@ impl Scheduler {
     pub fn plan_step(&mut self, now: Instant) -> Option<Step> {
         let group = self.group.as_mut().filter(|group| group.in_flight.is_none())?;
         let mut budget = StepBudget::new(self.limits.step_tokens());
-        let grants = budget.grant(group.running.values());
+        let grants = budget.grant(group.running.values(), &self.held);
         let (mut plan, preempted) = group.grow(&grants);
         if preempted.is_empty() {
             let admitted = group.admit(&self.limits, &mut self.queue, &mut budget, &mut plan);

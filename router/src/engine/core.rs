@@ -4,11 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use lockstep_proto::{Epoch, Outcome, Sampling, Step, StepOutput, StepTimings, Tokens, Work};
+use lockstep_proto::{
+    Epoch, Outcome, Sampling, SequenceId, Step, StepOutput, StepTimings, TokenId, Tokens, Work,
+};
 use lockstep_scheduler::{CacheShape, Limits, Scheduler, SequenceEvent, StepMismatch};
 use tokio::sync::mpsc;
 
 use super::deliver::{Deliveries, channel_capacity_events};
+use super::masks::{Found, Masks, Settled};
 use super::{Command, EngineError, GenerationEvent};
 use crate::metrics::{Metrics, StepKind};
 use crate::shards::GroupFacts;
@@ -17,6 +20,7 @@ use crate::shards::GroupFacts;
 pub(super) struct Core {
     scheduler: Scheduler,
     deliveries: Deliveries,
+    masks: Masks,
     metrics: Arc<Metrics>,
     in_flight: Option<InFlight>,
     /// Entries in a row of the group's logits.
@@ -35,7 +39,15 @@ impl Core {
     pub(super) fn new(limits: Limits, deliveries: Deliveries, metrics: Arc<Metrics>) -> Self {
         let queue_time_ms = Arc::new(AtomicU64::new(0));
         let scheduler = Scheduler::new(limits);
-        Self { scheduler, deliveries, metrics, in_flight: None, vocabulary_size: 0, queue_time_ms }
+        Self {
+            scheduler,
+            deliveries,
+            masks: Masks::default(),
+            metrics,
+            in_flight: None,
+            vocabulary_size: 0,
+            queue_time_ms,
+        }
     }
 
     /// Where it is said how long what is queued should take, in milliseconds.
@@ -55,6 +67,9 @@ impl Core {
         }
         let (tx, rx) = mpsc::channel::<GenerationEvent>(capacity);
         self.deliveries.open(sequence, assignment.stops, tx, now);
+        if let Some(grammar) = assignment.grammar {
+            self.masks.open(sequence, grammar);
+        }
         // If nobody takes the receiver, it is closed and the sequence is swept up.
         let _ = reply.send(Ok(rx));
         self.observe();
@@ -70,7 +85,7 @@ impl Core {
     /// Cancels what nobody waits for.
     pub(super) fn sweep(&mut self) {
         for sequence in self.deliveries.take_abandoned() {
-            self.scheduler.on_cancel(sequence);
+            self.cancel(sequence);
         }
         self.observe();
     }
@@ -148,9 +163,31 @@ impl Core {
     /// Everyone who waits gets `error`.
     pub(super) fn fail_all(&mut self, error: &EngineError) {
         for sequence in self.deliveries.fail_all(error) {
-            self.scheduler.on_cancel(sequence);
+            self.cancel(sequence);
         }
         self.observe();
+    }
+
+    /// The masks that are being found out.
+    pub(super) fn masks(&mut self) -> &mut Masks {
+        &mut self.masks
+    }
+
+    /// A mask was found out.
+    pub(super) fn on_mask(&mut self, found: Found) {
+        match self.masks.on_found(found) {
+            Settled::Ready(sequence, took) => {
+                self.metrics.on_mask(took);
+                self.scheduler.on_resume(sequence);
+            }
+            Settled::Failed(sequence, reason) => self.fail(sequence, reason),
+            Settled::Gone => {}
+        }
+    }
+
+    /// Gives a step the masks of what it samples.
+    pub(super) fn add_masks(&self, step: &mut Step) {
+        step.masks = self.masks.of(step, self.vocabulary_size);
     }
 
     /// How many sequences are under way.
@@ -159,9 +196,56 @@ impl Core {
     }
 
     fn hand_on(&mut self, events: Vec<SequenceEvent>, now: Instant) {
+        let tokens = self.note_grammars(&events);
         for sequence in self.deliveries.on_events(events, now) {
-            self.scheduler.on_cancel(sequence);
+            self.cancel(sequence);
         }
+        for (sequence, token) in tokens {
+            self.find_mask(sequence, token);
+        }
+    }
+
+    /// Closes the places of sequences that end here; returns the new tokens of those that go on.
+    fn note_grammars(&mut self, events: &[SequenceEvent]) -> Vec<(SequenceId, TokenId)> {
+        let mut tokens = Vec::new();
+        for event in events {
+            match event {
+                SequenceEvent::Token { sequence, token } if self.masks.contains(*sequence) => {
+                    tokens.push((*sequence, token.token));
+                }
+                SequenceEvent::Finished { sequence, .. }
+                | SequenceEvent::Expired { sequence, .. }
+                | SequenceEvent::Failed { sequence, .. } => {
+                    self.masks.close(*sequence);
+                }
+                SequenceEvent::Token { .. }
+                | SequenceEvent::Admitted { .. }
+                | SequenceEvent::PromptLogprobs { .. }
+                | SequenceEvent::Preempted { .. } => {}
+            }
+        }
+        tokens
+    }
+
+    fn find_mask(&mut self, sequence: SequenceId, token: TokenId) {
+        if !self.masks.contains(sequence) {
+            return;
+        }
+        match self.masks.on_token(sequence, token) {
+            Ok(()) => self.scheduler.on_hold(sequence),
+            Err(error) => self.fail(sequence, error.to_string()),
+        }
+    }
+
+    /// A sequence cannot go on, for a reason of its own.
+    fn fail(&mut self, sequence: SequenceId, reason: String) {
+        self.deliveries.fail(sequence, EngineError::Failed(reason));
+        self.cancel(sequence);
+    }
+
+    fn cancel(&mut self, sequence: SequenceId) {
+        self.masks.close(sequence);
+        self.scheduler.on_cancel(sequence);
     }
 
     fn observe(&self) {
@@ -203,7 +287,7 @@ fn check_ids(output: &StepOutput, vocabulary_size: u32) -> Result<(), StepMismat
 
 #[cfg(test)]
 mod tests {
-    use lockstep_proto::{Position, PromptLogprobs, SequenceId, StepId, TokenId, Work, WorkTokens};
+    use lockstep_proto::{Position, PromptLogprobs, StepId, Work, WorkTokens};
 
     use super::*;
 

@@ -130,6 +130,14 @@ impl Deliveries {
         abandoned
     }
 
+    /// Ends the waiting for one sequence, which cannot go on.
+    pub(super) fn fail(&mut self, sequence: SequenceId, error: EngineError) {
+        if let Some(mut delivery) = self.open.remove(&sequence) {
+            delivery.send_newest();
+            delivery.send(GenerationEvent::Failed(error));
+        }
+    }
+
     /// Ends everyone's waiting with `error`; returns whom the scheduler still knows.
     pub(super) fn fail_all(&mut self, error: &EngineError) -> Vec<SequenceId> {
         let open = std::mem::take(&mut self.open);

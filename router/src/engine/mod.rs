@@ -1,8 +1,10 @@
 //! From submitted sequences to streams of events: the only part that talks to scheduler and shards.
 
+mod answer_check;
 mod core;
 mod deliver;
 mod generations;
+mod masks;
 mod run;
 mod stop;
 
@@ -16,6 +18,8 @@ use lockstep_scheduler::{AdmissionError, ExpiredWhile, Submission};
 use thiserror::Error;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use self::answer_check::AnswerCheck;
+use crate::grammar::CompiledGrammar;
 use crate::shards::GroupFacts;
 
 pub use generations::Generations;
@@ -124,6 +128,8 @@ pub struct Assignment {
     pub submission: Submission,
     /// What ends its text.
     pub stops: StopStrings,
+    /// What its text must be.
+    pub grammar: Option<Arc<CompiledGrammar>>,
 }
 
 pub(crate) enum Command {
@@ -150,11 +156,12 @@ impl Engine {
     /// When the scheduler refuses it or the engine has stopped.
     pub async fn submit(&self, assignment: Assignment) -> Result<Generation, EngineError> {
         let sequence = SequenceId(self.next_sequence.fetch_add(1, Ordering::Relaxed));
+        let check = assignment.grammar.clone().map(AnswerCheck::new);
         let (reply, accepted) = oneshot::channel();
         let command = Command::Submit { sequence, assignment: Box::new(assignment), reply };
         self.commands.send(command).await.map_err(|_| EngineError::Stopping)?;
         let events = accepted.await.map_err(|_| EngineError::Stopping)??;
-        Ok(Generation { sequence, events, _wake: WakeOnDrop(Arc::clone(&self.wake)) })
+        Ok(Generation { sequence, check, events, _wake: WakeOnDrop(Arc::clone(&self.wake)) })
     }
 
     /// How long all that is queued should take, at the pace of recent steps.
@@ -171,6 +178,8 @@ impl Engine {
 /// A running sequence. Dropping it cancels it: its blocks are back within one step.
 pub struct Generation {
     sequence: SequenceId,
+    /// Of a sequence that has a grammar.
+    check: Option<AnswerCheck>,
     // Declared before `_wake`: the engine is woken when this is closed already.
     events: mpsc::Receiver<GenerationEvent>,
     _wake: WakeOnDrop,
@@ -192,6 +201,9 @@ impl Generation {
 
     /// What happened next; `None` after the last token or a failure.
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<GenerationEvent>> {
-        self.events.poll_recv(context)
+        match &mut self.check {
+            None => self.events.poll_recv(context),
+            Some(check) => check.poll_next(&mut self.events, context),
+        }
     }
 }

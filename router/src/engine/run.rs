@@ -18,6 +18,9 @@ use crate::metrics::Metrics;
 use crate::shards::{ShardError, ShardGroup, bring_up};
 use crate::tokenizer::Vocabulary;
 
+/// How long the next step waits for masks. A sequence whose mask takes longer skips a step.
+const MASK_PATIENCE: Duration = Duration::from_millis(2);
+
 /// How the engine is run.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineConfig {
@@ -143,12 +146,14 @@ impl<G: ShardGroup> EngineTask<G> {
 
     async fn serve(&mut self) -> Left {
         loop {
-            let Some(step) = self.core.plan(Instant::now()) else {
+            self.settle_masks().await;
+            let Some(mut step) = self.core.plan(Instant::now()) else {
                 if let Some(left) = self.wait().await {
                     return left;
                 }
                 continue;
             };
+            self.add_masks(&mut step).await;
             let output = match self.step(step).await {
                 Ok(output) => output,
                 Err(left) => return left,
@@ -159,6 +164,32 @@ impl<G: ShardGroup> EngineTask<G> {
             }
             self.inputs.drain(&mut self.core);
         }
+    }
+
+    /// Takes in the masks that come soon.
+    async fn settle_masks(&mut self) {
+        if !self.core.masks().are_pending() {
+            return;
+        }
+        let patience = tokio::time::sleep(MASK_PATIENCE);
+        let mut patience = pin!(patience);
+        while self.core.masks().are_pending() {
+            tokio::select! {
+                biased;
+                found = self.core.masks().next() => self.core.on_mask(found),
+                () = &mut patience => return,
+            }
+        }
+    }
+
+    /// Gives a step its masks. Only that of a sequence which was preempted while it was found out may be
+    /// waited for.
+    async fn add_masks(&mut self, step: &mut Step) {
+        while self.core.masks().are_awaited_by(step) {
+            let found = self.core.masks().next().await;
+            self.core.on_mask(found);
+        }
+        self.core.add_masks(step);
     }
 
     /// Nothing to compute: waits for something to happen, the loss of the group included.
@@ -183,6 +214,10 @@ impl<G: ShardGroup> EngineTask<G> {
                 }
                 None => Some(Left::Stop),
             },
+            found = core.masks().next() => {
+                core.on_mask(found);
+                None
+            }
             error = group.lost() => Some(Left::Lost(error)),
         }
     }

@@ -11,6 +11,7 @@ use tracing::debug;
 
 use super::admission::{self, Place};
 use super::frame::RequestId;
+use super::grammar;
 use super::record::{PromptSize, Record};
 use super::registry::Registration;
 use crate::app::App;
@@ -177,7 +178,13 @@ async fn validate(app: &Arc<App>, request: TextRequest) -> Result<ValidRequest, 
     let (source, awaiting) = request.check(&limits)?.split();
     let prompt = encode(app, source).await?;
     debug!(prompt = prompt.text, tokens = prompt.tokens.len(), "tokenized");
-    let valid = awaiting.with_prompt(prompt, &limits, &app.model.end_tokens)?;
+    let mut valid = awaiting.with_prompt(prompt, &limits, &app.model.end_tokens)?;
+    if let Some(grammar) = valid.grammar.take() {
+        let grammar = grammar::compile(app, grammar).await?;
+        for assignment in &mut valid.assignments {
+            assignment.grammar = Some(grammar.clone());
+        }
+    }
     let max_new_tokens =
         valid.assignments.first().map_or(0, |assignment| assignment.submission.max_new_tokens.0);
     app.metrics.on_validated(Tokens::of_len(valid.prompt_tokens.len()).0, max_new_tokens);

@@ -10,6 +10,7 @@ pub mod cors;
 mod fields;
 mod frame;
 mod generate;
+mod grammar;
 mod health;
 mod intake;
 mod invocations;

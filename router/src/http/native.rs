@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::fields::Fields;
+use super::grammar;
 use crate::engine::{FinishReason, GeneratedToken, StopText};
 use crate::error::{ApiError, ErrorKind};
 use crate::tokenizer::{SpecialTokens, Vocabulary};
@@ -51,6 +52,7 @@ impl GenerateRequest {
             prompt_logprobs,
             truncate: parameters.take("truncate")?,
             choices,
+            grammar: grammar::native(&mut parameters)?,
         };
         let full_text = match parameters.take::<bool>("return_full_text")? {
             Some(true) => FullText::Include,
@@ -95,7 +97,6 @@ pub(super) fn logit_bias(fields: &mut Fields) -> Result<Vec<LogitBias>, ApiError
 
 fn refuse_what_is_not_served(parameters: &mut Fields) -> Result<(), ApiError> {
     parameters.refuse_unless("watermark", |value| value == &Value::Bool(false))?;
-    parameters.refuse_unless("grammar", Value::is_null)?;
     unknown_adapter(parameters.take("adapter_id")?)
 }
 

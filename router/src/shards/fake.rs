@@ -63,6 +63,7 @@ struct Observed {
     last_epoch: u64,
     steps: u64,
     failure: Option<String>,
+    ignores_masks: bool,
 }
 
 /// The group itself.
@@ -128,6 +129,11 @@ impl FakeControl {
     /// The first sequence of the next step fails for this reason.
     pub fn fail_next(&self, reason: &str) {
         self.shared.observed().failure = Some(reason.to_owned());
+    }
+
+    /// Every token is chosen as if there were no grammars.
+    pub fn ignore_masks(&self) {
+        self.shared.observed().ignores_masks = true;
     }
 
     /// Steps computed so far.
@@ -223,20 +229,29 @@ impl FakeGroup {
             observed.steps += 1;
             observed.failure.take()
         };
+        let obeys = !self.shared.observed().ignores_masks;
+        let mut masks: BTreeMap<SequenceId, Vec<u8>> =
+            step.masks.into_iter().map(|mask| (mask.sequence, mask.allowed)).collect();
         let mut results = Vec::with_capacity(step.work.len());
         for work in step.work {
             let sequence = work.sequence;
+            let mask = masks.remove(&sequence);
             let outcome = match failure.take() {
                 Some(reason) => Err(reason),
-                None => self.chunk(work),
+                None => self.chunk(work, mask.filter(|_| obeys)),
             };
             let (prompt, outcome) = outcome.unwrap_or_else(|reason| (Vec::new(), Outcome::Failed(reason)));
             results.push(SequenceResult { sequence, prompt, outcome });
         }
+        assert!(masks.is_empty(), "masks of sequences without work");
         StepOutput { epoch: step.epoch, step_id: step.step_id, results, timings: TIMINGS }
     }
 
-    fn chunk(&mut self, work: Work) -> Result<(Vec<TokenLogprobs>, Outcome), String> {
+    fn chunk(
+        &mut self,
+        work: Work,
+        mask: Option<Vec<u8>>,
+    ) -> Result<(Vec<TokenLogprobs>, Outcome), String> {
         let model = self.model.clone();
         let vocabulary = self.shape.vocabulary_size;
         let sequence =
@@ -274,12 +289,15 @@ impl FakeGroup {
         if work.sampling == Sampling::Skip {
             return Ok((prompt, Outcome::Computed));
         }
-        let token = match &model {
+        let mut token = match &model {
             FakeModel::Script(_) | FakeModel::Hash => {
                 model.next(&sequence.context[..end], sequence.prompt, vocabulary)
             }
             FakeModel::Seeded => drawn(&sequence.context[..end], &sequence.sampling, vocabulary),
         };
+        if let Some(mask) = mask {
+            token = first_allowed(token, &mask, vocabulary)?;
+        }
         if sequence.context.len() == end {
             sequence.context.push(token);
         }
@@ -309,6 +327,16 @@ fn drawn(context: &[TokenId], sampling: &str, vocabulary: u32) -> TokenId {
     context.iter().for_each(|token| hasher.write_u32(token.0));
     hasher.write(sampling.as_bytes());
     TokenId(u32::try_from(hasher.finish() % u64::from(vocabulary.max(1))).unwrap_or(0))
+}
+
+/// The token itself or the next one, around the end of the vocabulary, that the mask allows.
+fn first_allowed(token: TokenId, mask: &[u8], vocabulary: u32) -> Result<TokenId, String> {
+    if mask.len() < (vocabulary as usize).div_ceil(8) {
+        return Err(format!("a mask of {} bytes for {vocabulary} tokens", mask.len()));
+    }
+    let is_allowed = |id: u32| mask[id as usize / 8] >> (id % 8) & 1 == 1;
+    let mut ids = (token.0..vocabulary).chain(0..token.0);
+    ids.find(|id| is_allowed(*id)).map(TokenId).ok_or_else(|| "the mask allows no token".to_owned())
 }
 
 /// Halves of probability: the token itself first, then its neighbours.

@@ -10,6 +10,7 @@ use lockstep_scheduler::{CacheSalt, Service, Submission};
 use crate::chat::Conversation;
 use crate::engine::{Assignment, StopStrings, StopText};
 use crate::error::ApiError;
+use crate::grammar::Grammar;
 use crate::tokenizer::SpecialTokens;
 
 pub use defaults::SamplingDefaults;
@@ -75,6 +76,8 @@ pub struct TextRequest {
     pub truncate: Option<u32>,
     /// How many answers to compute, at least one. Each is a sequence of its own.
     pub choices: u32,
+    /// What the answer's text must be.
+    pub grammar: Option<Grammar>,
 }
 
 /// A request whose parameters keep the rules; its prompt is not tokenized yet.
@@ -92,6 +95,7 @@ struct Rest {
     prompt_logprobs: PromptLogprobs,
     truncate: Option<u32>,
     choices: u32,
+    grammar: Option<Grammar>,
 }
 
 /// A prompt, tokenized.
@@ -114,6 +118,8 @@ pub struct ValidRequest {
     pub prompt_text: String,
     /// The seed, when sampling.
     pub seed: Option<u64>,
+    /// What the answer's text must be; to be compiled into the assignment.
+    pub grammar: Option<Grammar>,
 }
 
 impl TextRequest {
@@ -145,9 +151,14 @@ impl TextRequest {
             );
             return Err(ApiError::invalid("truncate", message));
         }
+        if self.grammar.is_some() && self.stopping.end_tokens == EndOfSequence::Ignore {
+            let message =
+                "`ignore_eos` cannot be set together with `grammar`, whose end is an end-of-sequence token";
+            return Err(ApiError::invalid("ignore_eos", message));
+        }
         let sampling = self.sampling.check(top_n_tokens)?;
-        let Self { prompt, stopping, prompt_logprobs, truncate, choices, .. } = self;
-        let rest = Rest { sampling, stopping, prompt_logprobs, truncate, choices };
+        let Self { prompt, stopping, prompt_logprobs, truncate, choices, grammar, .. } = self;
+        let rest = Rest { sampling, stopping, prompt_logprobs, truncate, choices, grammar };
         Ok(CheckedRequest { prompt, rest })
     }
 }
@@ -174,7 +185,7 @@ impl AwaitingPrompt {
         limits: &RequestLimits,
         end_tokens: &[TokenId],
     ) -> Result<ValidRequest, ApiError> {
-        let Rest { sampling, stopping, prompt_logprobs, truncate, choices } = self.0;
+        let Rest { sampling, stopping, prompt_logprobs, truncate, choices, grammar } = self.0;
         let mut tokens = prompt.tokens;
         if let Some(keep) = truncate {
             tokens.drain(..tokens.len().saturating_sub(keep as usize));
@@ -206,6 +217,7 @@ impl AwaitingPrompt {
                 service: Service::default(),
             },
             stops: StopStrings::new(&stopping.stop, stopping.stop_text),
+            grammar: None,
         };
         let assignments = (0..choices).map(assignment).collect();
         Ok(ValidRequest {
@@ -213,6 +225,7 @@ impl AwaitingPrompt {
             assignments,
             prompt_text: prompt.text,
             seed: sampling.seed,
+            grammar,
         })
     }
 }

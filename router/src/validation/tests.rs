@@ -33,6 +33,7 @@ fn request() -> TextRequest {
         prompt_logprobs: PromptLogprobs::Skip,
         truncate: None,
         choices: 1,
+        grammar: None,
     }
 }
 

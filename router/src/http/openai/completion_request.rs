@@ -3,6 +3,7 @@
 use lockstep_proto::{PromptLogprobs, TokenId, Tokens};
 use serde_json::Value;
 
+use super::super::grammar;
 use super::request::{Delivery, delivery, in_words, sampling, string_or_list};
 use crate::engine::StopText;
 use crate::error::{ApiError, ErrorKind};
@@ -69,6 +70,7 @@ impl CompletionRequest {
             },
             truncate: None,
             choices,
+            grammar: grammar::openai(body)?,
         };
         refuse_what_is_not_served(body)?;
         let texts = prompts.into_iter().map(|prompt| TextRequest { prompt, ..first.clone() }).collect();
@@ -152,19 +154,17 @@ fn refuse_what_is_not_served(body: &mut Fields) -> Result<(), ApiError> {
         let message = "Suffix is not supported and can be removed from the request.";
         return Err(ApiError { param: Some("suffix"), ..ApiError::new(ErrorKind::Suffix, message) });
     }
-    body.refuse_unless("response_format", |value| {
-        value.get("type").and_then(Value::as_str) == Some("text")
-    })?;
-    for name in
-        ["grammar", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"]
-    {
-        body.refuse_unless(name, Value::is_null)?;
-    }
     body.refuse_unless("watermark", |value| value == &Value::Bool(false))?;
     unknown_adapter(body.take("adapter_id")?)
 }
 
 /// The same error with the names this dialect has for its fields.
 pub(in crate::http) fn in_completion_words(error: ApiError) -> ApiError {
-    in_words(error, [("inputs", "prompt"), ("max_new_tokens", "max_tokens"), ("top_n_tokens", "logprobs")])
+    let words = [
+        ("inputs", "prompt"),
+        ("max_new_tokens", "max_tokens"),
+        ("top_n_tokens", "logprobs"),
+        ("grammar", "response_format"),
+    ];
+    in_words(error, &words)
 }

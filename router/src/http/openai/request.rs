@@ -7,6 +7,7 @@ use crate::chat::{Conversation, RESERVED_VARIABLES, parse_arguments};
 use crate::engine::StopText;
 use crate::error::ApiError;
 use crate::http::fields::Fields;
+use crate::http::grammar;
 use crate::http::native::{logit_bias, unknown_adapter};
 use crate::validation::{EndOfSequence, PromptSource, SamplingRequest, StoppingRequest, TextRequest};
 
@@ -61,6 +62,7 @@ impl ChatRequest {
             prompt_logprobs: PromptLogprobs::Skip,
             truncate: None,
             choices: body.take("n")?.unwrap_or(1),
+            grammar: grammar::openai(body)?,
         };
         let request = Self { text, model: body.take("model")?, logprobs, delivery: delivery(body)? };
         refuse_what_is_not_served(body)?;
@@ -181,14 +183,6 @@ fn refuse_what_is_not_served(body: &mut Fields) -> Result<(), ApiError> {
     body.refuse_unless("functions", is_empty)?;
     body.refuse_unless("tool_choice", |value| is_one_of(value, &["none", "auto"]))?;
     body.refuse_unless("function_call", |value| is_one_of(value, &["none", "auto"]))?;
-    body.refuse_unless("response_format", |value| {
-        value.get("type").and_then(Value::as_str) == Some("text")
-    })?;
-    for name in
-        ["grammar", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"]
-    {
-        body.refuse_unless(name, Value::is_null)?;
-    }
     for name in ["audio", "prediction", "web_search_options", "reasoning_effort"] {
         body.refuse_unless(name, Value::is_null)?;
     }
@@ -203,14 +197,17 @@ fn refuse_what_is_not_served(body: &mut Fields) -> Result<(), ApiError> {
 
 /// The same error with the names this dialect has for its fields.
 pub(in crate::http) fn in_openai_words(error: ApiError) -> ApiError {
-    in_words(
-        error,
-        [("inputs", "messages"), ("max_new_tokens", "max_tokens"), ("top_n_tokens", "top_logprobs")],
-    )
+    let words = [
+        ("inputs", "messages"),
+        ("max_new_tokens", "max_tokens"),
+        ("top_n_tokens", "top_logprobs"),
+        ("grammar", "response_format"),
+    ];
+    in_words(error, &words)
 }
 
 /// The same error with other names for the fields it speaks of.
-pub(super) fn in_words(mut error: ApiError, words: [(&str, &'static str); 3]) -> ApiError {
+pub(super) fn in_words(mut error: ApiError, words: &[(&str, &'static str)]) -> ApiError {
     for (native, ours) in words {
         error.message = error.message.replace(&format!("`{native}`"), &format!("`{ours}`"));
         if error.param == Some(native) {

@@ -1,0 +1,299 @@
+//! From a grammar to what answers are held to: once for the model's tokens, once for plain bytes.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use llguidance::api::{ParserLimits, TopLevelGrammar};
+use llguidance::toktrie::{
+    ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenizerEnv,
+};
+use llguidance::{Matcher, ParserFactory};
+use lockstep_proto::TokenId;
+
+use super::matcher::Allowed;
+use super::spec::MAX_BYTES;
+use super::{Grammar, GrammarError, TokenMatcher};
+use crate::cpu_pool::CpuPool;
+use crate::tokenizer::Vocabulary;
+
+/// Of a message of the library, which repeats what it refuses.
+const MAX_MESSAGE_CHARACTERS: usize = 400;
+
+/// Whether an answer must have come to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completeness {
+    /// It must.
+    Complete,
+    /// It was cut off, by its length or by a stop string.
+    Beginning,
+}
+
+/// Compiles for one vocabulary.
+pub(super) struct Compiler {
+    tokens: ParserFactory,
+    bytes: ParserFactory,
+    pools: Pools,
+}
+
+/// Where work on grammars is done. Compiling never takes the threads that masks are computed on.
+#[derive(Clone)]
+pub(super) struct Pools {
+    pub(super) compile: CpuPool,
+    pub(super) masks: CpuPool,
+}
+
+/// A grammar that answers can be held to.
+pub struct CompiledGrammar {
+    /// Of the model's tokens. Never fed: each sequence has its own copy.
+    tokens: Mutex<Matcher>,
+    /// Of bytes.
+    bytes: Mutex<Matcher>,
+    first: Allowed,
+    is_json: bool,
+    pools: Pools,
+}
+
+/// The model's tokens as the library sees them.
+struct Tokens(TokTrie);
+
+impl TokenizerEnv for Tokens {
+    fn tok_trie(&self) -> &TokTrie {
+        &self.0
+    }
+
+    fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<u32> {
+        self.0.greedy_tokenize(bytes)
+    }
+
+    /// Every way of cutting a text into tokens is allowed: the model chooses.
+    fn tokenize_is_canonical(&self) -> bool {
+        false
+    }
+}
+
+impl Compiler {
+    /// Takes the vocabulary in, which takes a while for a large one.
+    pub(super) fn new(
+        vocabulary: &Vocabulary,
+        end_tokens: &[TokenId],
+        pools: Pools,
+    ) -> Result<Self, GrammarError> {
+        let refused = |error| GrammarError::Refused(format!("{error}"));
+        let env = tokens_of(vocabulary, end_tokens)?;
+        let mut tokens = ParserFactory::new_simple(&env).map_err(refused)?;
+        let byte_env = ApproximateTokEnv::single_byte_env();
+        let mut bytes =
+            ParserFactory::new(&byte_env, InferenceCapabilities::default(), &[]).map_err(refused)?;
+        for factory in [&mut tokens, &mut bytes] {
+            factory.quiet();
+            *factory.limits_mut() = limits();
+        }
+        Ok(Self { tokens, bytes, pools })
+    }
+
+    /// Takes as long as the limits allow: some tens of milliseconds.
+    pub(super) fn compile(&self, grammar: &Grammar) -> Result<CompiledGrammar, GrammarError> {
+        let found = grammar.size_bytes();
+        if found > MAX_BYTES {
+            return Err(GrammarError::TooLarge { found, limit: MAX_BYTES });
+        }
+        let top = top_level(grammar)?;
+        let mut tokens = matcher(&self.tokens, top.clone())?;
+        let bytes = matcher(&self.bytes, top)?;
+        // Of a copy: what is computed for a mask stays in the matcher.
+        let first = Allowed::by(&mut tokens.deep_clone())
+            .map_err(|error| GrammarError::Refused(format!("nothing matches it: {error}")))?;
+        // Warnings name keywords that would be ignored.
+        if let Some(warning) = tokens.grammar_warnings().into_iter().next() {
+            return Err(GrammarError::Refused(message_of(&warning)));
+        }
+        Ok(CompiledGrammar {
+            tokens: Mutex::new(tokens),
+            bytes: Mutex::new(bytes),
+            first,
+            is_json: matches!(grammar, Grammar::JsonSchema(_)),
+            pools: self.pools.clone(),
+        })
+    }
+}
+
+impl CompiledGrammar {
+    /// A matcher that has seen no token.
+    pub fn matcher(&self) -> TokenMatcher {
+        TokenMatcher::new(copy_of(&self.tokens))
+    }
+
+    /// Which tokens an answer may begin with.
+    pub fn first(&self) -> &Allowed {
+        &self.first
+    }
+
+    /// Where its masks are computed.
+    pub(crate) fn mask_pool(&self) -> &CpuPool {
+        &self.pools.masks
+    }
+
+    /// Where its answers are checked.
+    pub(crate) fn check_pool(&self) -> &CpuPool {
+        &self.pools.compile
+    }
+
+    /// Whether `answer` is what the grammar describes, or can become it. Knows nothing of tokens.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn check(&self, answer: &[u8], completeness: Completeness) -> Result<(), GrammarError> {
+        let broken = |reason: &str| GrammarError::Broken(message_of(reason));
+        let mut matcher = copy_of(&self.bytes);
+        let ids: Vec<u32> = answer.iter().map(|byte| u32::from(*byte)).collect();
+        matcher.consume_tokens(&ids).map_err(|error| broken(&error.to_string()))?;
+        if completeness == Completeness::Beginning {
+            return Ok(());
+        }
+        let accepted = (matcher.is_stopped() && matcher.stop_reason().is_ok())
+            || matcher.is_accepting().map_err(|error| broken(&error.to_string()))?;
+        if !accepted {
+            return Err(broken("it is not complete"));
+        }
+        if self.is_json {
+            serde_json::from_slice::<serde::de::IgnoredAny>(answer)
+                .map_err(|error| broken(&error.to_string()))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for CompiledGrammar {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("CompiledGrammar").field("is_json", &self.is_json).finish_non_exhaustive()
+    }
+}
+
+fn copy_of(matcher: &Mutex<Matcher>) -> Matcher {
+    // Apart from the original in everything: one answer's states never fill another's limits.
+    matcher.lock().unwrap_or_else(PoisonError::into_inner).deep_clone()
+}
+
+fn tokens_of(vocabulary: &Vocabulary, end_tokens: &[TokenId]) -> Result<TokEnv, GrammarError> {
+    let count = u32::try_from(vocabulary.len()).unwrap_or(u32::MAX);
+    let ends: Vec<u32> = end_tokens.iter().map(|token| token.0).filter(|id| *id < count).collect();
+    let Some(first_end) = ends.first() else { return Err(GrammarError::NoEnd) };
+    let words: Vec<Vec<u8>> = (0..count).map(|id| word_of(vocabulary, TokenId(id), &ends)).collect();
+    let trie = TokTrie::from(&TokRxInfo::new(count, *first_end), &words).with_eos_tokens(&ends);
+    Ok(Arc::new(Tokens(trie)))
+}
+
+/// A token's bytes. Control is marked, so that no text ever matches it.
+fn word_of(vocabulary: &Vocabulary, token: TokenId, ends: &[u32]) -> Vec<u8> {
+    let bytes = vocabulary.bytes(token);
+    let is_control = vocabulary.is_special(token) || ends.contains(&token.0);
+    match bytes.first() {
+        Some(_) if is_control => [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat(),
+        // The mark itself, which begins no text.
+        Some(&TokTrie::SPECIAL_TOKEN_MARKER) | None => Vec::new(),
+        Some(_) => bytes.to_vec(),
+    }
+}
+
+/// Below the library's own: a mask takes a few milliseconds at the very most, and a grammar's states a few
+/// tens of megabytes.
+fn limits() -> ParserLimits {
+    ParserLimits {
+        initial_lexer_fuel: 500_000,
+        step_lexer_fuel: 100_000,
+        step_max_items: 50_000,
+        max_lexer_states: 20_000,
+        max_grammar_size: 200_000,
+        verbose_errors: false,
+        ..ParserLimits::default()
+    }
+}
+
+fn top_level(grammar: &Grammar) -> Result<TopLevelGrammar, GrammarError> {
+    Ok(match grammar {
+        Grammar::JsonSchema(text) => TopLevelGrammar::from_json_schema(Grammar::schema_of(text)?),
+        Grammar::Regex(regex) => TopLevelGrammar::from_regex(regex),
+        Grammar::Choice(texts) => {
+            let quoted: Vec<String> =
+                texts.iter().map(|text| serde_json::Value::from(text.as_str()).to_string()).collect();
+            TopLevelGrammar::from_lark(format!("start: {}", quoted.join(" | ")))
+        }
+    })
+}
+
+fn matcher(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Matcher, GrammarError> {
+    let matcher = Matcher::new(factory.create_parser(grammar));
+    match matcher.get_error() {
+        None => Ok(matcher),
+        Some(reason) => Err(GrammarError::Refused(message_of(&reason))),
+    }
+}
+
+/// The library's message without the state it adds for its own authors, cut where a client stops reading.
+pub(super) fn message_of(reason: &str) -> String {
+    let end = reason.find("\n<").unwrap_or(reason.len());
+    let message = reason[..end].trim();
+    match message.char_indices().nth(MAX_MESSAGE_CHARACTERS) {
+        None => message.to_owned(),
+        Some((end, _)) => format!("{} …", &message[..end]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::{byte_level_tokenizer, ids};
+    use crate::tokenizer::Tokenizer;
+
+    fn compiled(grammar: &Grammar) -> CompiledGrammar {
+        let tokenizer = Tokenizer::from_bytes(byte_level_tokenizer().as_bytes()).unwrap();
+        let pool = CpuPool::start(1, 1).unwrap();
+        let pools = Pools { compile: pool.clone(), masks: pool };
+        let compiler = Compiler::new(tokenizer.vocabulary(), &[TokenId(ids::IM_END)], pools).unwrap();
+        compiler.compile(grammar).unwrap()
+    }
+
+    #[test]
+    fn an_answer_is_judged_by_its_bytes() {
+        let object = compiled(&Grammar::of_schema(&json!({"type": "object", "maxProperties": 0})));
+        let regex = compiled(&Grammar::Regex("é[0-9]+".to_owned()));
+        let cases: [(&CompiledGrammar, &[u8], bool, bool); 9] = [
+            (&object, b"{}", true, true),
+            (&object, b"{ }", true, true),
+            (&object, b"{", false, true),
+            (&object, b"", false, true),
+            (&object, b"{}}", false, false),
+            (&object, b"[]", false, false),
+            (&regex, "é12".as_bytes(), true, true),
+            (&regex, &"é".as_bytes()[..1], false, true),
+            (&regex, b"e1", false, false),
+        ];
+        for (grammar, answer, complete, beginning) in cases {
+            let shown = String::from_utf8_lossy(answer);
+            assert_eq!(grammar.check(answer, Completeness::Complete).is_ok(), complete, "{shown}");
+            assert_eq!(grammar.check(answer, Completeness::Beginning).is_ok(), beginning, "{shown}");
+        }
+    }
+
+    #[test]
+    fn what_may_follow_depends_on_the_tokens_alone() {
+        let grammar = compiled(&Grammar::Regex("(ab)+[.]\\n\\n".to_owned()));
+        let tokens = [u32::from(b'a'), u32::from(b'b'), ids::AB, ids::FULL_STOP_BREAK].map(TokenId);
+        let mut one = grammar.matcher();
+        let mut allowed = grammar.first().clone();
+        for (index, token) in tokens.into_iter().enumerate() {
+            assert!(allowed.contains(token) && !allowed.contains(TokenId(ids::IM_END)), "{index}");
+            allowed = one.advance(token).unwrap();
+            // Another matcher that is fed the same from its beginning, after a preemption say.
+            let mut other = grammar.matcher();
+            let again = tokens[..=index].iter().map(|token| other.advance(*token).unwrap()).last();
+            assert_eq!(again.as_ref(), Some(&allowed));
+        }
+        let only_the_end: Vec<u32> = (0..300).filter(|id| allowed.contains(TokenId(*id))).collect();
+        assert_eq!(only_the_end, [ids::IM_END]);
+        assert!(grammar.matcher().advance(TokenId(u32::from(b'x'))).is_err());
+        assert_eq!(allowed.to_bits(4000).len(), 500);
+    }
+}

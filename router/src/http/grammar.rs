@@ -1,0 +1,145 @@
+//! The shapes in which clients send grammars, and what becomes of them.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::fields::Fields;
+use super::intake::of_pool;
+use crate::app::App;
+use crate::error::ApiError;
+use crate::grammar::{CompileError, CompiledGrammar, Grammar};
+
+/// Compiles a grammar, or takes it from the cache.
+pub(super) async fn compile(app: &App, grammar: Grammar) -> Result<Arc<CompiledGrammar>, ApiError> {
+    match app.grammars.compile(grammar).await {
+        Ok((compiled, took)) => {
+            if let Some(took) = took {
+                app.metrics.on_grammar_compiled(took);
+            }
+            Ok(compiled)
+        }
+        Err(CompileError::Grammar(error)) => {
+            Err(ApiError::invalid("grammar", format_args!("grammar is not valid: {error}")))
+        }
+        Err(CompileError::Pool(error)) => Err(of_pool(app, error)),
+    }
+}
+
+/// The native `grammar`: `{type, value}`.
+pub(super) fn native(parameters: &mut Fields) -> Result<Option<Grammar>, ApiError> {
+    const NAME: &str = "grammar";
+    let Some(value) = parameters.take_value(NAME) else { return Ok(None) };
+    let mut fields = object(NAME, value)?;
+    match typed(NAME, &mut fields)? {
+        Some(grammar) => Ok(Some(grammar)),
+        None => Err(ApiError::invalid(NAME, "`grammar` needs a `value`")),
+    }
+}
+
+/// What an OpenAI request may ask for: `response_format`, and the fields of other servers.
+pub(super) fn openai(body: &mut Fields) -> Result<Option<Grammar>, ApiError> {
+    let mut found = Vec::new();
+    found.extend(response_format(body)?);
+    found.extend(native(body)?);
+    if let Some(value) = body.take_value("structured_outputs") {
+        let mut fields = Fields::new(object("structured_outputs", value)?);
+        found.extend(structured("structured_outputs", &mut fields)?);
+    }
+    for (name, word) in [("guided_json", "json"), ("guided_regex", "regex"), ("guided_choice", "choice")] {
+        let Some(value) = body.take_value(name) else { continue };
+        found.extend(structured(name, &mut Fields::new(Map::from_iter([(word.to_owned(), value)])))?);
+    }
+    body.refuse_unless("guided_grammar", Value::is_null)?;
+    if found.len() > 1 {
+        let message =
+            "only one of `response_format`, `grammar`, `structured_outputs` and `guided_*` can be set";
+        return Err(ApiError::invalid("response_format", message));
+    }
+    Ok(found.pop())
+}
+
+fn response_format(body: &mut Fields) -> Result<Option<Grammar>, ApiError> {
+    const NAME: &str = "response_format";
+    let Some(value) = body.take_value(NAME) else { return Ok(None) };
+    let mut fields = object(NAME, value)?;
+    if fields.get("type").and_then(Value::as_str) == Some("text") {
+        return Ok(None);
+    }
+    let is_any_object = fields.get("type").and_then(Value::as_str) == Some("json_object");
+    match typed(NAME, &mut fields)? {
+        Some(grammar) => Ok(Some(grammar)),
+        None if is_any_object => Ok(Some(Grammar::any_object())),
+        None => Err(ApiError::invalid(NAME, format_args!("`{NAME}` needs a `json_schema` or a `value`"))),
+    }
+}
+
+/// `{type, value}`; OpenAI keeps the value of `json_schema` in a field of that name.
+fn typed(name: &'static str, fields: &mut Map<String, Value>) -> Result<Option<Grammar>, ApiError> {
+    let invalid = |message: &str| ApiError::invalid(name, format_args!("`{name}` {message}"));
+    let kind = fields.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let mut take = |key| fields.shift_remove(key).filter(|value: &Value| !value.is_null());
+    match kind.as_str() {
+        "json" | "json_object" => take("value").map(|value| schema(name, value)).transpose(),
+        "json_schema" => {
+            let Some(value) = take("json_schema").or_else(|| take("value")) else { return Ok(None) };
+            let mut wrapper = object(name, value)?;
+            match wrapper.shift_remove("schema").filter(|value| !value.is_null()) {
+                Some(inner) => Ok(Some(schema(name, inner)?)),
+                // OpenAI's schema may be left out; ours says which.
+                None => Err(invalid("of type json_schema needs a `schema`")),
+            }
+        }
+        "regex" => match take("value") {
+            Some(Value::String(regex)) => Ok(Some(Grammar::Regex(regex))),
+            Some(_) => Err(invalid("of type regex needs a string as its `value`")),
+            None => Ok(None),
+        },
+        _ => Err(invalid("must have the `type` json, json_object, json_schema or regex")),
+    }
+}
+
+/// One of `json`, `json_object`, `regex` and `choice`.
+fn structured(name: &'static str, fields: &mut Fields) -> Result<Option<Grammar>, ApiError> {
+    fields.refuse_unless("grammar", Value::is_null)?;
+    fields.refuse_unless("structural_tag", Value::is_null)?;
+    let json = fields.take_value("json").map(|value| schema(name, value)).transpose()?;
+    let object = fields.flag("json_object")?.then(Grammar::any_object);
+    let regex = fields.take("regex")?.map(Grammar::Regex);
+    let choice = fields.take("choice")?.map(Grammar::Choice);
+    let mut found = [json, object, regex, choice].into_iter().flatten();
+    match (found.next(), found.next()) {
+        (Some(Grammar::Choice(texts)), None) if texts.iter().all(String::is_empty) => {
+            Err(ApiError::invalid(name, format_args!("`{name}` has no text to choose")))
+        }
+        (first, None) => Ok(first),
+        (_, Some(_)) => Err(ApiError::invalid(name, format_args!("`{name}` can describe one thing only"))),
+    }
+}
+
+/// A schema, or its text.
+fn schema(name: &'static str, value: Value) -> Result<Grammar, ApiError> {
+    match &value {
+        Value::String(text) => {
+            let parsed: Value = serde_json::from_str(text).map_err(|error| {
+                ApiError::invalid(
+                    name,
+                    format_args!("`{name}` is not valid: the schema is no JSON: {error}"),
+                )
+            })?;
+            Ok(Grammar::of_schema(&parsed))
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+            Ok(Grammar::of_schema(&value))
+        }
+    }
+}
+
+fn object(name: &'static str, value: Value) -> Result<Map<String, Value>, ApiError> {
+    match value {
+        Value::Object(fields) => Ok(fields),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+            Err(ApiError::invalid(name, format_args!("`{name}` must be an object")))
+        }
+    }
+}
