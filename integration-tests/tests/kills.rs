@@ -164,7 +164,7 @@ async fn thirty_two_streams_go_on_together() {
     let request = |number: u64| {
         let prompt = format!("Once upon a time, there were {number} little dogs");
         let greedy = Generate::greedy(&prompt, TOKENS);
-        if number % 2 == 0 { greedy } else { greedy.seeded(number) }
+        if number.is_multiple_of(2) { greedy } else { greedy.seeded(number) }
     };
     let seen = AtomicUsize::new(0);
     let one = async |number| {

@@ -57,7 +57,7 @@ async fn every_route_but_probes_and_metrics_needs_a_key() {
             assert_eq!(reply.status, expected, "{method} {path}: {}", reply.text);
         }
     }
-    for path in ["/", "/health", "/ping", "/livez", "/readyz", "/startupz", "/metrics"] {
+    for path in ["/", "/health", "/ping", "/livez", "/readyz", "/startupz", "/metrics", "/playground"] {
         assert_eq!(server.get(path).await.status, 200, "{path}");
     }
 }

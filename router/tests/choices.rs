@@ -96,7 +96,7 @@ async fn choices_compute_their_prompt_once() {
     let reply = server.post("/generate", json!({"inputs": prompt, "parameters": parameters})).await;
     assert_eq!((reply.status, reply.header("x-prompt-tokens")), (200, "53"), "{}", reply.text);
     // The second finds all whole blocks of four tokens but the last token's.
-    assert_eq!(server.metric("lockstep_prefix_hit_tokens").await, 52.0);
+    assert_eq!(server.metric("lockstep_prefix_hit_tokens_total").await, 52.0);
 }
 
 #[tokio::test]

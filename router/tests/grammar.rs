@@ -302,7 +302,7 @@ async fn answers_do_not_depend_on_company_preemption_or_loss() {
     for (reply, expected) in replies.iter().zip(&expected[1..]) {
         assert_eq!(reply.json(), *expected);
     }
-    assert!(server.metric("lockstep_preemptions").await > 0.0);
+    assert!(server.metric("lockstep_preemptions_total").await > 0.0);
     assert!(server.metric("lockstep_grammar_mask_seconds_count").await > 0.0);
 }
 

@@ -101,7 +101,7 @@ async fn a_deadline_also_comes_while_the_shards_are_away() {
     let server = Server::start_with(FakeModel::Hash, config()).await;
     server.control.pause();
     let lost = async {
-        server.until(async |server| server.metric("tgi_queue_size").await >= 1.0).await;
+        server.until(async |server| server.metric("tgi_batch_current_size").await >= 1.0).await;
         server.control.lose();
     };
     let request = server.send(asking("/generate", &short("a"), &[("x-request-timeout", "0.2")]));
@@ -118,12 +118,12 @@ async fn the_queue_is_bounded_in_tokens() {
     server.control.pause();
     let first = server.post("/generate", short("first"));
     let second = async {
-        server.until(async |server| server.metric("tgi_queue_size").await >= 1.0).await;
+        server.until(async |server| server.metric("tgi_batch_current_size").await >= 1.0).await;
         server.post("/generate", short("12345678")).await
     };
     let third = async {
         // The first one runs and the second one waits.
-        server.until(async |server| server.metric("tgi_batch_current_size").await >= 1.0).await;
+        server.until(async |server| server.metric("tgi_queue_size").await >= 1.0).await;
         let reply = server.post("/generate_stream", short("123")).await;
         server.control.resume();
         reply
