@@ -6,6 +6,9 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tracing::Level;
 
+/// Nothing went wrong: the client has what it asks for.
+pub const NOT_MODIFIED: StatusCode = StatusCode::NOT_MODIFIED;
+
 /// What went wrong, by what the client can do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {

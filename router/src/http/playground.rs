@@ -4,11 +4,12 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 
 use crate::app::App;
+use crate::error::NOT_MODIFIED;
 
 /// The page may load and call its own server and nothing else; nobody may frame it.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
@@ -87,7 +88,7 @@ impl Asset {
         ];
         let known = request.get_all(header::IF_NONE_MATCH).iter().any(|known| names(known, etag));
         if known {
-            return (StatusCode::NOT_MODIFIED, headers).into_response();
+            return (NOT_MODIFIED, headers).into_response();
         }
         (headers, self.text).into_response()
     }
