@@ -96,12 +96,12 @@ pub struct App {
     /// Who may ask.
     pub keys: Arc<Keys>,
     rooms: Rooms,
-    group: watch::Receiver<GroupState>,
     life: Life,
 }
 
 /// Where the server stands between its start and its end.
 struct Life {
+    group: watch::Receiver<GroupState>,
     draining: CancellationToken,
     was_ready: Arc<AtomicBool>,
 }
@@ -161,17 +161,16 @@ impl App {
                 tokenizing: Arc::new(Semaphore::new(TOKENIZE_PLACES)),
             },
             keys,
-            group: engine.state(),
             config,
             model: Arc::new(model),
             pool,
             grammars,
-            engine,
             metrics,
             requests: Registry::default(),
             responses,
             load: Load::default(),
-            life: Life { draining: CancellationToken::new(), was_ready },
+            life: Life { group: engine.state(), draining: CancellationToken::new(), was_ready },
+            engine,
         }))
     }
 
@@ -213,7 +212,7 @@ impl App {
 
     /// The model is not there, and when it should be.
     pub fn loading(&self) -> ApiError {
-        let elapsed = match &*self.group.borrow() {
+        let elapsed = match &*self.life.group.borrow() {
             GroupState::Away { since } => since.elapsed(),
             GroupState::Ready(_) => Duration::ZERO,
         };
@@ -223,7 +222,7 @@ impl App {
 
     /// Whether the shards can be asked.
     pub fn is_ready(&self) -> bool {
-        matches!(&*self.group.borrow(), GroupState::Ready(_))
+        matches!(&*self.life.group.borrow(), GroupState::Ready(_))
     }
 
     /// Whether they could be asked once.
@@ -236,7 +235,7 @@ impl App {
     /// # Errors
     /// When the server begins to stop.
     pub async fn wait_until_ready(&self) -> Result<(), ApiError> {
-        let mut group = self.group.clone();
+        let mut group = self.life.group.clone();
         tokio::select! {
             biased;
             () = self.life.draining.cancelled() => Err(ApiError::draining()),
@@ -285,7 +284,7 @@ impl App {
     }
 
     fn facts(&self) -> Option<Arc<GroupFacts>> {
-        match &*self.group.borrow() {
+        match &*self.life.group.borrow() {
             GroupState::Ready(facts) => Some(Arc::clone(facts)),
             GroupState::Away { .. } => None,
         }
