@@ -207,6 +207,15 @@ impl Config {
         Ok(())
     }
 
+    /// Gives layers that see a window a rotation of their own, whose base is `theta` where none is named.
+    pub(super) fn turn_windows_otherwise(&self, spec: &mut ModelSpec, theta: f64) -> Result<(), SpecError> {
+        spec.choices.local_rope = Some(self.fields.rope.read_local(spec.shape.head_width, theta)?);
+        for layer in spec.layers.iter_mut().filter(|layer| layer.window.is_some()) {
+            layer.rope = LayerRope::Local;
+        }
+        Ok(())
+    }
+
     /// `attn_logit_softcapping` and `final_logit_softcapping`, where a family heeds them.
     pub(super) fn softcaps(&self) -> Result<(Option<f64>, Option<f64>), SpecError> {
         let Switches { attn_logit_softcapping, final_logit_softcapping, .. } = self.fields.switches;

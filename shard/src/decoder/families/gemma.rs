@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::config::Config;
 use super::{above_zero, unsupported};
-use crate::decoder::choices::{Head, LayerRope, NormPlacement, NormWeight, QkNorm, ScoreScale};
+use crate::decoder::choices::{Head, NormPlacement, NormWeight, QkNorm, ScoreScale};
 use crate::decoder::spec::{ModelSpec, SpecError};
 use crate::ops::activation::Activation;
 
@@ -73,15 +73,12 @@ pub(super) fn gemma3_spec(config: &Config, family: &'static str) -> Result<Model
     let own: Fields = config.own()?;
     let mut spec = sandwiched(config, family, (None, None))?;
     spec.choices.attention.qk_norm = QkNorm::Head;
-    let (rope, head_width) = (&config.fields.rope, spec.shape.head_width);
+    let rope = &config.fields.rope;
     // Its files name the context that the scaling already stretched.
     spec.shape.max_positions = config.fields.sizes.max_position_embeddings;
-    spec.choices.rope = rope.read(head_width, spec.shape.max_positions, GLOBAL_THETA)?.0;
-    spec.choices.local_rope = Some(rope.read_local(head_width, LOCAL_THETA)?);
+    spec.choices.rope = rope.read(spec.shape.head_width, spec.shape.max_positions, GLOBAL_THETA)?.0;
     let pattern = own.sliding_window_pattern.unwrap_or(PATTERN).max(1);
     config.slide(&mut spec, |layer| !(layer + 1).is_multiple_of(pattern))?;
-    for layer in spec.layers.iter_mut().filter(|layer| layer.window.is_some()) {
-        layer.rope = LayerRope::Local;
-    }
+    config.turn_windows_otherwise(&mut spec, LOCAL_THETA)?;
     Ok(spec)
 }
