@@ -212,6 +212,7 @@ families! {
     mistral: "mistral",
     mixtral: "mixtral",
     olmo2: "olmo2",
+    olmo3: "olmo3",
     phi3: "phi3",
     phi3_short: "phi3-short",
     phi4: "phi4",

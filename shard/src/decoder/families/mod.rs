@@ -9,6 +9,7 @@ mod granite;
 mod llama;
 mod mixtral;
 mod olmo2;
+mod olmo3;
 mod phi3;
 mod qwen;
 mod rope_config;
@@ -41,6 +42,7 @@ const FAMILIES: &[(&str, Reader)] = &[
     ("Phi3ForCausalLM", phi3::spec),
     ("GraniteForCausalLM", granite::spec),
     ("Olmo2ForCausalLM", olmo2::spec),
+    ("Olmo3ForCausalLM", olmo3::spec),
     ("Starcoder2ForCausalLM", starcoder2::spec),
     ("SmolLM3ForCausalLM", smollm3::spec),
 ];

@@ -38,7 +38,7 @@ fn an_unknown_architecture_names_the_known_ones() {
         |config| config["architectures"] = json!(["MambaForCausalLM"]),
         "serve architecture MambaForCausalLM: known are LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, \
          Qwen3ForCausalLM, Qwen3MoeForCausalLM, MixtralForCausalLM, GemmaForCausalLM, Gemma2ForCausalLM, \
-         Gemma3ForCausalLM, Phi3ForCausalLM, GraniteForCausalLM, Olmo2ForCausalLM, Starcoder2ForCausalLM, \
+         Gemma3ForCausalLM, Phi3ForCausalLM, GraniteForCausalLM, Olmo2ForCausalLM, Olmo3ForCausalLM, Starcoder2ForCausalLM, \
          SmolLM3ForCausalLM",
     );
 }
