@@ -103,6 +103,7 @@ fn what_was_typed_reaches_the_roles() {
     router: router
       --model /models/small
       --model-id org/small
+      --max-positions 2048
       --shard unix:/run/user/1000/lockstep-x/shard-0.sock
       --hostname 127.0.0.1
       --port 8080
