@@ -50,6 +50,21 @@ async fn greedy_and_seeded_requests_are_answered_again() {
 }
 
 #[tokio::test]
+async fn schemas_that_differ_in_order_are_different_requests() {
+    let server = caching().await;
+    let asking = |properties: &str| -> Value {
+        let schema: Value = serde_json::from_str(properties).expect("it is JSON");
+        let grammar = json!({"type": "json", "value": {"type": "object", "properties": schema}});
+        json!({"inputs": "a", "parameters": {"max_new_tokens": 4, "grammar": grammar}})
+    };
+    for properties in [r#"{"a": {"type": "null"}, "b": {}}"#, r#"{"b": {}, "a": {"type": "null"}}"#] {
+        let (first, second, _) = twice(&server, "/generate", &asking(properties)).await;
+        assert_eq!((first.status, first.header("x-cache")), (200, "miss"), "{}", first.text);
+        assert_eq!(second.header("x-cache"), "hit");
+    }
+}
+
+#[tokio::test]
 async fn openai_answers_get_an_id_of_their_own() {
     let server = caching().await;
     for stream in [false, true] {

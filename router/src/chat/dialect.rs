@@ -11,6 +11,9 @@ use super::clock::{Clock, strftime_utc};
 use super::python_text::str_of;
 use super::{filters, methods};
 
+/// The function that tells templates the date and the time.
+pub(super) const NOW: &str = "strftime_now";
+
 /// Renders end after this many of the engine's own steps: a template is data and must not run for ever.
 /// A long conversation of 1,000 messages takes about 100,000.
 const FUEL: u64 = 50_000_000;
@@ -52,7 +55,7 @@ pub(super) fn environment(clock: Clock) -> Result<Environment<'static>, Error> {
     environment.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
         Err(refusal(str_of(message)))
     });
-    environment.add_function("strftime_now", move |format: String| strftime_utc(&format, clock.now()));
+    environment.add_function(NOW, move |format: String| strftime_utc(&format, clock.now()));
     filters::add(&mut environment);
     Ok(environment)
 }

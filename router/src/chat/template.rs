@@ -84,6 +84,12 @@ impl ChatTemplate {
         template.ok().map(|template| template.source().to_owned())
     }
 
+    /// Whether a prompt may depend on when it is written.
+    pub fn reads_clock(&self) -> bool {
+        let sources = self.names.iter().filter_map(|name| self.environment.get_template(name).ok());
+        sources.into_iter().any(|template| template.source().contains(dialect::NOW))
+    }
+
     /// The special tokens it may write.
     pub fn tokens(&self) -> &TemplateTokens {
         &self.tokens
@@ -216,6 +222,18 @@ mod tests {
         let silent = "{% for message in messages %}{{ message.role }}{% endfor %}";
         let error = render(silent, json!([message("assistant", "role")])).unwrap_err();
         assert!(error.to_string().contains("does not write the last message"), "{error}");
+    }
+
+    #[test]
+    fn a_template_that_reads_the_clock_says_so() {
+        let of =
+            |name: &str, source: &str| NamedTemplate { name: name.to_owned(), source: source.to_owned() };
+        let reads = |templates: &[NamedTemplate]| {
+            let compiled = ChatTemplate::of_several(templates, TemplateTokens::default(), Clock::System);
+            compiled.unwrap().reads_clock()
+        };
+        assert!(!reads(&[of(DEFAULT, TEMPLATE)]));
+        assert!(reads(&[of(DEFAULT, TEMPLATE), of(TOOL_USE, "{{ strftime_now('%d %b %Y') }}")]));
     }
 
     #[test]

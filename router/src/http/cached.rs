@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::auth::KeyName;
 use super::response_cache::{CacheKey, CachedAnswer, is_deterministic};
 use crate::app::App;
+use crate::chat::ChatTemplate;
 use crate::error::ApiError;
 
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
@@ -44,7 +45,7 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request, next: 
         }
     };
     let parsed: Option<Value> = serde_json::from_slice(&bytes).ok();
-    let key = parsed.filter(is_deterministic).map(|body| {
+    let key = parsed.filter(|body| is_deterministic(body) && !reads_clock(&app, body)).map(|body| {
         let tenant = tenant(&parts.headers, parts.extensions.get());
         CacheKey::new(parts.uri.path(), &tenant, &app.fingerprint(), &body)
     });
@@ -59,6 +60,12 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request, next: 
         return marked(response, "miss");
     }
     marked(keep(app, key, response).await, "miss")
+}
+
+/// Whether the answer depends on when it is asked for: templates may write the date into the prompt.
+fn reads_clock(app: &App, body: &Value) -> bool {
+    let template = app.model.template.as_ref();
+    body.get("messages").is_some() && template.is_some_and(ChatTemplate::reads_clock)
 }
 
 fn declines(headers: &HeaderMap) -> bool {

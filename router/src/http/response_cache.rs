@@ -51,25 +51,26 @@ struct Entry {
 
 impl CacheKey {
     /// The key of a JSON request to `path`, from the tenant `tenant`, to a server of this `fingerprint`.
+    ///
+    /// The order of fields and of parameters makes no difference. What is inside of one may: properties of a
+    /// schema are answered in their order, and templates write objects in theirs.
     pub fn new(path: &str, tenant: &str, fingerprint: &str, body: &Value) -> Self {
         let parts = [path, tenant, fingerprint].map(Value::from);
-        let whole = Value::Array(parts.into_iter().chain([sorted(body)]).collect());
+        let body = with_sorted_names(body, |name, value| match name {
+            "parameters" => with_sorted_names(value, |_, parameter| parameter.clone()),
+            _ => value.clone(),
+        });
+        let whole = Value::Array(parts.into_iter().chain([body]).collect());
         Self(whole.to_string().into())
     }
 }
 
-/// The same value with the fields of each object in the order of their names.
-fn sorted(value: &Value) -> Value {
-    match value {
-        Value::Object(fields) => {
-            let mut names: Vec<_> = fields.keys().collect();
-            names.sort();
-            let fields = names.into_iter().map(|name| (name.clone(), sorted(&fields[name])));
-            Value::Object(fields.collect::<Map<_, _>>())
-        }
-        Value::Array(items) => Value::Array(items.iter().map(sorted).collect()),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => value.clone(),
-    }
+/// An object's fields in the order of their names, each as `spell` writes it; anything else as it is.
+fn with_sorted_names(value: &Value, spell: impl Fn(&str, &Value) -> Value) -> Value {
+    let Value::Object(fields) = value else { return value.clone() };
+    let sorted: BTreeMap<&String, &Value> = fields.iter().collect();
+    let spelt = sorted.into_iter().map(|(name, value)| (name.clone(), spell(name, value)));
+    Value::Object(spelt.collect::<Map<_, _>>())
 }
 
 impl ResponseCache {
@@ -188,6 +189,13 @@ mod tests {
             new("/", "", r#"{"inputs": "a", "parameters": {"a": 2, "b": [2]}}"#),
             new("/", "", r#"{"inputs": "a"}"#),
         ];
+        let schema =
+            |body: &str| new("/", "", &format!(r#"{{"inputs":"a","parameters":{{"grammar":{body}}}}}"#));
+        assert_ne!(
+            schema(r#"{"a": {}, "b": {}}"#),
+            schema(r#"{"b": {}, "a": {}}"#),
+            "its order is answered in"
+        );
         assert!(others.iter().all(|other| *other != first));
     }
 
