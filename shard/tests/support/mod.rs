@@ -2,6 +2,8 @@
 
 #![expect(dead_code, reason = "each test takes what it needs of it")]
 
+pub(crate) mod reference;
+
 use std::sync::Arc;
 use std::time::Duration;
 
