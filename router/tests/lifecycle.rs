@@ -239,6 +239,40 @@ async fn a_request_that_groups_are_lost_with_ends_after_three() {
     server.until(async |server| blocks_taken(server).await == 0.0).await;
 }
 
+/// The request that fells groups is found among its batch-mates and ends alone; they get what they would
+/// have got without it.
+#[tokio::test]
+async fn a_poisonous_request_ends_alone() {
+    const POISON: u32 = b'#' as u32;
+    let server = Server::start_with(FakeModel::Hash, config()).await;
+    let story = |start: &str| json!({"inputs": start, "parameters": {"max_new_tokens": 40, "ignore_eos": true, "details": true}});
+    let starts = ["a", "b", "c", "d"];
+    let undisturbed =
+        futures::future::join_all(starts.map(|start| server.post("/generate", story(start)))).await;
+
+    server.control.fall_over(TokenId(POISON));
+    server.control.pause();
+    let waiting = async {
+        let others = starts.map(|start| server.post("/generate", story(start)));
+        futures::join!(futures::future::join_all(others), server.post("/generate", story("##")))
+    };
+    let healing = async {
+        server.until(async |server| server.metric("tgi_batch_current_size").await >= 5.0).await;
+        server.control.resume();
+        for lost in 1..=3 {
+            let losses = async |server: &Server| server.metric("lockstep_group_losses_total").await;
+            server.until(async |server| losses(server).await == f64::from(lost)).await;
+            server.control.come_back();
+        }
+    };
+    let ((others, poisonous), ()) = futures::join!(waiting, healing);
+    assert_eq!((poisonous.status, &poisonous.json()["error_type"]), (424, &json!("generation")));
+    for (other, expected) in others.iter().zip(&undisturbed) {
+        assert_eq!(other.json(), expected.json());
+    }
+    assert_eq!(server.metric("lockstep_group_losses_total").await, 3.0);
+}
+
 #[tokio::test]
 async fn tokenizing_never_takes_the_places_of_generation() {
     let server = Server::saying("Hi").await;
@@ -248,7 +282,8 @@ async fn tokenizing_never_takes_the_places_of_generation() {
     let flood = (0..200).map(|_| server.post("/tokenize", json!({"inputs": "a"})));
     let mut flood = Box::pin(futures::future::join_all(flood));
     assert!(futures::poll!(flood.as_mut()).is_pending());
-    let mut answer = Box::pin(server.post("/generate", json!({"inputs": "a"})));
+    let messages = json!([{"role": "user", "content": "a"}]);
+    let mut answer = Box::pin(server.post("/v1/chat/completions", json!({"messages": messages})));
     assert!(futures::poll!(answer.as_mut()).is_pending(), "it waits for its turn and is not refused");
     release.send(()).unwrap();
     let (flood, answer, busy) = futures::join!(flood, answer, busy);

@@ -123,6 +123,22 @@ impl Group {
         admissions
     }
 
+    /// Admits a waiting sequence out of turn and plans its first chunk, if it can run now.
+    pub(crate) fn admit_if_it_fits(
+        &mut self,
+        waiting: SequenceId,
+        queue: &mut Queue,
+        budget: &mut StepBudget,
+        plan: &mut Plan,
+    ) -> Option<Admission> {
+        let mut sequence = queue.remove(waiting)?;
+        if let Fit::Fits(table) = self.fit(&mut sequence) {
+            return Some(self.admit_one(sequence, table, budget, plan));
+        }
+        queue.put_back(sequence);
+        None
+    }
+
     /// Whether `waiting` can run now, and with which blocks.
     fn fit(&mut self, waiting: &mut Sequence) -> Fit {
         if waiting.standing.leader.is_some_and(|leader| self.is_leading(leader)) {

@@ -51,6 +51,10 @@ impl Scheduler {
             let id = running.sequence.id;
             return Err(Violation::of(format!("sequence {id} runs and was never admitted")));
         }
+        let running = self.group.iter().flat_map(|group| group.running.values());
+        if running.filter(|running| running.sequence.losses.are_suspicious()).count() > 1 {
+            return Err(Violation::of("several suspects run, so a lost group would not tell which"));
+        }
         Ok(())
     }
 

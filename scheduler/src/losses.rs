@@ -1,11 +1,25 @@
-//! Sequences that groups of shards are lost with, again and again.
+//! Sequences that groups of shards are lost with, again and again, and how the one that fells them is found.
+//!
+//! Whoever was being computed when two groups in a row were lost is under suspicion and computed alone, in
+//! steps of its own, until it gets further than it ever was. The third group then falls with the one that
+//! fells groups and with nobody else.
 
-use lockstep_proto::Tokens;
+use std::time::Instant;
+
+use lockstep_proto::{SequenceId, Tokens};
+
+use crate::budget::StepBudget;
+use crate::group::Plan;
+use crate::scheduler::Scheduler;
+use crate::sequence::Running;
 
 /// A sequence that was being computed when so many groups in a row were lost, and got no further in
 /// between, ends. One loss is nobody's fault, and a second may be a host that dies while it comes up; the
 /// third time at the same place the sequence is the likely cause, and every replay costs everyone a restart.
 pub(crate) const MAX_LOSSES_IN_A_ROW: u32 = 3;
+
+/// So many, and a sequence is computed alone.
+const SUSPICIOUS_LOSSES_IN_A_ROW: u32 = 2;
 
 /// How often a sequence was being computed when its group was lost.
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,5 +46,61 @@ impl Losses {
     /// Whether the sequence is not to be tried again.
     pub(crate) fn are_too_many(self) -> bool {
         self.in_a_row >= MAX_LOSSES_IN_A_ROW
+    }
+
+    /// Whether the sequence may be what fells groups.
+    pub(crate) fn are_suspicious(self) -> bool {
+        self.in_a_row >= SUSPICIOUS_LOSSES_IN_A_ROW
+    }
+}
+
+/// A sequence to be computed alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Suspect {
+    /// It has blocks.
+    Running(SequenceId),
+    /// It has none yet.
+    Waiting(SequenceId),
+}
+
+impl Scheduler {
+    /// Who is to be computed alone next: whoever is at it, then the oldest.
+    pub(crate) fn suspect(&self) -> Option<Suspect> {
+        let running = self.group.iter().flat_map(|group| group.running.values());
+        let mut running = running.map(|running| &running.sequence);
+        if let Some(suspect) = running.find(|sequence| sequence.losses.are_suspicious()) {
+            return Some(Suspect::Running(suspect.id));
+        }
+        let waiting = self.queue.iter().filter(|sequence| sequence.losses.are_suspicious());
+        waiting.min_by_key(|sequence| sequence.arrival()).map(|sequence| Suspect::Waiting(sequence.id))
+    }
+
+    /// A plan for a running sequence and for no other.
+    pub(crate) fn plan_alone(&mut self, suspect: SequenceId, budget: &mut StepBudget) -> Plan {
+        let is_held = self.is_held(suspect);
+        let Some(group) = &mut self.group else { return Plan::default() };
+        let grant = |(id, running): (&SequenceId, &Running)| {
+            let behind = running.behind();
+            let waits = *id != suspect || (is_held && behind == Tokens(1));
+            if waits { Tokens::ZERO } else { budget.take(behind) }
+        };
+        let grants: Vec<Tokens> = group.running.iter().map(grant).collect();
+        let (plan, preempted) = group.grow(&grants);
+        self.note_preempted(preempted);
+        plan
+    }
+
+    /// A plan for a waiting sequence and for no other, if there is room for it.
+    pub(crate) fn admit_alone(
+        &mut self,
+        suspect: SequenceId,
+        budget: &mut StepBudget,
+        now: Instant,
+    ) -> Option<Plan> {
+        let group = self.group.as_mut().filter(|group| group.running.len() < self.limits.running())?;
+        let mut plan = Plan::default();
+        let admission = group.admit_if_it_fits(suspect, &mut self.queue, budget, &mut plan)?;
+        self.note_admitted(vec![admission], now);
+        Some(plan)
     }
 }

@@ -8,9 +8,9 @@ use lockstep_proto::{Epoch, Outcome, SequenceId, Step, StepId, StepOutput, Token
 use crate::budget::StepBudget;
 use crate::event::SequenceEvent;
 use crate::finish::StepMismatch;
-use crate::group::Group;
+use crate::group::{Group, Plan};
 use crate::limits::{CacheShape, Limits};
-use crate::losses::MAX_LOSSES_IN_A_ROW;
+use crate::losses::{MAX_LOSSES_IN_A_ROW, Suspect};
 use crate::pace::Pace;
 use crate::queue::Queue;
 use crate::sequence::{Arrival, Sequence};
@@ -45,6 +45,13 @@ pub struct Scheduler {
     held: BTreeSet<SequenceId>,
     next_arrival: Arrival,
     next_step: StepId,
+}
+
+/// Whether what waits may be admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doors {
+    Open,
+    Closed,
 }
 
 /// Counts since the scheduler began.
@@ -95,7 +102,8 @@ impl Scheduler {
     /// is void, and so is its output.
     ///
     /// Returns the end of those that were being computed when three groups in a row were lost, and got no
-    /// further in between: they would cost every group that follows.
+    /// further in between: they would cost every group that follows. The last of the three had nothing else
+    /// to compute, so this is the one that fells them.
     #[must_use = "sequences that were lost too often end here"]
     pub fn on_group_lost(&mut self) -> Vec<SequenceEvent> {
         let Some(group) = self.group.take() else { return Vec::new() };
@@ -169,21 +177,36 @@ impl Scheduler {
     ///
     /// Every running sequence that has caught up gets its next token, then what is left of
     /// [`Limits::max_step_tokens`] goes to prompts, in the order of
-    /// their admission, running ones before waiting ones.
+    /// their admission, running ones before waiting ones. A sequence that two groups in a row were lost with
+    /// is computed alone first, until it gets further than it was.
     pub fn plan_step(&mut self, now: Instant) -> Option<Step> {
-        let group = self.group.as_mut().filter(|group| group.in_flight.is_none())?;
+        self.group.as_ref().filter(|group| group.in_flight.is_none())?;
         let mut budget = StepBudget::new(self.limits.step_tokens());
-        let grants = budget.grant(group.running.values(), &self.held);
-        let (mut plan, preempted) = group.grow(&grants);
-        if preempted.is_empty() {
-            let admitted = group.admit(&self.limits, &mut self.queue, &mut budget, &mut plan);
-            self.note_admitted(admitted, now);
-        } else {
-            self.note_preempted(preempted);
-        }
+        let plan = match self.suspect() {
+            None => self.plan_all(Doors::Open, &mut budget, now),
+            Some(Suspect::Running(suspect)) => self.plan_alone(suspect, &mut budget),
+            Some(Suspect::Waiting(suspect)) => self
+                .admit_alone(suspect, &mut budget, now)
+                // What becomes free is for it.
+                .unwrap_or_else(|| self.plan_all(Doors::Closed, &mut budget, now)),
+        };
         let step = self.launch(plan, now);
         self.assert_invariants();
         step
+    }
+
+    /// A plan for everything that runs and, if the doors are open, for what can be admitted.
+    fn plan_all(&mut self, doors: Doors, budget: &mut StepBudget, now: Instant) -> Plan {
+        let Some(group) = &mut self.group else { return Plan::default() };
+        let grants = budget.grant(group.running.values(), &self.held);
+        let (mut plan, preempted) = group.grow(&grants);
+        if !preempted.is_empty() {
+            self.note_preempted(preempted);
+        } else if doors == Doors::Open {
+            let admitted = group.admit(&self.limits, &mut self.queue, budget, &mut plan);
+            self.note_admitted(admitted, now);
+        }
+        plan
     }
 
     /// Takes the output of the step in flight in, as rank 0 gave it. The time it took tells the pace.
@@ -248,6 +271,11 @@ impl Scheduler {
     pub(crate) fn knows(&self, sequence: SequenceId) -> bool {
         self.queue.iter().any(|waiting| waiting.id == sequence)
             || self.group.as_ref().is_some_and(|group| group.running.contains_key(&sequence))
+    }
+
+    /// Whether a sequence is not to be given a token yet.
+    pub(crate) fn is_held(&self, sequence: SequenceId) -> bool {
+        self.held.contains(&sequence)
     }
 
     pub(crate) fn take_step_id(&mut self) -> StepId {

@@ -64,6 +64,7 @@ struct Observed {
     steps: u64,
     failure: Option<String>,
     ignores_masks: bool,
+    poison: Option<TokenId>,
 }
 
 /// The group itself.
@@ -131,6 +132,11 @@ impl FakeControl {
         self.shared.observed().failure = Some(reason.to_owned());
     }
 
+    /// The group is lost with every step that computes a sequence whose prompt has this token.
+    pub fn fall_over(&self, poison: TokenId) {
+        self.shared.observed().poison = Some(poison);
+    }
+
     /// Every token is chosen as if there were no grammars.
     pub fn ignore_masks(&self) {
         self.shared.observed().ignores_masks = true;
@@ -194,6 +200,10 @@ impl ShardGroup for FakeGroup {
                 permit.forget();
             }
         }
+        if self.is_poisoned_by(&step) {
+            self.shared.epoch.send_replace(None);
+            return Err(ShardError::NoGroup("the fake group fell".to_owned()));
+        }
         Ok(self.compute(step))
     }
 
@@ -209,6 +219,17 @@ impl ShardGroup for FakeGroup {
 }
 
 impl FakeGroup {
+    fn is_poisoned_by(&self, step: &Step) -> bool {
+        let Some(poison) = self.shared.observed().poison else { return false };
+        let started = |id: SequenceId| step.starts.iter().find(|start| start.sequence == id);
+        let has_it = |id: SequenceId| match (self.sequences.get(&id), started(id)) {
+            (_, Some(start)) => start.context[..start.prompt_tokens.len()].contains(&poison),
+            (Some(known), None) => known.context[..known.prompt].contains(&poison),
+            (None, None) => false,
+        };
+        step.work.iter().any(|work| has_it(work.sequence))
+    }
+
     fn compute(&mut self, step: Step) -> StepOutput {
         for released in &step.releases {
             self.sequences.remove(released);

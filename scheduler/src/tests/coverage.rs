@@ -31,10 +31,11 @@ pub(super) enum Met {
     PrefixHitTokens,
     RunAhead,
     Outgrown,
+    ComputedAlone,
 }
 
 impl Met {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 21] = [
         Self::Finished,
         Self::Failed,
         Self::Submitted,
@@ -55,6 +56,7 @@ impl Met {
         Self::PrefixHitTokens,
         Self::RunAhead,
         Self::Outgrown,
+        Self::ComputedAlone,
     ];
 }
 
