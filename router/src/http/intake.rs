@@ -285,8 +285,11 @@ async fn wait_for_model(app: &App, when_loading: WhenLoading) -> Result<(), ApiE
     }
 }
 
-/// Renders and tokenizes on the CPU pool.
+/// Renders and tokenizes, on the CPU pool unless going there costs more than the work.
 async fn encode(app: &App, source: PromptSource) -> Result<Prompt, ApiError> {
+    if source.is_short() {
+        return encode_now(&app.model, source);
+    }
     let model = Arc::clone(&app.model);
     let encoded = app.pool.run(move || encode_now(&model, source)).await;
     encoded.map_err(|error| of_pool(app, error))?

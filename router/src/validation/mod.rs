@@ -33,6 +33,19 @@ pub enum PromptSource {
     Chat(Conversation),
 }
 
+/// A text of so many bytes is tokenized in less time than another thread takes to wake up for it and back.
+const SHORT_TEXT_BYTES: usize = 256;
+
+impl PromptSource {
+    /// Whether it is tokens in less time than another thread takes to wake up.
+    pub fn is_short(&self) -> bool {
+        match self {
+            Self::Text { text, .. } => text.len() <= SHORT_TEXT_BYTES,
+            Self::Tokens(_) | Self::Chat(_) => false,
+        }
+    }
+}
+
 /// What ends an answer, as asked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoppingRequest {
