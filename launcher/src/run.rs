@@ -149,7 +149,7 @@ impl<'a> Shell<'a> {
 
     async fn run(mut self) -> Result<(), LaunchError> {
         let mut signals = StopSignals::listen().map_err(LaunchError::SetUp)?;
-        let mut actions = self.supervisor.start();
+        let mut actions = self.supervisor.start(Instant::now());
         loop {
             for action in actions {
                 if let Some(outcome) = self.carry_out(action) {

@@ -72,7 +72,8 @@ pub enum Outcome {
 /// How patient the supervisor is.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
-    /// Wait before the first restart; doubles with each failure in a row.
+    /// Wait before the first restart of what was not ready yet; doubles with each failure in a row. What was
+    /// ready is restarted at once, but never sooner than so long after it was last started.
     pub first_delay: Duration,
     /// No wait is longer.
     pub longest_delay: Duration,
@@ -115,11 +116,11 @@ impl Supervisor {
         Self { policy, shards: Unit::new(ranks), router: Unit::new(1), phase: Phase::Running }
     }
 
-    /// Starts both units.
-    pub fn start(&mut self) -> Vec<Action> {
+    /// Starts both units, at `now`.
+    pub fn start(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
         for id in [UnitId::Shards, UnitId::Router] {
-            let action = self.unit_mut(id).start();
+            let action = self.unit_mut(id).start(now);
             actions.push(named(id, action));
         }
         actions

@@ -36,7 +36,7 @@ impl World {
             spawns: Vec::new(),
             finished: None,
         };
-        let actions = world.supervisor.start();
+        let actions = world.supervisor.start(world.now);
         world.carry_out(&actions);
         world
     }
@@ -104,11 +104,25 @@ impl World {
 fn a_dead_rank_takes_its_group_down_and_brings_it_back() {
     let mut world = World::start(4);
     world.event(Event::Ready);
+    world.pass(Duration::from_secs(60));
     assert_eq!(world.exit(world.one_of(UnitId::Shards)), [Action::Kill(UnitId::Shards)]);
     world.exit_all_told();
     assert_eq!(world.of(UnitId::Shards), []);
     assert_eq!(world.of(UnitId::Router).len(), 1, "the router stays");
-    assert_eq!(world.pass(POLICY.first_delay), [Action::Spawn(UnitId::Shards, Incarnation(2))]);
+    assert_eq!(world.supervisor.next_deadline(), Some(world.now), "it is wanted back at once");
+    assert_eq!(world.pass(Duration::ZERO), [Action::Spawn(UnitId::Shards, Incarnation(2))]);
+}
+
+#[test]
+fn what_falls_as_soon_as_it_is_ready_is_not_restarted_in_a_frenzy() {
+    let mut world = World::start(1);
+    for incarnation in 2..20 {
+        world.event(Event::Ready);
+        world.exit(world.one_of(UnitId::Shards));
+        assert_eq!(world.pass(POLICY.first_delay / 2), []);
+        let started = [Action::Spawn(UnitId::Shards, Incarnation(incarnation))];
+        assert_eq!(world.pass(POLICY.first_delay / 2), started);
+    }
 }
 
 #[test]

@@ -22,7 +22,17 @@ pub(super) struct Unit {
     incarnation: Incarnation,
     /// In a row, without being ready in between.
     failures: u32,
+    /// When the incarnation was started.
+    started: Option<Instant>,
+    served: Served,
     state: State,
+}
+
+/// Whether an incarnation was ever ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Served {
+    No,
+    Yes,
 }
 
 /// Indices of processes that were started and have not been reaped.
@@ -52,11 +62,20 @@ enum State {
 
 impl Unit {
     pub(super) fn new(size: u32) -> Self {
-        Self { size, incarnation: Incarnation(0), failures: 0, state: State::NotStarted }
+        Self {
+            size,
+            incarnation: Incarnation(0),
+            failures: 0,
+            started: None,
+            served: Served::No,
+            state: State::NotStarted,
+        }
     }
 
-    pub(super) fn start(&mut self) -> UnitAction {
+    pub(super) fn start(&mut self, now: Instant) -> UnitAction {
         self.incarnation = Incarnation(self.incarnation.0 + 1);
+        self.started = Some(now);
+        self.served = Served::No;
         self.state = State::Up { alive: (0..self.size).collect() };
         UnitAction::Spawn(self.incarnation)
     }
@@ -102,12 +121,13 @@ impl Unit {
     pub(super) fn on_ready(&mut self) {
         if self.is_up() {
             self.failures = 0;
+            self.served = Served::Yes;
         }
     }
 
     pub(super) fn on_tick(&mut self, now: Instant) -> Option<UnitAction> {
         match &mut self.state {
-            State::BackingOff { until } if now >= *until => Some(self.start()),
+            State::BackingOff { until } if now >= *until => Some(self.start(now)),
             State::Stopping { kill_at, .. } if kill_at.is_some_and(|at| now >= at) => {
                 *kill_at = None;
                 Some(UnitAction::Kill)
@@ -185,8 +205,17 @@ impl Unit {
         self.state = if self.failures >= policy.failures_allowed {
             State::GivenUp
         } else {
-            State::BackingOff { until: now + delay_after(self.failures, policy) }
+            State::BackingOff { until: self.next_start(policy, now) }
         };
+    }
+
+    /// What served until now is wanted back at once, unless it was started a moment ago; what never came up
+    /// is left alone for longer and longer.
+    fn next_start(&self, policy: &Policy, now: Instant) -> Instant {
+        match (self.served, self.started) {
+            (Served::Yes, Some(started)) => now.max(started + policy.first_delay),
+            (Served::Yes | Served::No, _) => now + delay_after(self.failures, policy),
+        }
     }
 }
 

@@ -12,6 +12,7 @@ const ANSWER: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconte
                       {\"generated_text\":\" router\"}";
 
 /// Serves for as long as the process lives; returns where.
+#[expect(clippy::disallowed_methods, reason = "nothing here is ever stopped in good order")]
 pub(crate) fn serve() -> io::Result<SocketAddr> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
