@@ -47,6 +47,9 @@ pub struct AppConfig {
     pub engine: EngineConfig,
     /// How long a request may take that names no time itself; absent means as long as it takes.
     pub request_timeout: Option<Duration>,
+    /// How long a client may take to send a head or the next piece of a body, and to read the next piece of
+    /// an answer.
+    pub client_timeout: Duration,
     /// Bytes of answers that are kept for equal requests; 0 keeps none.
     pub response_cache_bytes: usize,
     /// Who may ask.

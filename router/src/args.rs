@@ -119,6 +119,11 @@ pub struct RouterArgs {
     #[arg(long, env = "REQUEST_TIMEOUT")]
     pub request_timeout: Option<f64>,
 
+    /// Seconds a client may take to send a head or the next piece of a body, and to read the next piece of an
+    /// answer; then its connection is closed.
+    #[arg(long, env = "CLIENT_TIMEOUT", default_value_t = 90)]
+    pub client_timeout: u64,
+
     /// Bytes of answers kept for equal requests that sample nothing or name a seed; 0 keeps none.
     #[arg(long, env = "RESPONSE_CACHE_BYTES", default_value_t = 64 << 20)]
     pub response_cache_bytes: usize,

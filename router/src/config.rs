@@ -138,6 +138,7 @@ impl RouterConfig {
 
 fn app_config(args: &RouterArgs) -> Result<AppConfig, ConfigError> {
     let at_least_one = [
+        ("client-timeout", args.client_timeout),
         ("max-concurrent-requests", u64::from(args.max_concurrent_requests)),
         ("max-batch-prefill-tokens", u64::from(args.max_batch_prefill_tokens)),
         ("max-batch-size", u64::from(args.max_batch_size.unwrap_or(1))),
@@ -162,6 +163,7 @@ fn app_config(args: &RouterArgs) -> Result<AppConfig, ConfigError> {
             group_loss_timeout: Duration::from_secs(args.group_loss_timeout),
         },
         request_timeout: args.request_timeout.map(request_timeout).transpose()?,
+        client_timeout: Duration::from_secs(args.client_timeout),
         response_cache_bytes: args.response_cache_bytes,
         access: access_config(args)?,
         compute_type: args.compute_type.clone(),

@@ -4,6 +4,7 @@ use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use tower_http::timeout::TimeoutError;
 use tracing::Level;
 
 /// Nothing went wrong: the client has what it asks for.
@@ -24,6 +25,8 @@ pub enum ErrorKind {
     MediaType,
     /// The body is larger than `--payload-limit`.
     TooLarge,
+    /// The body does not come within `--client-timeout`.
+    SlowBody,
     /// The chat template is missing or refuses the messages.
     Template,
     /// The chat template uses something the messages lack.
@@ -59,13 +62,14 @@ pub enum ErrorKind {
 }
 
 /// All kinds, for tests and documents.
-pub const ALL_KINDS: [ErrorKind; 22] = [
+pub const ALL_KINDS: [ErrorKind; 23] = [
     ErrorKind::Validation,
     ErrorKind::BatchSize,
     ErrorKind::Suffix,
     ErrorKind::MalformedBody,
     ErrorKind::MediaType,
     ErrorKind::TooLarge,
+    ErrorKind::SlowBody,
     ErrorKind::Template,
     ErrorKind::TemplateVariable,
     ErrorKind::NotFound,
@@ -105,7 +109,9 @@ impl ErrorKind {
         let (status, error_type) = self.status_and_type();
         let (openai_type, metric, level) = match self {
             Self::Validation | Self::MalformedBody | Self::MediaType | Self::TooLarge => CLIENT,
-            Self::NotFound | Self::MethodNotAllowed | Self::BatchSize | Self::Suffix => CLIENT,
+            Self::SlowBody | Self::NotFound | Self::MethodNotAllowed | Self::BatchSize | Self::Suffix => {
+                CLIENT
+            }
             Self::Template | Self::TemplateVariable => ("invalid_request_error", "template", Level::INFO),
             Self::Cancelled => ("invalid_request_error", "dropped", Level::INFO),
             Self::Overloaded => ("rate_limit_error", "overloaded", Level::WARN),
@@ -129,6 +135,7 @@ impl ErrorKind {
             Self::MalformedBody => (StatusCode::BAD_REQUEST, "malformed_json"),
             Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
+            Self::SlowBody => (StatusCode::REQUEST_TIMEOUT, "slow_body"),
             Self::Template => (StatusCode::UNPROCESSABLE_ENTITY, "template_error"),
             Self::TemplateVariable => (StatusCode::UNPROCESSABLE_ENTITY, "missing_template_variable"),
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
@@ -250,6 +257,9 @@ impl ApiError {
             let message = format!("The request body is larger than {limit_bytes} bytes");
             return Self::new(ErrorKind::TooLarge, message);
         }
+        if is_timeout(rejection) {
+            return Self::new(ErrorKind::SlowBody, "The request body did not come in time");
+        }
         Self::new(ErrorKind::MalformedBody, "The request body could not be read")
     }
 
@@ -300,6 +310,11 @@ impl IntoResponse for ApiError {
         response.extensions_mut().insert(self);
         response
     }
+}
+
+/// Whether a body stood still for too long.
+fn is_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.is::<TimeoutError>() || error.source().is_some_and(is_timeout)
 }
 
 fn header_text(message: &str) -> String {

@@ -4,18 +4,18 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::serve::ListenerExt;
 use lockstep_process::shutdown::{ParentState, StopSignal, die_with_parent};
 use lockstep_process::tasks::{Fate, Tasks};
 use lockstep_process::telemetry::{self, TelemetryError};
 use thiserror::Error;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{debug, error, info, warn};
+use tracing::{info, warn};
 
 use crate::app::{App, AppError};
 use crate::args::{GenerationConfig, RouterArgs};
 use crate::config::{ConfigError, Listen, MetricAliases, RouterConfig, Stopping};
+use crate::connections;
 use crate::model::{Model, ModelError};
 use crate::shards::RemoteGroup;
 use crate::validation::SamplingDefaults;
@@ -100,14 +100,8 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     if config.aliases == MetricAliases::Vllm {
         app.metrics.alias_for_vllm(&app.model.id);
     }
-    let closing = tasks.stop_token().clone().cancelled_owned();
-    let listener = listener.tap_io(send_at_once);
-    let server = axum::serve(listener, app.router()).with_graceful_shutdown(closing);
-    tasks.spawn("http", Fate::StopServer, async move {
-        if let Err(error) = server.await {
-            error!(%error, "the listener broke");
-        }
-    });
+    let connections = connections::serve(listener, app.router(), app.config.client_timeout, tasks.clone());
+    tasks.spawn("http", Fate::StopServer, connections);
     info!(%address, model = app.model.id, "listening");
     let cause = wait_for_stop(&app, &tasks, &config.stopping).await?;
     // The engine ends what still runs, which ends the streams, which lets connections close.
@@ -129,13 +123,6 @@ async fn listen(listen: &Listen) -> Result<TcpListener, RouterError> {
         Ok(listener) => Ok(listener),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(RouterError::PortTaken { address }),
         Err(source) => Err(RouterError::Listen { address, source }),
-    }
-}
-
-/// A token is a small packet: none waits until the client has acknowledged the one before.
-fn send_at_once(connection: &mut TcpStream) {
-    if let Err(error) = connection.set_nodelay(true) {
-        debug!(%error, "TCP_NODELAY is refused");
     }
 }
 

@@ -31,6 +31,7 @@ fn every_kind_has_its_status_type_and_label() {
         "MalformedBody 400 malformed_json validation INFO",
         "MediaType 415 unsupported_media_type validation INFO",
         "TooLarge 413 payload_too_large validation INFO",
+        "SlowBody 408 slow_body validation INFO",
         "Template 422 template_error template INFO",
         "TemplateVariable 422 missing_template_variable template INFO",
         "NotFound 404 not_found validation INFO",

@@ -30,6 +30,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
 use axum::{Router, middleware};
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use crate::app::App;
 
@@ -68,6 +69,7 @@ pub fn router(app: Arc<App>) -> Router {
         .fallback(frame::no_route)
         .method_not_allowed_fallback(frame::no_method)
         .layer(CatchPanicLayer::custom(frame::on_panic))
+        .layer(RequestBodyTimeoutLayer::new(app.config.client_timeout))
         .layer(DefaultBodyLimit::max(app.config.payload_limit_bytes))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::require_key))
         .layer(cors::layer(&app.config.access.origins))

@@ -68,6 +68,7 @@ pub fn config() -> AppConfig {
             group_loss_timeout: Duration::from_secs(120),
         },
         request_timeout: None,
+        client_timeout: Duration::from_secs(60),
         response_cache_bytes: 0,
         access: AccessConfig::default(),
         compute_type: None,
