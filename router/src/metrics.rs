@@ -246,9 +246,13 @@ impl Metrics {
             gauge(&self.recorder, "lockstep_tasks_alive", &[])
                 .set(runtime.metrics().num_alive_tasks() as f64);
         }
-        if let Some(vllm) = &mut *self.vllm() {
+        let (stats, cache) = {
             let seen = self.seen();
-            vllm.observe(&self.recorder, &seen.stats, seen.cache());
+            (seen.stats, seen.cache())
+        };
+        self.show_scheduler(&stats, cache);
+        if let Some(vllm) = &mut *self.vllm() {
+            vllm.observe(&self.recorder, &stats, cache);
         }
         self.handle.render()
     }
@@ -388,21 +392,18 @@ impl Metrics {
         counter(&self.recorder, "lockstep_response_cache_hits_total", &[]).increment(1);
     }
 
-    /// The scheduler in numbers.
+    /// The scheduler in numbers, told to whoever reads the page next.
     pub fn observe_scheduler(&self, stats: &Stats) {
-        let cache = {
-            let mut seen = self.seen();
-            seen.stats = *stats;
-            seen.cache()
-        };
+        self.seen().stats = *stats;
+    }
+
+    fn show_scheduler(&self, stats: &Stats, cache: KvCache) {
+        let block_tokens = f64::from(cache.block_size.0);
         let gauges = [
             ("tgi_queue_size", stats.waiting as f64),
             ("tgi_batch_current_size", stats.running as f64),
-            (
-                "tgi_batch_current_max_tokens",
-                f64::from(stats.blocks_used.0) * f64::from(cache.block_size.0),
-            ),
-            ("tgi_batch_max_total_tokens", f64::from(cache.blocks.0) * f64::from(cache.block_size.0)),
+            ("tgi_batch_current_max_tokens", f64::from(stats.blocks_used.0) * block_tokens),
+            ("tgi_batch_max_total_tokens", f64::from(cache.blocks.0) * block_tokens),
             ("lockstep_kv_blocks_used", f64::from(stats.blocks_used.0)),
             ("lockstep_kv_blocks_free", f64::from(stats.blocks_free.0)),
             ("lockstep_kv_blocks_cached", f64::from(stats.blocks_cached.0)),
