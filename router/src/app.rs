@@ -19,6 +19,7 @@ use crate::grammar::Grammars;
 use crate::http::admission::{Place, Places, retry_after_s};
 use crate::http::auth::{AccessConfig, Keys, KeysError};
 use crate::http::response_cache::ResponseCache;
+use crate::http::resume::Streams;
 use crate::http::{self, Registry};
 use crate::metrics::Metrics;
 use crate::model::Model;
@@ -47,15 +48,23 @@ pub struct AppConfig {
     pub engine: EngineConfig,
     /// How long a request may take that names no time itself; absent means as long as it takes.
     pub request_timeout: Option<Duration>,
-    /// How long a client may take to send a head or the next piece of a body, and to read the next piece of
-    /// an answer.
-    pub client_timeout: Duration,
+    /// How patient to be with clients.
+    pub patience: Patience,
     /// Bytes of answers that are kept for equal requests; 0 keeps none.
     pub response_cache_bytes: usize,
     /// Who may ask.
     pub access: AccessConfig,
     /// Value of `x-compute-type`; absent means what the shards say of themselves.
     pub compute_type: Option<String>,
+}
+
+/// How long clients may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// To send a head or the next piece of a body, and to read the next piece of an answer.
+    pub client_timeout: Duration,
+    /// To come back for a stream whose connection broke; absent where its request ends with it.
+    pub resume_window: Option<Duration>,
 }
 
 /// Requests of `/tokenize` and `/chat_tokenize` under way; one more is answered 429. Enough to keep every
@@ -94,6 +103,8 @@ pub struct App {
     pub requests: Registry,
     /// Answers that are kept.
     pub responses: ResponseCache,
+    /// Streams that can be taken up again.
+    pub streams: Arc<Streams>,
     /// How long requests take, lately.
     pub load: Load,
     /// Who may ask.
@@ -164,14 +175,15 @@ impl App {
                 tokenizing: Arc::new(Semaphore::new(TOKENIZE_PLACES)),
             },
             keys,
-            config,
             model: Arc::new(model),
             pool,
             grammars,
             metrics,
             requests: Registry::default(),
             responses,
+            streams: Streams::new(config.patience.resume_window, tasks.clone()),
             load: Load::default(),
+            config,
             life: Life { group: engine.state(), draining: CancellationToken::new(), was_ready },
             engine,
         }))

@@ -124,6 +124,11 @@ pub struct RouterArgs {
     #[arg(long, env = "CLIENT_TIMEOUT", default_value_t = 90)]
     pub client_timeout: u64,
 
+    /// Seconds a stream goes on without its connection. Its events have ids then, and a client that comes back
+    /// with the last one it saw as Last-Event-ID gets the rest. 0 ends a request with its connection.
+    #[arg(long, env = "RESUME_WINDOW", default_value_t = 0)]
+    pub resume_window: u64,
+
     /// Bytes of answers kept for equal requests that sample nothing or name a seed; 0 keeps none.
     #[arg(long, env = "RESPONSE_CACHE_BYTES", default_value_t = 64 << 20)]
     pub response_cache_bytes: usize,

@@ -8,7 +8,7 @@ use lockstep_proto::Tokens;
 use lockstep_scheduler::{Limits, PrefixCaching};
 use thiserror::Error;
 
-use crate::app::AppConfig;
+use crate::app::{AppConfig, Patience};
 use crate::args::{GenerationConfig, RouterArgs};
 use crate::engine::EngineConfig;
 use crate::http::admission::parse_timeout;
@@ -163,7 +163,10 @@ fn app_config(args: &RouterArgs) -> Result<AppConfig, ConfigError> {
             group_loss_timeout: Duration::from_secs(args.group_loss_timeout),
         },
         request_timeout: args.request_timeout.map(request_timeout).transpose()?,
-        client_timeout: Duration::from_secs(args.client_timeout),
+        patience: Patience {
+            client_timeout: Duration::from_secs(args.client_timeout),
+            resume_window: (args.resume_window > 0).then(|| Duration::from_secs(args.resume_window)),
+        },
         response_cache_bytes: args.response_cache_bytes,
         access: access_config(args)?,
         compute_type: args.compute_type.clone(),

@@ -100,7 +100,8 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     if config.aliases == MetricAliases::Vllm {
         app.metrics.alias_for_vllm(&app.model.id);
     }
-    let connections = connections::serve(listener, app.router(), app.config.client_timeout, tasks.clone());
+    let connections =
+        connections::serve(listener, app.router(), app.config.patience.client_timeout, tasks.clone());
     tasks.spawn("http", Fate::StopServer, connections);
     info!(%address, model = app.model.id, "listening");
     let cause = wait_for_stop(&app, &tasks, &config.stopping).await?;

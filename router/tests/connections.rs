@@ -22,7 +22,7 @@ const SOCKET_BUFFER_BYTES: u32 = 4096;
 /// Serves on a socket that holds little.
 async fn listen() -> (Server, SocketAddr) {
     let mut config = config();
-    config.client_timeout = PATIENCE;
+    config.patience.client_timeout = PATIENCE;
     let server = Server::start_with(FakeModel::Hash, config).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_send_buffer_size(SOCKET_BUFFER_BYTES).unwrap();

@@ -21,6 +21,7 @@ mod playground;
 mod record;
 mod registry;
 pub mod response_cache;
+pub mod resume;
 mod sse;
 mod tokenize;
 
@@ -48,7 +49,9 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/completions", post(completions::completions))
         .route_layer(CatchPanicLayer::custom(frame::on_panic))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&app), cached::answer))
-        .route_layer(middleware::from_fn_with_state(Arc::clone(&app), frame::count));
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&app), frame::count))
+        // Outermost: what is taken up again is the same request, and a kept answer has other ids each time.
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&app), resume::resume));
     Router::new()
         .merge(text)
         .merge(playground::routes())
@@ -69,7 +72,7 @@ pub fn router(app: Arc<App>) -> Router {
         .fallback(frame::no_route)
         .method_not_allowed_fallback(frame::no_method)
         .layer(CatchPanicLayer::custom(frame::on_panic))
-        .layer(RequestBodyTimeoutLayer::new(app.config.client_timeout))
+        .layer(RequestBodyTimeoutLayer::new(app.config.patience.client_timeout))
         .layer(DefaultBodyLimit::max(app.config.payload_limit_bytes))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::require_key))
         .layer(cors::layer(&app.config.access.origins))

@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, Request};
 use http_body_util::BodyExt;
 use lockstep_process::tasks::Tasks;
 use lockstep_proto::{TokenId, Tokens};
-use lockstep_router::app::{App, AppConfig};
+use lockstep_router::app::{App, AppConfig, Patience};
 use lockstep_router::chat::{ChatTemplate, TemplateTokens};
 use lockstep_router::engine::EngineConfig;
 use lockstep_router::http::auth::AccessConfig;
@@ -68,7 +68,7 @@ pub fn config() -> AppConfig {
             group_loss_timeout: Duration::from_secs(120),
         },
         request_timeout: None,
-        client_timeout: Duration::from_secs(60),
+        patience: Patience { client_timeout: Duration::from_secs(60), resume_window: None },
         response_cache_bytes: 0,
         access: AccessConfig::default(),
         compute_type: None,
