@@ -136,6 +136,17 @@ async fn a_stream_goes_on_after_a_rank_hung() {
     }
 }
 
+/// Nobody but the launcher can end it: there is no other rank whose stream it breaks.
+#[tokio::test]
+async fn a_stream_goes_on_after_the_only_rank_hung() {
+    let cluster = Setup::demo(LOCKSTEP).flags(&["--step-timeout", "1"]).start();
+    let client = cluster.client();
+    let request = Generate::greedy("Once upon a time", TOKENS).seeded(8);
+    let undisturbed = rest(open(&client, &request).await).await;
+    let freeze = || faults::freeze(faults::rank(&cluster, 0));
+    assert_eq!(disturbed(&client, &request, 9, freeze).await, undisturbed);
+}
+
 #[tokio::test]
 async fn a_prompt_is_computed_again_when_a_rank_is_killed_meanwhile() {
     // Prompts of many chunks; the kill comes at whichever of them the machine has got to.

@@ -44,6 +44,11 @@ pub struct CommandLine {
     pub arguments: Vec<OsString>,
 }
 
+/// Where the launcher hears of lost groups.
+pub fn losses_of(sockets: &Path) -> PathBuf {
+    sockets.join("losses.sock")
+}
+
 /// Where a rank listens, the same in every epoch.
 pub fn socket_of(sockets: &Path, rank: Rank) -> PathBuf {
     sockets.join(format!("shard-{rank}.sock"))
@@ -60,6 +65,7 @@ pub fn router(config: &ServeConfig, place: &Place) -> CommandLine {
     }
     line.option("--hostname", config.address.ip().to_string());
     line.option("--port", config.address.port().to_string());
+    line.option("--loss-reports", losses_of(&place.sockets).display().to_string());
     line.option("--graceful-termination-timeout", config.grace.as_secs().to_string());
     line.arguments.extend(config.router.typed.iter().cloned());
     line.option("--parent", place.launcher.to_string());

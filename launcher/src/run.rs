@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
+use lockstep_process::loss_report::LossInbox;
 use lockstep_process::tasks::Tasks;
 use lockstep_process::telemetry::LogFormat;
 use lockstep_proto::{Epoch, Rank};
@@ -59,7 +60,8 @@ pub fn serve(config: &ServeConfig, started: Instant) -> Result<(), LaunchError> 
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(LaunchError::SetUp)?;
     runtime.block_on(async {
         let sockets = SocketFolder::create(config.runtime_folder.as_deref())?;
-        let shell = Shell::new(config, &budget, &sockets, started);
+        let losses = LossInbox::bind(&plan::losses_of(&sockets.path())).map_err(LaunchError::SetUp)?;
+        let shell = Shell::new(config, &budget, (&sockets, losses), started);
         shell.run().await
     })
 }
@@ -86,6 +88,7 @@ struct Shell<'a> {
     supervisor: Supervisor,
     starter: Starter,
     exits: mpsc::Receiver<Exited>,
+    losses: LossInbox,
     processes: BTreeMap<Member, Process>,
     /// What the ranks of the current epoch talk through; gone with the epoch.
     shared_memory: Option<OwnedFd>,
@@ -107,7 +110,7 @@ impl<'a> Shell<'a> {
     fn new(
         config: &'a ServeConfig,
         budget: &MemoryBudget,
-        sockets: &SocketFolder,
+        (sockets, losses): (&SocketFolder, LossInbox),
         started: Instant,
     ) -> Self {
         let (exits_tx, exits) = mpsc::channel(EXITS_WAITING);
@@ -138,6 +141,7 @@ impl<'a> Shell<'a> {
             supervisor: Supervisor::new(policy, config.ranks),
             starter,
             exits,
+            losses,
             processes: BTreeMap::new(),
             shared_memory: None,
             readiness: None,
@@ -173,6 +177,16 @@ impl<'a> Shell<'a> {
                     return Event::StopRequested;
                 }
                 Some(exited) = self.exits.recv() => return self.on_exited(exited),
+                lost = self.losses.next() => match lost {
+                    Ok(epoch) => {
+                        warn!(epoch, "the router has given the shards up");
+                        return Event::Lost(Incarnation(epoch));
+                    }
+                    Err(error) => {
+                        error!(%error, "the router cannot be heard");
+                        sleep_until(tokio::time::Instant::now() + PATIENCE).await;
+                    }
+                },
                 () = at(deadline) => return Event::Tick,
                 () = ready(&mut self.readiness) => {
                     self.on_ready();

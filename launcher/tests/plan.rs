@@ -67,6 +67,7 @@ fn a_router_and_its_shards() {
       --shard unix:/run/user/1000/lockstep-x/shard-1.sock
       --hostname 0.0.0.0
       --port 3000
+      --loss-reports /run/user/1000/lockstep-x/losses.sock
       --graceful-termination-timeout 90
       --parent 42
       --log-level info
@@ -107,6 +108,7 @@ fn what_was_typed_reaches_the_roles() {
       --shard unix:/run/user/1000/lockstep-x/shard-0.sock
       --hostname 127.0.0.1
       --port 8080
+      --loss-reports /run/user/1000/lockstep-x/losses.sock
       --graceful-termination-timeout 90
       --max-best-of 3
       --parent 42

@@ -109,12 +109,12 @@ pub struct App {
     pub load: Load,
     /// Who may ask.
     pub keys: Arc<Keys>,
-    rooms: Rooms,
     life: Life,
 }
 
-/// Where the server stands between its start and its end.
+/// Where the server stands between its start and its end, and how full it is.
 struct Life {
+    rooms: Rooms,
     group: watch::Receiver<GroupState>,
     draining: CancellationToken,
     was_ready: Arc<AtomicBool>,
@@ -169,11 +169,11 @@ impl App {
             Fate::Log,
             note_ready(engine.state(), Arc::clone(&was_ready), tasks.stop_token().clone()),
         );
+        let rooms = Rooms {
+            requests: Places::new(config.max_concurrent_requests),
+            tokenizing: Arc::new(Semaphore::new(TOKENIZE_PLACES)),
+        };
         Ok(Arc::new(Self {
-            rooms: Rooms {
-                requests: Places::new(config.max_concurrent_requests),
-                tokenizing: Arc::new(Semaphore::new(TOKENIZE_PLACES)),
-            },
             keys,
             model: Arc::new(model),
             pool,
@@ -184,7 +184,7 @@ impl App {
             streams: Streams::new(config.patience.resume_window, tasks.clone()),
             load: Load::default(),
             config,
-            life: Life { group: engine.state(), draining: CancellationToken::new(), was_ready },
+            life: Life { rooms, group: engine.state(), draining: CancellationToken::new(), was_ready },
             engine,
         }))
     }
@@ -202,7 +202,7 @@ impl App {
         if self.is_draining() {
             return Err(ApiError::draining());
         }
-        let taken = self.rooms.requests.take(tenant, sequences as usize, Instant::now());
+        let taken = self.life.rooms.requests.take(tenant, sequences as usize, Instant::now());
         taken.ok_or_else(|| self.overloaded())
     }
 
@@ -211,12 +211,12 @@ impl App {
     /// # Errors
     /// When all are taken.
     pub fn admit_tokenizing(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.rooms.tokenizing).try_acquire_owned().map_err(|_| self.overloaded())
+        Arc::clone(&self.life.rooms.tokenizing).try_acquire_owned().map_err(|_| self.overloaded())
     }
 
     /// Requests under way.
     pub fn requests_under_way(&self) -> usize {
-        self.rooms.requests.taken()
+        self.life.rooms.requests.taken()
     }
 
     /// Too many requests, and when to try again.

@@ -162,6 +162,10 @@ pub struct RouterArgs {
     #[arg(long, env = "VLLM_METRICS")]
     pub vllm_metrics: bool,
 
+    /// Socket to report lost groups to.
+    #[arg(long, value_name = "PATH")]
+    pub loss_reports: Option<PathBuf>,
+
     /// Process to die with.
     #[arg(long, value_name = "PID")]
     pub parent: Option<u32>,

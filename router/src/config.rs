@@ -1,5 +1,6 @@
 //! What was typed, checked and complete: no `Option` that means "default".
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use lockstep_models::ModelFiles;
@@ -103,6 +104,8 @@ pub struct RouterConfig {
     pub generation_config: GenerationConfig,
     /// Whose names metrics have besides ours.
     pub aliases: MetricAliases,
+    /// Where to report lost groups.
+    pub loss_reports: Option<PathBuf>,
     /// How the process ends.
     pub stopping: Stopping,
     /// How to log.
@@ -127,6 +130,7 @@ impl RouterConfig {
             max_positions: args.max_positions.map(Tokens),
             generation_config: args.generation_config,
             aliases: if args.vllm_metrics { MetricAliases::Vllm } else { MetricAliases::None },
+            loss_reports: args.loss_reports,
             stopping: Stopping {
                 drain_timeout: Duration::from_secs(args.graceful_termination_timeout),
                 parent: args.parent,

@@ -7,7 +7,6 @@
 
 pub mod args;
 pub mod config;
-pub mod connections;
 pub mod serve;
 
 pub mod app;

@@ -1,21 +1,25 @@
 //! The router as a process: runtime, listener, and the three phases of its end.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lockstep_process::loss_report::report_loss;
 use lockstep_process::shutdown::{ParentState, StopSignal, die_with_parent};
 use lockstep_process::tasks::{Fate, Tasks};
 use lockstep_process::telemetry::{self, TelemetryError};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::app::{App, AppError};
 use crate::args::{GenerationConfig, RouterArgs};
 use crate::config::{ConfigError, Listen, MetricAliases, RouterConfig, Stopping};
-use crate::connections;
+use crate::engine::GroupState;
+use crate::http::connections;
 use crate::model::{Model, ModelError};
 use crate::shards::RemoteGroup;
 use crate::validation::SamplingDefaults;
@@ -100,6 +104,9 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     if config.aliases == MetricAliases::Vllm {
         app.metrics.alias_for_vllm(&app.model.id);
     }
+    if let Some(path) = config.loss_reports {
+        tasks.spawn("loss reports", Fate::Log, report_losses(app.engine.state(), path));
+    }
     let connections =
         connections::serve(listener, app.router(), app.config.patience.client_timeout, tasks.clone());
     tasks.spawn("http", Fate::StopServer, connections);
@@ -115,6 +122,23 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
             Ok(())
         }
         StopCause::VitalTaskEnded => Err(RouterError::VitalTaskEnded),
+    }
+}
+
+/// Tells the launcher of every group that is given up, until the engine ends.
+async fn report_losses(mut group: watch::Receiver<GroupState>, path: PathBuf) {
+    let mut serving = None;
+    while group.changed().await.is_ok() {
+        let now = match &*group.borrow_and_update() {
+            GroupState::Ready(facts) => Some(facts.epoch),
+            GroupState::Away { .. } => None,
+        };
+        if let Some(lost) = std::mem::replace(&mut serving, now)
+            && now != Some(lost)
+            && let Err(error) = report_loss(&path, lost.0)
+        {
+            warn!(%error, epoch = lost.0, "the launcher does not hear of a lost group");
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use lockstep_process::tasks::Fate;
-use lockstep_router::connections;
+use lockstep_router::http::connections;
 use lockstep_router::shards::fake::FakeModel;
 use serde_json::json;
 use support::{Server, config};

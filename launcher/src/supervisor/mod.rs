@@ -38,6 +38,8 @@ pub struct Member {
 pub enum Event {
     /// A process ended and was reaped, or could not be started.
     Exited(Member),
+    /// The router has given this start of the shards up: one of them hangs or answers nonsense.
+    Lost(Incarnation),
     /// The router answers that the service is ready: every unit is.
     Ready,
     /// Someone asks to stop: the first time drain, the second time at once.
@@ -134,6 +136,10 @@ impl Supervisor {
         }
         match event {
             Event::Exited(member) => self.on_exited(member, now, &mut actions),
+            Event::Lost(incarnation) => {
+                let action = self.shards.on_lost(incarnation);
+                actions.extend(action.map(|action| named(UnitId::Shards, action)));
+            }
             Event::Ready => self.on_ready(),
             Event::StopRequested => self.on_stop_requested(now, &mut actions),
             Event::Tick => self.on_tick(now, &mut actions),

@@ -126,6 +126,19 @@ fn what_falls_as_soon_as_it_is_ready_is_not_restarted_in_a_frenzy() {
 }
 
 #[test]
+fn a_group_that_is_given_up_is_killed_and_comes_back() {
+    let mut world = World::start(1);
+    world.event(Event::Ready);
+    world.pass(Duration::from_secs(60));
+    assert_eq!(world.event(Event::Lost(Incarnation(1))), [Action::Kill(UnitId::Shards)]);
+    assert_eq!(world.event(Event::Lost(Incarnation(1))), [], "once is enough");
+    world.exit_all_told();
+    assert_eq!(world.pass(Duration::ZERO), [Action::Spawn(UnitId::Shards, Incarnation(2))]);
+    assert_eq!(world.event(Event::Lost(Incarnation(1))), [], "what is said of an earlier one is late");
+    assert_eq!(world.of(UnitId::Shards).len(), 1);
+}
+
+#[test]
 fn a_dead_router_comes_back_alone() {
     let mut world = World::start(2);
     assert_eq!(world.exit(world.one_of(UnitId::Router)), []);
@@ -217,6 +230,7 @@ enum Fault {
     Crash(prop::sample::Index),
     ReapOneTold,
     Ready,
+    Lost(u64),
     Stop,
     Pass(u64),
     PassToDeadline,
@@ -227,6 +241,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         6 => any::<prop::sample::Index>().prop_map(Fault::Crash),
         6 => Just(Fault::ReapOneTold),
         2 => Just(Fault::Ready),
+        2 => (1..8u64).prop_map(Fault::Lost),
         1 => Just(Fault::Stop),
         4 => (0..20_000u64).prop_map(Fault::Pass),
         8 => Just(Fault::PassToDeadline),
@@ -249,6 +264,9 @@ fn apply(world: &mut World, fault: &Fault) {
             if [UnitId::Shards, UnitId::Router].into_iter().all(|unit| world.supervisor.is_up(unit)) {
                 world.event(Event::Ready);
             }
+        }
+        Fault::Lost(incarnation) => {
+            world.event(Event::Lost(Incarnation(*incarnation)));
         }
         Fault::Stop => {
             world.event(Event::StopRequested);

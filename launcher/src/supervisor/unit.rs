@@ -118,6 +118,18 @@ impl Unit {
         }
     }
 
+    /// Whoever needs the unit has given this incarnation up, though its processes live.
+    pub(super) fn on_lost(&mut self, incarnation: Incarnation) -> Option<UnitAction> {
+        let State::Up { alive } = &mut self.state else { return None };
+        if incarnation != self.incarnation {
+            return None;
+        }
+        let alive = std::mem::take(alive);
+        self.failures += 1;
+        self.state = State::Felled { alive };
+        Some(UnitAction::Kill)
+    }
+
     pub(super) fn on_ready(&mut self) {
         if self.is_up() {
             self.failures = 0;

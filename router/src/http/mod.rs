@@ -6,6 +6,7 @@ mod body;
 mod cached;
 mod chat;
 mod completions;
+pub mod connections;
 pub mod cors;
 mod fields;
 mod frame;
