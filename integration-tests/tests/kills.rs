@@ -30,6 +30,7 @@ fn requests() -> Vec<(&'static str, Generate)> {
         ("sampled", Generate::greedy(story, TOKENS).seeded(17)),
         ("penalised", penalised),
         ("log-probabilities", Generate::greedy(story, TOKENS).seeded(5).with("top_n_tokens", json!(4))),
+        ("watermark", Generate::greedy(story, TOKENS).seeded(23).with("watermark", json!(true))),
         ("stop string", Generate::greedy(story, TOKENS).with("stop", json!(["very far away", "happy. "]))),
     ]
 }

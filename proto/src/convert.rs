@@ -6,8 +6,8 @@ use crate::wire;
 use crate::{
     BlockId, Bytes, Epoch, LogitBias, LogprobsOf, Outcome, Position, PromptLogprobs, Rank, Sampling,
     SamplingParams, Seeded, Selection, SequenceId, SequenceResult, SequenceStart, ShardDescription, Step,
-    StepId, StepOutput, StepTimings, TokenId, TokenLogprob, TokenLogprobs, TokenMask, Tokens, Work,
-    WorkTokens,
+    StepId, StepOutput, StepTimings, TokenId, TokenLogprob, TokenLogprobs, TokenMask, Tokens, Watermark,
+    Work, WorkTokens,
 };
 
 /// A message that no peer of this release sends.
@@ -177,6 +177,7 @@ impl From<SamplingParams> for wire::SamplingParams {
                 .collect(),
             top_logprobs: params.top_logprobs,
             warped_logprobs: params.logprobs_of == LogprobsOf::Warped,
+            watermark: params.watermark.map(|Watermark { gamma, delta }| wire::Watermark { gamma, delta }),
         }
     }
 }
@@ -207,6 +208,7 @@ impl From<wire::SamplingParams> for SamplingParams {
                 .collect(),
             top_logprobs: params.top_logprobs,
             logprobs_of: if params.warped_logprobs { LogprobsOf::Warped } else { LogprobsOf::Model },
+            watermark: params.watermark.map(|wire::Watermark { gamma, delta }| Watermark { gamma, delta }),
         }
     }
 }

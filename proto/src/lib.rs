@@ -8,6 +8,7 @@ mod ids;
 mod sampling;
 mod step;
 mod units;
+mod watermark;
 pub mod wire;
 
 pub use convert::WireError;
@@ -18,3 +19,4 @@ pub use step::{
     StepTimings, TokenLogprob, TokenLogprobs, TokenMask, Work, WorkTokens,
 };
 pub use units::{Blocks, Bytes, Position, Tokens};
+pub use watermark::{GreenList, Watermark};

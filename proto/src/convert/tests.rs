@@ -7,6 +7,7 @@ fn a_step_survives_the_wire() {
     let mut sampling = SamplingParams::seeded(7);
     sampling.logit_bias.push(LogitBias { token: TokenId(3), bias: -1.5 });
     sampling.logprobs_of = LogprobsOf::Warped;
+    sampling.watermark = Some(Watermark { gamma: 0.25, delta: 1.5 });
     let step = Step {
         epoch: Epoch(2),
         step_id: StepId(9),

@@ -135,6 +135,18 @@ pub struct SamplingParams {
     /// Report log-probabilities of the distribution that is sampled instead of the model's own.
     #[prost(bool, tag = "7")]
     pub warped_logprobs: bool,
+    /// Absent means none.
+    #[prost(message, optional, tag = "8")]
+    pub watermark: ::core::option::Option<Watermark>,
+}
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct Watermark {
+    /// The share of the vocabulary that is favoured at each position.
+    #[prost(float, tag = "1")]
+    pub gamma: f32,
+    /// Added to the logits of that share.
+    #[prost(float, tag = "2")]
+    pub delta: f32,
 }
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct Seeded {
