@@ -15,8 +15,8 @@ pub use convert::WireError;
 pub use ids::{BlockId, Epoch, Rank, SequenceId, StepId, TokenId};
 pub use sampling::{LogitBias, LogprobsOf, SamplingParams, Seeded, Selection};
 pub use step::{
-    Outcome, PromptLogprobs, Sampling, SequenceResult, SequenceStart, ShardDescription, Step, StepOutput,
-    StepTimings, TokenLogprob, TokenLogprobs, TokenMask, Work, WorkTokens,
+    ContextLogprobs, Outcome, PromptLogprobs, Sampling, SequenceResult, SequenceStart, ShardDescription,
+    Step, StepOutput, StepTimings, TokenLogprob, TokenLogprobs, TokenMask, Work, WorkTokens,
 };
 pub use units::{Blocks, Bytes, Position, Tokens};
 pub use watermark::{GreenList, Watermark};

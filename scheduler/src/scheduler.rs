@@ -1,6 +1,5 @@
 //! The scheduler's calls: what happened, what to compute, what came of it.
 
-use std::collections::BTreeSet;
 use std::time::Instant;
 
 use lockstep_proto::{Epoch, Outcome, SequenceId, Step, StepId, StepOutput, Tokens};
@@ -41,8 +40,6 @@ pub struct Scheduler {
     pub(crate) events: Vec<SequenceEvent>,
     pub(crate) totals: Totals,
     pub(crate) pace: Pace,
-    /// Running sequences that are not to be given a token yet.
-    held: BTreeSet<SequenceId>,
     next_arrival: Arrival,
     next_step: StepId,
 }
@@ -64,7 +61,6 @@ impl Scheduler {
             events: Vec::new(),
             totals: Totals::default(),
             pace: Pace::default(),
-            held: BTreeSet::new(),
             next_arrival: Arrival(0),
             next_step: StepId(1),
         }
@@ -146,34 +142,19 @@ impl Scheduler {
         {
             group.cancel(sequence);
         }
-        self.held.remove(&sequence);
         self.events.retain(|event| event.sequence() != sequence);
         self.assert_invariants();
-    }
-
-    /// A running sequence gets no next token until [`on_resume`](Self::on_resume): its owner has yet to find
-    /// out which ones may follow. It keeps its place and its blocks. One that is preempted meanwhile may be
-    /// planned again, since its context must be computed anyway: the owner adds what it has found out to the
-    /// step.
-    pub fn on_hold(&mut self, sequence: SequenceId) {
-        self.held.insert(sequence);
-    }
-
-    /// A sequence that was held, or was not, gets tokens again. Ends what [`on_hold`](Self::on_hold) began,
-    /// also for a sequence that has ended.
-    pub fn on_resume(&mut self, sequence: SequenceId) {
-        self.held.remove(&sequence);
     }
 
     /// The next step, ready to send. `None` when there is nothing to compute, no group, or a step in flight.
     ///
     /// Every running sequence that has caught up gets its next token, then what is left of
-    /// [`Limits::max_step_tokens`] goes to prompts, in the order of
-    /// their admission, running ones before waiting ones.
+    /// [`Limits::max_step_tokens`] goes to those that have several tokens to compute, prompts and forced ones, in
+    /// the order of their admission, running ones before waiting ones.
     pub fn plan_step(&mut self, now: Instant) -> Option<Step> {
         let group = self.group.as_mut().filter(|group| group.in_flight.is_none())?;
         let mut budget = StepBudget::new(self.limits.step_tokens());
-        let grants = budget.grant(group.running.values(), &self.held);
+        let grants = budget.grant(group.running.values());
         let (mut plan, preempted) = group.grow(&grants);
         if preempted.is_empty() {
             let admitted = group.admit(&self.limits, &mut self.queue, &mut budget, &mut plan);

@@ -31,10 +31,12 @@ pub(super) enum Met {
     PrefixHitTokens,
     RunAhead,
     Outgrown,
+    Forced,
+    ForcedChunks,
 }
 
 impl Met {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 22] = [
         Self::Finished,
         Self::Failed,
         Self::Submitted,
@@ -55,6 +57,8 @@ impl Met {
         Self::PrefixHitTokens,
         Self::RunAhead,
         Self::Outgrown,
+        Self::Forced,
+        Self::ForcedChunks,
     ];
 }
 

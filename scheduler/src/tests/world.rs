@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use lockstep_proto::{Blocks, Epoch, Outcome, SequenceId, Step, StepOutput, TokenId, Tokens, WorkTokens};
 
-use super::client::{Client, random_submission, salt_of};
+use super::client::{Client, grammar_of, random_submission, salt_of};
 use super::coverage::{Coverage, Met};
-use super::fake_shard::{Alone, FakeShard};
+use super::fake_shard::{Alone, FakeShard, Grammar};
 use super::generator::Generator;
 use crate::{
-    AdmissionError, CacheShape, ExpiredWhile, Limits, PrefixCaching, Scheduler, SequenceEvent, StepMismatch,
+    AdmissionError, CacheShape, ExpiredWhile, Limits, PrefixCaching, Scheduler, SequenceEvent,
+    StepMismatch, TokenOrigin,
 };
 
 /// One history.
@@ -26,6 +27,8 @@ pub(super) struct World {
     /// An output that was too late.
     stale: Option<StepOutput>,
     clients: BTreeMap<SequenceId, Client>,
+    /// Whose owners are finding out what follows.
+    held: BTreeSet<SequenceId>,
     /// What clients got, prompt and output, to be a prompt's beginning.
     texts: Vec<Vec<TokenId>>,
     pub(super) coverage: Coverage,
@@ -55,6 +58,7 @@ impl World {
             now: Instant::now(),
             stale: None,
             clients: BTreeMap::new(),
+            held: BTreeSet::new(),
             texts: Vec::new(),
             coverage: Coverage::default(),
         }
@@ -63,7 +67,8 @@ impl World {
     /// Something happens.
     pub(super) fn act(&mut self) {
         self.now += Duration::from_millis(1);
-        match self.random.between(0, 20) {
+        match self.random.between(0, 23) {
+            21..=23 => self.resume(),
             20 => self.expire(),
             0..=3 => self.submit(),
             4 => self.cancel(),
@@ -88,6 +93,9 @@ impl World {
             if self.clients.is_empty() {
                 break;
             }
+            while !self.held.is_empty() {
+                self.resume();
+            }
             self.plan();
             self.answer();
         }
@@ -106,7 +114,7 @@ impl World {
         let requests = self.clients.len();
         match self.scheduler.on_submit(id, submission.clone(), self.now) {
             Ok(()) => {
-                self.clients.insert(id, Client::new(submission));
+                self.clients.insert(id, Client::new(submission, grammar_of(id)));
             }
             Err(AdmissionError::Full { limit }) => {
                 assert_eq!(requests, limit as usize);
@@ -144,6 +152,19 @@ impl World {
         } else {
             self.coverage.count(Met::CancelledWaiting, 1);
         }
+    }
+
+    /// An owner has found out what follows. Whoever has left meanwhile is forgotten.
+    fn resume(&mut self) {
+        if self.in_flight.is_some() {
+            return;
+        }
+        let ids: Vec<_> = self.held.iter().copied().collect();
+        let Some(&id) = self.random.pick(&ids) else { return };
+        self.held.remove(&id);
+        let forced = self.clients.get(&id).map(Client::forced).unwrap_or_default();
+        self.coverage.count(Met::Forced, forced.len() as u64);
+        self.scheduler.on_resume(id, &forced);
     }
 
     /// Every deadline that has come ends its sequence, and no other does.
@@ -250,7 +271,10 @@ impl World {
 
     fn plan(&mut self) {
         let Some(step) = self.scheduler.plan_step(self.now) else {
-            assert!(self.shard.is_none() || self.clients.is_empty(), "nothing is computed");
+            // Others may wait for the blocks of one that is held.
+            let is_held = self.clients.keys().any(|id| self.held.contains(id));
+            let is_idle = self.clients.is_empty() || is_held || self.shard.is_none();
+            assert!(is_idle, "nothing is computed");
             return;
         };
         assert!(self.shard.is_some());
@@ -260,13 +284,19 @@ impl World {
         let working: BTreeSet<_> = step.work.iter().map(|work| work.sequence).collect();
         assert_eq!(working.len(), step.work.len(), "two chunks of one sequence");
         assert!(working.iter().all(|id| self.clients.contains_key(id)), "work for a sequence that ended");
-        let first = self.scheduler.group.as_ref().and_then(|group| group.running.keys().next());
+        assert!(working.iter().all(|id| !self.held.contains(id)), "work for a sequence that is held");
+        let mut running = self.scheduler.group.iter().flat_map(|group| group.running.keys());
+        let first = running.find(|id| !self.held.contains(id));
         assert!(working.contains(first.unwrap()), "what runs longest does not advance");
+        let long = step.work.iter().filter(|work| !work.appended.is_empty()).count();
+        self.coverage.count(Met::ForcedChunks, long as u64);
         for start in &step.starts {
             let client = self.clients.get_mut(&start.sequence).unwrap();
             let emitted = client.tokens.iter().map(|token| token.token);
             let known: Vec<_> = client.submission.prompt.iter().copied().chain(emitted).collect();
-            assert_eq!(start.context, known);
+            // What is forced and not told yet comes after.
+            assert_eq!(start.context[..known.len()], known);
+            assert!(start.context.len() == known.len() || client.grammar == Grammar::Forcing);
             client.started += 1;
             self.coverage.count(Met::Restarts, u64::from(client.started > 1));
         }
@@ -335,13 +365,19 @@ impl World {
                 assert!(client.tokens.is_empty() && !tokens.is_empty());
                 client.prompt_logprobs.extend(tokens);
             }
-            SequenceEvent::Token { token, .. } => client.tokens.push(token),
+            SequenceEvent::Token { token, origin, .. } => {
+                client.tokens.push(token);
+                if (client.grammar, origin) == (Grammar::Forcing, TokenOrigin::Sampled) {
+                    self.scheduler.on_hold(id);
+                    self.held.insert(id);
+                }
+            }
             SequenceEvent::Finished { reason, .. } => {
                 let client = self.clients.remove(&id).unwrap();
                 let (prompt_logprobs, tokens) = (client.prompt_logprobs, client.tokens);
                 assert_eq!(
                     Alone { prompt_logprobs, tokens: tokens.clone(), reason },
-                    Alone::run(&client.submission)
+                    Alone::run(&client.submission, client.grammar)
                 );
                 let output = tokens.iter().map(|token| token.token);
                 self.texts.push(client.submission.prompt.into_iter().chain(output).collect());

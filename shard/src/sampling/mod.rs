@@ -24,7 +24,7 @@ use thiserror::Error;
 
 use self::penalties::Occurrences;
 
-pub use self::logprobs::of_prompt_token;
+pub use self::logprobs::of_known_token;
 
 /// How one sequence's tokens are chosen, and what it has said so far.
 ///

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use lockstep_proto::{
-    BlockId, Outcome, Position, PromptLogprobs, Sampling, SamplingParams, SequenceId, SequenceResult,
+    BlockId, ContextLogprobs, Outcome, Position, Sampling, SamplingParams, SequenceId, SequenceResult,
     SequenceStart, Step, StepId, TokenId, TokenLogprobs, Tokens, Work, WorkTokens,
 };
 use lockstep_shard::batch::BLOCK_SIZE;
@@ -243,7 +243,8 @@ impl<'a> Schedule<'a> {
             tokens,
             new_blocks,
             sampling: if end == sequence.context.len() { Sampling::Sample } else { Sampling::Skip },
-            prompt_logprobs: if emitted { PromptLogprobs::Skip } else { PromptLogprobs::Return },
+            logprobs: if emitted { ContextLogprobs::Skip } else { ContextLogprobs::From(Position(0)) },
+            appended: Vec::new(),
         }
     }
 
