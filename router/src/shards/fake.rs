@@ -6,7 +6,7 @@ use std::hash::Hasher;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lockstep_proto::{
-    Bytes, Epoch, Outcome, PromptLogprobs, Rank, Sampling, SamplingParams, SequenceId, SequenceResult,
+    Bytes, ContextLogprobs, Epoch, Outcome, Rank, Sampling, SamplingParams, SequenceId, SequenceResult,
     ShardDescription, Step, StepOutput, StepTimings, TokenId, TokenLogprob, TokenLogprobs, Tokens, Work,
     WorkTokens,
 };
@@ -263,6 +263,7 @@ impl FakeGroup {
             sequence.computed = first;
         }
         sequence.blocks += work.new_blocks.len();
+        sequence.context.extend(&work.appended);
         let end = first + count;
         if sequence.computed != first || end > sequence.context.len() {
             return Err(format!("work for {first}..{end}, computed {}", sequence.computed));
@@ -280,10 +281,11 @@ impl FakeGroup {
         }
         sequence.computed = end;
         let mut prompt = Vec::new();
-        if work.prompt_logprobs == PromptLogprobs::Return {
+        if let ContextLogprobs::From(from) = work.logprobs {
             let known = end.min(sequence.context.len().saturating_sub(1));
             prompt.extend(
-                (first..known).map(|at| logprobs(sequence.context[at + 1], sequence.top, vocabulary)),
+                (first.max(from.index())..known)
+                    .map(|at| logprobs(sequence.context[at + 1], sequence.top, vocabulary)),
             );
         }
         if work.sampling == Sampling::Skip {

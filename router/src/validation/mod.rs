@@ -214,6 +214,7 @@ impl AwaitingPrompt {
         let assignment = |choice| Assignment {
             submission: Submission {
                 prompt: tokens.clone(),
+                forced: Vec::new(),
                 sampling: of_choice(&sampling.params, choice),
                 max_new_tokens,
                 stop_tokens: stop_tokens.clone(),

@@ -80,7 +80,7 @@ pub fn model() -> Model {
     Model {
         id: "test/model".to_owned(),
         sha: None,
-        tokenizer: Tokenizer::from_bytes(byte_level_tokenizer().as_bytes()).unwrap(),
+        tokenizer: Arc::new(Tokenizer::from_bytes(byte_level_tokenizer().as_bytes()).unwrap()),
         template: Some(ChatTemplate::compile(TEMPLATE, tokens).unwrap()),
         end_tokens: vec![TokenId(ids::IM_END)],
         max_positions: Some(Tokens(200)),
