@@ -1,5 +1,6 @@
 //! Every metric: name, help, buckets, each declared once.
 
+mod grammar;
 mod vllm;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -108,8 +109,6 @@ const STEP_COUNTERS: [&str; 3] =
 const RANK_HISTOGRAMS: [&str; 2] = ["lockstep_rank_forward_seconds", "lockstep_rank_communication_seconds"];
 /// Why prompts join a batch: the first is ours, the others are the reference server's padded batches.
 const CONCAT_REASONS: [&str; 3] = ["chunking", "backpressure", "wait_exceeded"];
-/// Who chose a token of an answer with a grammar.
-const ORIGINS: [&str; 2] = ["sampled", "forced"];
 /// The label of requests whose client has left.
 const DROPPED: &str = "dropped";
 
@@ -226,9 +225,8 @@ impl Metrics {
         for reason in CONCAT_REASONS {
             counter(recorder, "tgi_batch_concat", &[Label::new("reason", reason)]).increment(0);
         }
-        for origin in ORIGINS {
-            let label = Label::from_static_parts("origin", origin);
-            counter(recorder, "lockstep_grammar_tokens_total", &[label]).increment(0);
+        for origin in [TokenOrigin::Sampled, TokenOrigin::Forced] {
+            grammar::tokens(recorder, origin).increment(0);
         }
         for cause in ALL_KINDS.into_iter().map(ErrorKind::metric).chain([DROPPED]) {
             counter(recorder, "tgi_request_failure", &[Label::new("err", cause)]).increment(0);
@@ -376,30 +374,6 @@ impl Metrics {
         seen.groups += 1;
         counter(&self.recorder, "lockstep_group_restarts_total", &[]).absolute(seen.groups - 1);
         gauge(&self.recorder, "lockstep_ranks_ready", &[]).set(facts.world_size);
-    }
-
-    /// A grammar was compiled.
-    pub fn on_grammar_compiled(&self, took: Duration) {
-        self.record("lockstep_grammar_compile_seconds", took.as_secs_f64());
-    }
-
-    /// The tokens that may follow in one sequence were found out.
-    pub fn on_mask(&self, took: Duration) {
-        self.record("lockstep_grammar_mask_seconds", took.as_secs_f64());
-    }
-
-    /// A sequence that has a grammar got a token.
-    pub fn on_grammar_token(&self, origin: TokenOrigin) {
-        let origin = match origin {
-            TokenOrigin::Sampled => ORIGINS[0],
-            TokenOrigin::Forced => ORIGINS[1],
-        };
-        counter(
-            &self.recorder,
-            "lockstep_grammar_tokens_total",
-            &[Label::from_static_parts("origin", origin)],
-        )
-        .increment(1);
     }
 
     /// A group was lost.

@@ -61,6 +61,10 @@ impl Core {
         if let Some(grammar) = &assignment.grammar {
             assignment.submission.forced.clone_from(&grammar.first().forced);
         }
+        if let Err(reason) = self.check_forced(&assignment.submission.forced) {
+            let _ = reply.send(Err(EngineError::Failed(reason)));
+            return;
+        }
         let prompt = Tokens::of_len(assignment.submission.prompt.len());
         let capacity = channel_capacity_events(prompt, assignment.submission.max_new_tokens);
         if let Err(refusal) = self.scheduler.on_submit(sequence, assignment.submission, now) {
@@ -181,7 +185,10 @@ impl Core {
         match self.masks.on_found(found) {
             Settled::Ready(Ready { sequence, forced, took }) => {
                 self.metrics.on_mask(took);
-                self.scheduler.on_resume(sequence, &forced);
+                match self.check_forced(&forced) {
+                    Ok(()) => self.scheduler.on_resume(sequence, &forced),
+                    Err(reason) => self.fail(sequence, reason),
+                }
             }
             Settled::Failed(sequence, reason) => self.fail(sequence, reason),
             Settled::Gone => {}
@@ -242,6 +249,17 @@ impl Core {
         match self.masks.on_token(sequence, token) {
             Ok(()) => self.scheduler.on_hold(sequence),
             Err(error) => self.fail(sequence, error.to_string()),
+        }
+    }
+
+    /// Whether the shards, once they are known, have every token: a tokenizer may know more ids than the model.
+    fn check_forced(&self, forced: &[TokenId]) -> Result<(), String> {
+        let limit = self.vocabulary_size;
+        match forced.iter().find(|token| token.0 >= limit && limit > 0) {
+            None => Ok(()),
+            Some(token) => {
+                Err(format!("its grammar needs token {token}, the model's ids end before {limit}"))
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::Hasher;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lockstep_proto::{
@@ -280,14 +281,10 @@ impl FakeGroup {
             return Err(format!("token {unknown}, ids end before {vocabulary}"));
         }
         sequence.computed = end;
-        let mut prompt = Vec::new();
-        if let ContextLogprobs::From(from) = work.logprobs {
-            let known = end.min(sequence.context.len().saturating_sub(1));
-            prompt.extend(
-                (first.max(from.index())..known)
-                    .map(|at| logprobs(sequence.context[at + 1], sequence.top, vocabulary)),
-            );
-        }
+        let prompt = match work.logprobs {
+            ContextLogprobs::Skip => Vec::new(),
+            ContextLogprobs::From(from) => sequence.logprobs(first.max(from.index())..end, vocabulary),
+        };
         if work.sampling == Sampling::Skip {
             return Ok((prompt, Outcome::Computed));
         }
@@ -308,6 +305,14 @@ impl FakeGroup {
             sampled.logprob -= (token.0 % 16) as f32 / 16.0;
         }
         Ok((prompt, Outcome::Sampled(sampled)))
+    }
+}
+
+impl FakeSequence {
+    /// Of the known tokens that follow `positions`.
+    fn logprobs(&self, positions: Range<usize>, vocabulary: u32) -> Vec<TokenLogprobs> {
+        let following = positions.filter_map(|position| self.context.get(position + 1));
+        following.map(|token| logprobs(*token, self.top, vocabulary)).collect()
     }
 }
 

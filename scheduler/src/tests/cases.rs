@@ -55,6 +55,11 @@ fn deadlines() {
 }
 
 #[test]
+fn forced() {
+    check("forced.txt", include_str!("cases/forced.txt"));
+}
+
+#[test]
 fn refusals() {
     check("refusals.txt", include_str!("cases/refusals.txt"));
 }

@@ -12,6 +12,8 @@ use crate::{CacheSalt, Priority, Service, Submission, Tenant};
 pub(super) struct Client {
     pub(super) submission: Submission,
     pub(super) grammar: Grammar,
+    /// Whether its owner is finding out what follows.
+    pub(super) held: bool,
     pub(super) admitted: bool,
     pub(super) started: u32,
     pub(super) told_to_fail: bool,
@@ -28,6 +30,7 @@ impl Client {
         Self {
             submission,
             grammar,
+            held: false,
             admitted: false,
             started: 0,
             told_to_fail: false,

@@ -27,8 +27,6 @@ pub(super) struct World {
     /// An output that was too late.
     stale: Option<StepOutput>,
     clients: BTreeMap<SequenceId, Client>,
-    /// Whose owners are finding out what follows.
-    held: BTreeSet<SequenceId>,
     /// What clients got, prompt and output, to be a prompt's beginning.
     texts: Vec<Vec<TokenId>>,
     pub(super) coverage: Coverage,
@@ -58,7 +56,6 @@ impl World {
             now: Instant::now(),
             stale: None,
             clients: BTreeMap::new(),
-            held: BTreeSet::new(),
             texts: Vec::new(),
             coverage: Coverage::default(),
         }
@@ -93,7 +90,7 @@ impl World {
             if self.clients.is_empty() {
                 break;
             }
-            while !self.held.is_empty() {
+            while self.clients.values().any(|client| client.held) {
                 self.resume();
             }
             self.plan();
@@ -154,15 +151,17 @@ impl World {
         }
     }
 
-    /// An owner has found out what follows. Whoever has left meanwhile is forgotten.
+    /// An owner has found out what follows.
     fn resume(&mut self) {
         if self.in_flight.is_some() {
             return;
         }
-        let ids: Vec<_> = self.held.iter().copied().collect();
+        let held = self.clients.iter().filter(|(_, client)| client.held);
+        let ids: Vec<_> = held.map(|(id, _)| *id).collect();
         let Some(&id) = self.random.pick(&ids) else { return };
-        self.held.remove(&id);
-        let forced = self.clients.get(&id).map(Client::forced).unwrap_or_default();
+        let client = self.clients.get_mut(&id).unwrap();
+        client.held = false;
+        let forced = client.forced();
         self.coverage.count(Met::Forced, forced.len() as u64);
         self.scheduler.on_resume(id, &forced);
     }
@@ -272,7 +271,7 @@ impl World {
     fn plan(&mut self) {
         let Some(step) = self.scheduler.plan_step(self.now) else {
             // Others may wait for the blocks of one that is held.
-            let is_held = self.clients.keys().any(|id| self.held.contains(id));
+            let is_held = self.clients.values().any(|client| client.held);
             let is_idle = self.clients.is_empty() || is_held || self.shard.is_none();
             assert!(is_idle, "nothing is computed");
             return;
@@ -284,9 +283,9 @@ impl World {
         let working: BTreeSet<_> = step.work.iter().map(|work| work.sequence).collect();
         assert_eq!(working.len(), step.work.len(), "two chunks of one sequence");
         assert!(working.iter().all(|id| self.clients.contains_key(id)), "work for a sequence that ended");
-        assert!(working.iter().all(|id| !self.held.contains(id)), "work for a sequence that is held");
+        assert!(working.iter().all(|id| !self.clients[id].held), "work for a sequence that is held");
         let mut running = self.scheduler.group.iter().flat_map(|group| group.running.keys());
-        let first = running.find(|id| !self.held.contains(id));
+        let first = running.find(|id| !self.clients[*id].held);
         assert!(working.contains(first.unwrap()), "what runs longest does not advance");
         let long = step.work.iter().filter(|work| !work.appended.is_empty()).count();
         self.coverage.count(Met::ForcedChunks, long as u64);
@@ -369,7 +368,7 @@ impl World {
                 client.tokens.push(token);
                 if (client.grammar, origin) == (Grammar::Forcing, TokenOrigin::Sampled) {
                     self.scheduler.on_hold(id);
-                    self.held.insert(id);
+                    client.held = true;
                 }
             }
             SequenceEvent::Finished { reason, .. } => {

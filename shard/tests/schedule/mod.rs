@@ -220,7 +220,7 @@ impl<'a> Schedule<'a> {
         let sequence = &mut self.sequences[index];
         let due = match index % 4 {
             0 => sequence.computed > 0,
-            _ => sequence.answer.output.len() > index % 5,
+            _ => sequence.context.len() - sequence.request.prompt.len() > index % 5,
         };
         if sequence.state == State::Running && sequence.preemption == Preemption::EachOnce && due {
             sequence.preemption = Preemption::Never;
