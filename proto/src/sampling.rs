@@ -70,7 +70,7 @@ pub struct LogitBias {
 pub enum LogprobsOf {
     /// The model's own, before bias, penalties and warpers.
     Model,
-    /// The one that is sampled from.
+    /// The one that is sampled from. Tokens that are given, not sampled, have the model's.
     Warped,
 }
 

@@ -22,8 +22,8 @@ use crate::submission::{AdmissionError, Submission};
 /// [`on_group_ready`](Self::on_group_ready) and [`on_group_lost`](Self::on_group_lost) when it happens.
 /// While a group is ready, alternate: [`plan_step`](Self::plan_step), send the step to every rank,
 /// [`on_step_done`](Self::on_step_done) with the output of rank 0 once all ranks have answered. At most one
-/// step is in flight. After `None` from `plan_step`, ask again once something was submitted or a group is
-/// ready.
+/// step is in flight. After `None` from `plan_step`, ask again once something was submitted or resumed or a group
+/// is ready.
 ///
 /// A step that fails as a whole is a lost group: call [`on_group_lost`](Self::on_group_lost). Its sequences
 /// go on where they were when the next group is ready.

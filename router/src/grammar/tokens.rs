@@ -88,3 +88,65 @@ impl Tokens {
         known.flat_map(|token| self.trie.token(*token)).copied().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lockstep_models::ModelFiles;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{byte_level_tokenizer, ids, sentence_tokenizer};
+
+    fn env(tokenizer: Tokenizer) -> TokEnv {
+        tokens_of(Arc::new(tokenizer), &[TokenId(ids::IM_END)]).unwrap()
+    }
+
+    fn envs() -> Vec<TokEnv> {
+        let parsed = |json: String| Tokenizer::from_bytes(json.as_bytes()).unwrap();
+        let demo = Tokenizer::load(&ModelFiles::EmbeddedDemo).unwrap();
+        vec![env(parsed(byte_level_tokenizer())), env(parsed(sentence_tokenizer())), env(demo)]
+    }
+
+    #[test]
+    fn text_is_cut_as_the_tokenizer_cuts_it() {
+        let demo = Tokenizer::load(&ModelFiles::EmbeddedDemo).unwrap();
+        let text = "Once upon a time, there was a little dog.";
+        let expected: Vec<u32> =
+            demo.encode(text, SpecialTokens::Skip).unwrap().into_iter().map(|token| token.0).collect();
+        assert_eq!(env(demo).tokenize_bytes(text.as_bytes()), expected);
+        // The name of a token of control is a text like others.
+        let envs = envs();
+        let named = envs[0].tokenize_bytes(b"<|im_end|>");
+        assert!(!named.contains(&ids::IM_END) && envs[0].tok_trie().decode_raw(&named) == b"<|im_end|>");
+    }
+
+    /// As sentence-piece tokenizers do, which put a space before every text.
+    #[test]
+    fn what_a_tokenizer_puts_before_a_text_is_left_out() {
+        let mut json: serde_json::Value = serde_json::from_str(&sentence_tokenizer()).unwrap();
+        let prepend = serde_json::json!({"type": "Prepend", "prepend": "\u{2581}"});
+        json["normalizer"] =
+            serde_json::json!({"type": "Sequence", "normalizers": [prepend, json["normalizer"]]});
+        let tokenizer = Arc::new(Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap());
+        let id = |name: &str| tokenizer.id(name).unwrap().0;
+        let (space, a, b) = (id("\u{2581}"), id("a"), id("b"));
+        let plain = tokenizer.encode("ab", SpecialTokens::Skip).unwrap();
+        assert_eq!(plain, [space, a, b].map(TokenId));
+        let env = tokens_of(Arc::clone(&tokenizer), &[TokenId(0)]).unwrap();
+        assert_eq!(env.tokenize_bytes(b"ab"), [a, b]);
+        assert_eq!(env.tokenize_bytes(b" a b"), [space, a, space, b]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn the_pieces_are_the_text_again(text in r#"[ a-z"{}:,\u{e9}\u{20ac}\n]{0,40}|<[|]im_(end|start)[|]>[a-c ]{0,9}"#, cut in 0_usize..4) {
+            for env in envs() {
+                let bytes = &text.as_bytes()[..text.len().saturating_sub(cut)];
+                let tokens = env.tokenize_bytes(bytes);
+                prop_assert_eq!(env.tok_trie().decode_raw(&tokens), bytes);
+            }
+        }
+    }
+}
