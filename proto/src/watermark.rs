@@ -42,13 +42,15 @@ impl GreenList {
         Self { key: mixed(Self::KEY.wrapping_mul(u64::from(previous.0) + 1)), bound }
     }
 
-    /// Whether `token` is on it.
+    /// Whether `token` is on it. Asked of a whole vocabulary for each token.
+    #[inline]
     pub fn holds(&self, token: TokenId) -> bool {
         mixed(self.key ^ u64::from(token.0)) >> 32 < self.bound
     }
 }
 
 /// The output function of SplitMix64 (Steele et al. 2014): every bit of the result depends on all of `state`.
+#[inline]
 fn mixed(state: u64) -> u64 {
     let mut z = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

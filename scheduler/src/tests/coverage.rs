@@ -33,10 +33,11 @@ pub(super) enum Met {
     Outgrown,
     Forced,
     ForcedChunks,
+    ResumedWaiting,
 }
 
 impl Met {
-    const ALL: [Self; 22] = [
+    const ALL: [Self; 23] = [
         Self::Finished,
         Self::Failed,
         Self::Submitted,
@@ -59,6 +60,7 @@ impl Met {
         Self::Outgrown,
         Self::Forced,
         Self::ForcedChunks,
+        Self::ResumedWaiting,
     ];
 }
 

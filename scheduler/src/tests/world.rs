@@ -163,6 +163,8 @@ impl World {
         client.held = false;
         let forced = client.forced();
         self.coverage.count(Met::Forced, forced.len() as u64);
+        let is_running = self.scheduler.group.as_ref().is_some_and(|group| group.running.contains_key(&id));
+        self.coverage.count(Met::ResumedWaiting, u64::from(!is_running && !forced.is_empty()));
         self.scheduler.on_resume(id, &forced);
     }
 

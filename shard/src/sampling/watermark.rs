@@ -8,8 +8,8 @@ use super::penalties::bounded;
 pub(super) fn apply(watermark: &Watermark, previous: TokenId, logits: &mut [f32]) {
     let green = watermark.after(previous);
     for (token, logit) in (0..).zip(logits) {
-        if green.holds(TokenId(token)) {
-            *logit = bounded(*logit, *logit + watermark.delta);
-        }
+        // Half of the vocabulary at random: a branch would be guessed wrong half of the time.
+        let added = if green.holds(TokenId(token)) { watermark.delta } else { 0.0 };
+        *logit = bounded(*logit, *logit + added);
     }
 }
