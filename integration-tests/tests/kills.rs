@@ -30,8 +30,25 @@ fn requests() -> Vec<(&'static str, Generate)> {
         ("sampled", Generate::greedy(story, TOKENS).seeded(17)),
         ("penalised", penalised),
         ("log-probabilities", Generate::greedy(story, TOKENS).seeded(5).with("top_n_tokens", json!(4))),
+        ("watermark", Generate::greedy(story, TOKENS).seeded(23).with("watermark", json!(true))),
+        ("grammar", Generate::greedy(story, TOKENS).seeded(9).with("grammar", grammar())),
         ("stop string", Generate::greedy(story, TOKENS).with("stop", json!(["very far away", "happy. "]))),
     ]
+}
+
+/// Leaves few choices: most of an answer is forced.
+fn grammar() -> serde_json::Value {
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "the_name_of_the_little_dog": {"type": "string", "maxLength": 8},
+            "where_the_little_dog_went": {"enum": ["to the park with a friend", "to the river with a bird"]},
+        },
+        "required": ["the_name_of_the_little_dog", "where_the_little_dog_went"],
+        "additionalProperties": false,
+        "x-guidance": {"whitespace_flexible": false},
+    });
+    json!({ "type": "json", "value": schema })
 }
 
 async fn open(client: &Client, request: &Generate) -> EventStream {

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use lockstep_process::telemetry::{LogConfig, LogFormat};
-use lockstep_proto::Bytes;
+use lockstep_proto::{Bytes, Watermark};
 use lockstep_shard::decoder::Dtype;
 use thiserror::Error;
 
@@ -39,6 +39,8 @@ pub enum Command {
     Download(DownloadArgs),
     /// Print how a model would be split over shards and what each would hold, without its weights.
     Plan(PlanArgs),
+    /// Tell whether a text carries a watermark, from its tokens alone.
+    DetectWatermark(DetectArgs),
     /// Drive a running server and print latencies and throughput.
     Bench(lockstep_bench::args::BenchArgs),
 }
@@ -117,6 +119,44 @@ pub struct DownloadArgs {
     /// How to log.
     #[command(flatten)]
     pub log: LogArgs,
+}
+
+/// What `detect-watermark` takes.
+#[derive(Args, Debug)]
+pub struct DetectArgs {
+    /// The file that holds the text; absent: standard input.
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// The model whose tokenizer is used: a local folder or the name of a model on the Hub; absent: the demo model.
+    #[arg(long, env)]
+    pub model_id: Option<String>,
+    /// The share of the vocabulary that the watermark favours, as the server was told.
+    #[arg(long, env = "WATERMARK_GAMMA", default_value_t = Watermark::USUAL.gamma)]
+    pub gamma: f32,
+    /// The score above which a text counts as watermarked. At 4, one text in 30,000 without one does.
+    #[arg(long, default_value_t = 4.0)]
+    pub threshold: f64,
+    /// How often a pair of tokens counts that comes again. Texts repeat themselves, and repeats are no evidence.
+    #[arg(long, value_enum, default_value_t = Repeats::Once)]
+    pub repeats: Repeats,
+    /// Print a line of JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// What to fetch the model with.
+    #[command(flatten)]
+    pub hub: HubArgs,
+    /// How to log.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// How often a pair of tokens counts that comes again in a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Repeats {
+    /// The first time.
+    Once,
+    /// Each time.
+    Each,
 }
 
 /// How to log.

@@ -12,7 +12,7 @@ use lockstep_router::tokenizer::Tokenizer;
 use lockstep_shard::decoder::Dtype;
 use tracing::warn;
 
-use crate::args::{PlanArgs, ServeArgs};
+use crate::args::{DetectArgs, PlanArgs, ServeArgs};
 use crate::error::LaunchError;
 use crate::passthrough::RouterFlags;
 
@@ -140,6 +140,21 @@ pub fn find_config(args: &PlanArgs) -> Result<ModelFiles, LaunchError> {
         return Ok(model);
     }
     let place = hub::download_config(id, &args.hub.source(args.log.config().format)?)?;
+    Ok(ModelFiles::from_argument(&place.display().to_string()))
+}
+
+/// The files of a model whose tokenizer is wanted.
+///
+/// # Errors
+/// When there is no such model.
+pub fn find_tokenizer(args: &DetectArgs) -> Result<ModelFiles, LaunchError> {
+    let Some(id) = args.model_id.as_ref().filter(|id| *id != DEMO_ID) else {
+        return Ok(ModelFiles::EmbeddedDemo);
+    };
+    if let Some(model) = local_model(id)? {
+        return Ok(model);
+    }
+    let place = hub::download(id, &args.hub.source(args.log.config().format)?)?;
     Ok(ModelFiles::from_argument(&place.display().to_string()))
 }
 

@@ -13,6 +13,7 @@ use lockstep_router::tokenizer::TokenizerError;
 use lockstep_shard::decoder::{SpecError, SplitError, WeightsError};
 use thiserror::Error;
 
+use crate::detect::DetectError;
 use crate::supervisor::UnitId;
 
 /// Reads after "failed to".
@@ -58,6 +59,9 @@ pub enum LaunchError {
     /// Its tokenizer is of a kind that is not read.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// A text cannot be judged.
+    #[error(transparent)]
+    Detect(#[from] DetectError),
     /// The model cannot be run by so many ranks.
     #[error("{0}; choose their number with --num-shard")]
     Split(#[from] SplitError),

@@ -7,6 +7,7 @@
 pub mod args;
 pub mod budget;
 pub mod config;
+pub mod detect;
 pub mod error;
 pub mod hub;
 pub mod memory;
@@ -28,8 +29,9 @@ use clap::Parser;
 use lockstep_shard::decoder::ModelSpec;
 use lockstep_shard::forecast::Forecast;
 
-use crate::args::{Cli, Command, DownloadArgs, PlanArgs, ServeArgs};
+use crate::args::{Cli, Command, DetectArgs, DownloadArgs, PlanArgs, ServeArgs};
 use crate::config::ServeConfig;
+use crate::detect::{Criteria, Evidence};
 use crate::error::LaunchError;
 
 /// What `main` of the binary does: parses the command line, plays the role, maps the end to an exit code.
@@ -60,6 +62,7 @@ fn play(cli: Cli, started: Instant) -> Result<(), LaunchError> {
         }
         Some(Command::Download(args)) => download(&args),
         Some(Command::Plan(args)) => plan(&args),
+        Some(Command::DetectWatermark(args)) => detect_watermark(&args),
         Some(Command::Bench(args)) => Ok(lockstep_bench::run(&args)?),
     }
 }
@@ -88,5 +91,15 @@ fn download(args: &DownloadArgs) -> Result<(), LaunchError> {
     };
     // Printed alone, so that a script can use it.
     let _ = writeln!(std::io::stdout().lock(), "{}", folder.display());
+    Ok(())
+}
+
+fn detect_watermark(args: &DetectArgs) -> Result<(), LaunchError> {
+    lockstep_process::telemetry::init(&args.log.config())?;
+    let text = detect::read_text(args.file.as_deref())?;
+    let criteria = Criteria { gamma: args.gamma, threshold: args.threshold, repeats: args.repeats };
+    let evidence = Evidence::of(&detect::tokens(&text, &config::find_tokenizer(args)?)?, criteria)?;
+    let printed = if args.json { evidence.to_json() } else { evidence.to_string() };
+    let _ = writeln!(std::io::stdout().lock(), "{printed}");
     Ok(())
 }

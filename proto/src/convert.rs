@@ -4,10 +4,10 @@ use thiserror::Error;
 
 use crate::wire;
 use crate::{
-    BlockId, Bytes, Epoch, LogitBias, LogprobsOf, Outcome, Position, PromptLogprobs, Rank, Sampling,
+    BlockId, Bytes, ContextLogprobs, Epoch, LogitBias, LogprobsOf, Outcome, Position, Rank, Sampling,
     SamplingParams, Seeded, Selection, SequenceId, SequenceResult, SequenceStart, ShardDescription, Step,
-    StepId, StepOutput, StepTimings, TokenId, TokenLogprob, TokenLogprobs, TokenMask, Tokens, Work,
-    WorkTokens,
+    StepId, StepOutput, StepTimings, TokenId, TokenLogprob, TokenLogprobs, TokenMask, Tokens, Watermark,
+    Work, WorkTokens,
 };
 
 /// A message that no peer of this release sends.
@@ -124,7 +124,12 @@ impl From<Work> for wire::Work {
             tokens,
             new_blocks: work.new_blocks.into_iter().map(|block| block.0).collect(),
             sample: work.sampling == Sampling::Sample,
-            prompt_logprobs: work.prompt_logprobs == PromptLogprobs::Return,
+            prompt_logprobs: work.logprobs != ContextLogprobs::Skip,
+            logprobs_from: match work.logprobs {
+                ContextLogprobs::Skip => 0,
+                ContextLogprobs::From(position) => position.0,
+            },
+            appended: ids_to_wire(work.appended),
         }
     }
 }
@@ -142,11 +147,11 @@ impl From<wire::Work> for Work {
             tokens,
             new_blocks: work.new_blocks.into_iter().map(BlockId).collect(),
             sampling: if work.sample { Sampling::Sample } else { Sampling::Skip },
-            prompt_logprobs: if work.prompt_logprobs {
-                PromptLogprobs::Return
-            } else {
-                PromptLogprobs::Skip
+            logprobs: match work.prompt_logprobs {
+                true => ContextLogprobs::From(Position(work.logprobs_from)),
+                false => ContextLogprobs::Skip,
             },
+            appended: ids_from_wire(work.appended),
         }
     }
 }
@@ -177,6 +182,7 @@ impl From<SamplingParams> for wire::SamplingParams {
                 .collect(),
             top_logprobs: params.top_logprobs,
             warped_logprobs: params.logprobs_of == LogprobsOf::Warped,
+            watermark: params.watermark.map(|Watermark { gamma, delta }| wire::Watermark { gamma, delta }),
         }
     }
 }
@@ -207,6 +213,7 @@ impl From<wire::SamplingParams> for SamplingParams {
                 .collect(),
             top_logprobs: params.top_logprobs,
             logprobs_of: if params.warped_logprobs { LogprobsOf::Warped } else { LogprobsOf::Model },
+            watermark: params.watermark.map(|wire::Watermark { gamma, delta }| Watermark { gamma, delta }),
         }
     }
 }

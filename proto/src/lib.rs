@@ -8,13 +8,15 @@ mod ids;
 mod sampling;
 mod step;
 mod units;
+mod watermark;
 pub mod wire;
 
 pub use convert::WireError;
 pub use ids::{BlockId, Epoch, Rank, SequenceId, StepId, TokenId};
 pub use sampling::{LogitBias, LogprobsOf, SamplingParams, Seeded, Selection};
 pub use step::{
-    Outcome, PromptLogprobs, Sampling, SequenceResult, SequenceStart, ShardDescription, Step, StepOutput,
-    StepTimings, TokenLogprob, TokenLogprobs, TokenMask, Work, WorkTokens,
+    ContextLogprobs, Outcome, PromptLogprobs, Sampling, SequenceResult, SequenceStart, ShardDescription,
+    Step, StepOutput, StepTimings, TokenLogprob, TokenLogprobs, TokenMask, Work, WorkTokens,
 };
 pub use units::{Blocks, Bytes, Position, Tokens};
+pub use watermark::{GreenList, Watermark};

@@ -1,11 +1,11 @@
 //! How a token is chosen from a row of logits, as both sides understand it.
 
-use crate::TokenId;
+use crate::{TokenId, Watermark};
 
 /// Everything that decides a sequence's tokens besides its context and the model.
 ///
-/// The order of the chain is fixed: logit bias, repetition, frequency and presence penalties, grammar
-/// mask, temperature, top-k, top-p, typical-p, min-p, choice.
+/// The order of the chain is fixed: watermark, logit bias, repetition, frequency and presence penalties,
+/// grammar mask, temperature, top-k, top-p, typical-p, min-p, choice.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
     /// Greedy, or seeded sampling.
@@ -23,6 +23,8 @@ pub struct SamplingParams {
     pub top_logprobs: u32,
     /// Which distribution reported log-probabilities are of.
     pub logprobs_of: LogprobsOf,
+    /// A mark that the text is generated; `None` is off.
+    pub watermark: Option<Watermark>,
 }
 
 /// How the token is chosen in the end.
@@ -68,7 +70,7 @@ pub struct LogitBias {
 pub enum LogprobsOf {
     /// The model's own, before bias, penalties and warpers.
     Model,
-    /// The one that is sampled from.
+    /// The one that is sampled from. Tokens that are given, not sampled, have the model's.
     Warped,
 }
 
@@ -83,6 +85,7 @@ impl SamplingParams {
             logit_bias: Vec::new(),
             top_logprobs: 0,
             logprobs_of: LogprobsOf::Model,
+            watermark: None,
         }
     }
 

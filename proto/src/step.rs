@@ -80,8 +80,11 @@ pub struct Work {
     pub new_blocks: Vec<BlockId>,
     /// Whether a token is sampled from the logits of the chunk's last position.
     pub sampling: Sampling,
-    /// Whether log-probabilities of the prompt are wanted.
-    pub prompt_logprobs: PromptLogprobs,
+    /// Which log-probabilities of the context are wanted.
+    pub logprobs: ContextLogprobs,
+    /// Tokens to append to the context before anything of this chunk is computed: a grammar allowed no others,
+    /// so nothing was sampled. They need not be part of this chunk.
+    pub appended: Vec<TokenId>,
 }
 
 /// Where a chunk's tokens come from.
@@ -117,8 +120,17 @@ pub enum Sampling {
 pub enum PromptLogprobs {
     /// No.
     Skip,
-    /// For each position of the chunk that a context token follows, that token's log-probability.
+    /// That of each token but the first.
     Return,
+}
+
+/// Which log-probabilities of tokens that are known already are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContextLogprobs {
+    /// None.
+    Skip,
+    /// For each position of the chunk from this one on that a context token follows, that token's.
+    From(Position),
 }
 
 /// The tokens a grammar allows at a sequence's next position.
@@ -159,7 +171,8 @@ pub struct StepTimings {
 pub struct SequenceResult {
     /// Whose result it is.
     pub sequence: SequenceId,
-    /// Of the prompt tokens that follow the chunk's positions, where asked for.
+    /// Of the context's tokens that follow the chunk's positions, where asked for: the prompt's, and those that
+    /// were appended.
     pub prompt: Vec<TokenLogprobs>,
     /// What came of the chunk.
     pub outcome: Outcome,

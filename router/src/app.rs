@@ -151,7 +151,7 @@ impl App {
         let vocabulary = Arc::clone(model.tokenizer.vocabulary());
         let end_tokens = model.end_tokens.clone();
         let grammars = Grammars::start(
-            Arc::clone(&vocabulary),
+            Arc::clone(&model.tokenizer),
             end_tokens,
             config.engine.limits.max_requests as usize,
         )

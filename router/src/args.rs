@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
+use lockstep_proto::Watermark;
 
 use crate::http::auth::ApiKey;
 
@@ -53,6 +54,14 @@ pub struct RouterArgs {
     /// Largest `top_n_tokens` and `top_logprobs`.
     #[arg(long, env = "MAX_TOP_N_TOKENS", default_value_t = 5)]
     pub max_top_n_tokens: u32,
+
+    /// Share of the vocabulary that a watermark favours at each position, where a request names none.
+    #[arg(long, env = "WATERMARK_GAMMA", default_value_t = Watermark::USUAL.gamma)]
+    pub watermark_gamma: f32,
+
+    /// What a watermark adds to the logits of that share, where a request names nothing.
+    #[arg(long, env = "WATERMARK_DELTA", default_value_t = Watermark::USUAL.delta)]
+    pub watermark_delta: f32,
 
     /// Tokens of a prompt at most [default: one less than --max-total-tokens].
     #[arg(long, alias = "max-input-length", env = "MAX_INPUT_TOKENS")]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
-use lockstep_proto::Tokens;
+use lockstep_proto::{Tokens, Watermark};
 use lockstep_scheduler::{Limits, PrefixCaching};
 use thiserror::Error;
 
@@ -16,7 +16,7 @@ use crate::http::admission::parse_timeout;
 use crate::http::auth::{AccessConfig, MetricsAccess};
 use crate::http::cors::OriginError;
 use crate::shards::{AddressError, ShardAddress};
-use crate::validation::RequestLimits;
+use crate::validation::{OutOfRange, RequestLimits, check_watermark};
 
 /// What stands for "no limit of its own": the model's and the cache's limits hold.
 const UNLIMITED: u32 = u32::MAX;
@@ -36,6 +36,16 @@ pub enum ConfigError {
         found: u64,
         /// The smallest that works.
         least: u64,
+    },
+    /// A watermark that marks nothing.
+    #[error("accept --watermark-{name} {found}: it must be {rule}")]
+    Watermark {
+        /// `gamma` or `delta`.
+        name: &'static str,
+        /// Its value.
+        found: f32,
+        /// What it may be.
+        rule: &'static str,
     },
     /// No time for a request.
     #[error("accept --request-timeout {found}: it must be a number of seconds above 0")]
@@ -203,6 +213,9 @@ fn request_limits(args: &RouterArgs) -> Result<RequestLimits, ConfigError> {
     if input >= total {
         return Err(ConfigError::NoRoom { input, total });
     }
+    let watermark = Watermark { gamma: args.watermark_gamma, delta: args.watermark_delta };
+    let watermark = check_watermark(watermark)
+        .map_err(|OutOfRange { name, found, rule }| ConfigError::Watermark { name, found, rule })?;
     Ok(RequestLimits {
         max_best_of: args.max_best_of,
         max_stop_sequences: args.max_stop_sequences,
@@ -211,6 +224,7 @@ fn request_limits(args: &RouterArgs) -> Result<RequestLimits, ConfigError> {
         max_total_tokens: Tokens(total),
         default_max_new_tokens: Tokens(args.default_max_new_tokens.unwrap_or(UNLIMITED)),
         vocabulary_size: UNLIMITED,
+        watermark,
     })
 }
 
@@ -259,10 +273,12 @@ mod tests {
 
     #[test]
     fn values_that_make_no_sense_are_named() {
-        let cases: [(&[&str], &str); 4] = [
+        let cases: [(&[&str], &str); 6] = [
             (&["--max-concurrent-requests", "0"], "--max-concurrent-requests 0"),
             (&["--max-total-tokens", "1"], "--max-total-tokens 1"),
             (&["--max-total-tokens", "10", "--max-input-tokens", "10"], "--max-input-tokens 10"),
+            (&["--watermark-gamma", "1"], "--watermark-gamma 1"),
+            (&["--watermark-delta", "101"], "--watermark-delta 101"),
             (&["--shard", "nowhere"], "\"nowhere\""),
         ];
         for (flags, expected) in cases {

@@ -1,12 +1,13 @@
 //! Every metric: name, help, buckets, each declared once.
 
+mod grammar;
 mod vllm;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lockstep_proto::{Blocks, StepTimings, Tokens};
-use lockstep_scheduler::Stats;
+use lockstep_scheduler::{Stats, TokenOrigin};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{
     BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
@@ -40,7 +41,7 @@ const HISTOGRAMS: [(&str, Scale, &str); 21] = [
     (
         "tgi_request_skipped_tokens",
         Scale::Count,
-        "Tokens generated without a step of their own; nothing skips",
+        "Tokens that were guessed right before their step; nothing guesses",
     ),
     ("tgi_batch_inference_duration", Scale::Seconds, "Seconds of a step, as the router sees it"),
     ("tgi_batch_forward_duration", Scale::Seconds, "Seconds of a step's forward pass on rank 0"),
@@ -68,7 +69,7 @@ const HISTOGRAMS: [(&str, Scale, &str); 21] = [
     ("lockstep_grammar_mask_seconds", Scale::Moments, "Seconds of finding out which tokens may follow"),
 ];
 
-const COUNTERS: [(&str, &str); 12] = [
+const COUNTERS: [(&str, &str); 13] = [
     ("tgi_request_count", "Requests that arrived"),
     ("tgi_request_success", "Requests answered in full"),
     ("tgi_request_failure", "Requests that failed, by cause"),
@@ -78,6 +79,7 @@ const COUNTERS: [(&str, &str); 12] = [
     ("tgi_batch_concat", "Steps in which prompts join a batch that generates, by reason"),
     ("lockstep_prefix_hit_tokens_total", "Prompt tokens found in the prefix cache"),
     ("lockstep_preemptions_total", "Sequences that lost their blocks to an older one"),
+    ("lockstep_grammar_tokens_total", "Tokens of answers with a grammar, by origin: sampled or forced"),
     ("lockstep_group_losses_total", "Groups of ranks lost"),
     ("lockstep_group_restarts_total", "Groups of ranks that took a lost one's place"),
     ("lockstep_response_cache_hits_total", "Requests answered from the response cache"),
@@ -223,13 +225,20 @@ impl Metrics {
         for reason in CONCAT_REASONS {
             counter(recorder, "tgi_batch_concat", &[Label::new("reason", reason)]).increment(0);
         }
+        for origin in [TokenOrigin::Sampled, TokenOrigin::Forced] {
+            grammar::tokens(recorder, origin).increment(0);
+        }
         for cause in ALL_KINDS.into_iter().map(ErrorKind::metric).chain([DROPPED]) {
             counter(recorder, "tgi_request_failure", &[Label::new("err", cause)]).increment(0);
         }
         let labelled = [&STEP_HISTOGRAMS[..], &RANK_HISTOGRAMS, &["tgi_batch_concat_duration"]].concat();
         let plain = HISTOGRAMS.iter().filter(|(name, ..)| !labelled.contains(name));
         plain.for_each(|(name, ..)| drop(histogram(recorder, name, &[])));
-        let labelled = [&STEP_COUNTERS[..], &["tgi_batch_concat", "tgi_request_failure"]].concat();
+        let labelled = [
+            &STEP_COUNTERS[..],
+            &["tgi_batch_concat", "tgi_request_failure", "lockstep_grammar_tokens_total"],
+        ]
+        .concat();
         let plain = COUNTERS.iter().filter(|(name, _)| !labelled.contains(name));
         plain.for_each(|(name, _)| counter(recorder, name, &[]).increment(0));
         GAUGES.iter().for_each(|(name, _)| gauge(recorder, name, &[]).set(0.0));
@@ -369,16 +378,6 @@ impl Metrics {
         seen.groups += 1;
         counter(&self.recorder, "lockstep_group_restarts_total", &[]).absolute(seen.groups - 1);
         gauge(&self.recorder, "lockstep_ranks_ready", &[]).set(facts.world_size);
-    }
-
-    /// A grammar was compiled.
-    pub fn on_grammar_compiled(&self, took: Duration) {
-        self.record("lockstep_grammar_compile_seconds", took.as_secs_f64());
-    }
-
-    /// The tokens that may follow in one sequence were found out.
-    pub fn on_mask(&self, took: Duration) {
-        self.record("lockstep_grammar_mask_seconds", took.as_secs_f64());
     }
 
     /// A group was lost.

@@ -1,5 +1,7 @@
 //! What the router knows of the model: tokenizer, chat template, end tokens, positions. No weights.
 
+use std::sync::Arc;
+
 use lockstep_models::{FileError, ModelFiles};
 use lockstep_proto::{TokenId, Tokens};
 use serde_json::Value;
@@ -33,7 +35,7 @@ pub struct Model {
     /// The revision on the Hub, if it is known.
     pub sha: Option<String>,
     /// Text to tokens and back.
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     /// Messages to a prompt, if the model can chat.
     pub template: Option<ChatTemplate>,
     /// Any of these ends an answer.
@@ -64,7 +66,7 @@ impl Model {
         Ok(Self {
             id,
             sha: None,
-            tokenizer,
+            tokenizer: Arc::new(tokenizer),
             template: template.map_err(ModelError::Template)?,
             end_tokens,
             max_positions: positions(&config),

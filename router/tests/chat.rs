@@ -180,7 +180,6 @@ async fn what_is_not_served_is_refused_by_name() {
         ("prediction", json!({})),
         ("store", json!(true)),
         ("reasoning_effort", json!("high")),
-        ("watermark", json!(true)),
     ];
     for (field, value) in cases {
         let reply = server.post("/v1/chat/completions", chat(json!({field: value}))).await;

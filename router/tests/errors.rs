@@ -119,7 +119,7 @@ async fn validation_errors_are_statuses_on_streams_too() {
             json!({"decoder_input_details": true}),
             "`decoder_input_details` == true is not supported when streaming tokens",
         ),
-        (json!({"watermark": true}), "`watermark` is not supported"),
+        (json!({"watermark": "a"}), "`watermark` must be a boolean, or an object of `gamma` and `delta`"),
         (json!({"grammar": {"type": "regex"}}), "`grammar` needs a `value`"),
         (
             json!({"max_new_tokens": 500}),

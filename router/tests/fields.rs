@@ -254,7 +254,13 @@ fn sampling() -> Vec<Row> {
             "`stop` supports up to 4 stop sequences. Given: 5",
         ),
         row("adapter_id").refused(json!("a"), 404, "The adapter a is not loaded"),
-        row("watermark").neutral(json!(false)).unserved(json!(true)),
+        row("watermark")
+            .neutral(json!(false))
+            .honoured(json!(true))
+            .honoured(json!({"gamma": 0.25}))
+            .refused(json!(1), 422, "`watermark` must be a boolean")
+            .refused(json!({"gamma": 1.0}), 422, "`watermark.gamma` must be > 0.0 and < 1.0")
+            .refused(json!({"delta": -1}), 422, "`watermark.delta` must be >= 0.0 and <= 100.0"),
         row("grammar").honoured(json!({"type": "regex", "value": "[b-f]{3}"})),
         row("ignore_eos").neutral(json!(false)),
     ]

@@ -203,6 +203,7 @@ async fn what_arrives_when_the_wait_is_over_is_refused_at_once() {
     // As a request that was being tokenized when the shards were lost.
     let submission = Submission {
         prompt: vec![TokenId(1)],
+        forced: Vec::new(),
         sampling: SamplingParams::greedy(),
         max_new_tokens: Tokens(1),
         stop_tokens: Vec::new(),
@@ -370,7 +371,8 @@ async fn info_models_and_tokens_have_their_names() {
     let expected = json!({
         "model_id": "test/model", "model_sha": null, "model_pipeline_tag": "text-generation",
         "max_concurrent_requests": 8, "max_best_of": 2, "max_stop_sequences": 4, "max_input_tokens": 199,
-        "max_total_tokens": 200, "validation_workers": 1, "max_client_batch_size": 4, "router": "lockstep-router",
+        "max_total_tokens": 200, "validation_workers": 1, "max_client_batch_size": 4, "watermark_gamma": 0.5,
+        "watermark_delta": 2.0, "router": "lockstep-router",
         "version": env!("CARGO_PKG_VERSION"), "sha": null, "docker_label": null
     });
     assert_eq!(info, expected);

@@ -12,9 +12,10 @@ use support::{BLOCKS, Server, config, post};
 use tower::ServiceExt;
 
 /// Every name with its type, in order.
-const FAMILIES: [(&str, &str); 42] = [
+const FAMILIES: [(&str, &str); 43] = [
     ("lockstep_grammar_compile_seconds", "histogram"),
     ("lockstep_grammar_mask_seconds", "histogram"),
+    ("lockstep_grammar_tokens_total", "counter"),
     ("lockstep_group_losses_total", "counter"),
     ("lockstep_group_restarts_total", "counter"),
     ("lockstep_inter_token_latency_seconds", "histogram"),
@@ -191,7 +192,8 @@ async fn label_values_come_from_fixed_sets() {
         });
     }
     let names: Vec<_> = values.keys().map(String::as_str).collect();
-    assert_eq!(names, ["err", "le", "method", "rank", "reason"]);
+    assert_eq!(names, ["err", "le", "method", "origin", "rank", "reason"]);
+    assert_eq!(values["origin"].iter().collect::<Vec<_>>(), ["forced", "sampled"]);
     assert_eq!(values["method"].iter().collect::<Vec<_>>(), ["decode", "prefill"]);
     assert_eq!(values["rank"].iter().collect::<Vec<_>>(), ["0"]);
 }

@@ -74,6 +74,7 @@ fn scheduler(sequences: u32) -> Scheduler {
 fn submit(scheduler: &mut Scheduler, sequence: u64, prompt: Vec<TokenId>) {
     let submission = Submission {
         prompt,
+        forced: Vec::new(),
         sampling: SamplingParams::greedy(),
         max_new_tokens: Tokens(4_000),
         stop_tokens: vec![TokenId(2)],

@@ -78,7 +78,7 @@ impl Scheduler {
 enum Fit {
     /// With these blocks to begin with.
     Fits(BlockTable),
-    /// Not yet: a running sequence computes what it begins with.
+    /// Not yet: a running sequence computes what it begins with, or what follows it is being found out.
     Follows,
     /// There are too few blocks.
     Lacks,
@@ -86,7 +86,7 @@ enum Fit {
 
 impl Group {
     /// Admits in the queue's order until tokens, places or blocks run out, and plans the first chunk of
-    /// each. Who waits for the blocks of a running sequence is passed over and keeps its place.
+    /// each. Who waits for the blocks of a running sequence, or is held, is passed over and keeps its place.
     pub(crate) fn admit(
         &mut self,
         limits: &Limits,
@@ -141,7 +141,7 @@ impl Group {
 
     /// Whether `waiting` can run now, and with which blocks.
     fn fit(&mut self, waiting: &mut Sequence) -> Fit {
-        if waiting.standing.leader.is_some_and(|leader| self.is_leading(leader)) {
+        if waiting.is_held() || waiting.standing.leader.is_some_and(|leader| self.is_leading(leader)) {
             return Fit::Follows;
         }
         let table = self.cache.open(waiting.salt, waiting.reusable());

@@ -1,8 +1,6 @@
 //! Tokens of one step, and who gets them.
 
-use std::collections::BTreeSet;
-
-use lockstep_proto::{SequenceId, Tokens};
+use lockstep_proto::Tokens;
 
 use crate::sequence::Running;
 
@@ -18,21 +16,16 @@ impl StepBudget {
     }
 
     /// Tokens for each of `running`, in its order: one for each that has caught up, then as much as is left
-    /// for the others, the first one first. Those `held` that have caught up get nothing.
-    pub(crate) fn grant<'a>(
-        &mut self,
-        running: impl Iterator<Item = &'a Running> + Clone,
-        held: &BTreeSet<SequenceId>,
-    ) -> Vec<Tokens> {
+    /// for the others, the first one first. Those that are held get nothing.
+    pub(crate) fn grant<'a>(&mut self, running: impl Iterator<Item = &'a Running> + Clone) -> Vec<Tokens> {
         let caught_up = Tokens(1);
-        let samples =
-            |running: &Running| running.behind() == caught_up && !held.contains(&running.sequence.id);
+        let samples = |running: &Running| running.behind() == caught_up && !running.is_held();
         let mut grants: Vec<Tokens> = running
             .clone()
             .map(|running| if samples(running) { self.take(caught_up) } else { Tokens::ZERO })
             .collect();
         for (grant, running) in grants.iter_mut().zip(running) {
-            if running.behind() > caught_up {
+            if running.behind() > caught_up && !running.is_held() {
                 *grant = self.take(running.behind());
             }
         }

@@ -25,12 +25,14 @@ pub enum SequenceEvent {
         /// At least one.
         tokens: Vec<TokenLogprobs>,
     },
-    /// Its next token; a stop token too.
+    /// Its next token; a stop token too, and one that was forced.
     Token {
         /// Which sequence.
         sequence: SequenceId,
         /// The token.
         token: TokenLogprobs,
+        /// Who chose it.
+        origin: TokenOrigin,
     },
     /// It has all its tokens. The scheduler has forgotten it.
     Finished {
@@ -73,6 +75,15 @@ impl SequenceEvent {
             | Self::Preempted { sequence } => *sequence,
         }
     }
+}
+
+/// Who chose a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenOrigin {
+    /// The model.
+    Sampled,
+    /// The sequence's owner: its grammar allowed no other.
+    Forced,
 }
 
 /// Why a sequence has all its tokens. A stop text is the caller's to see: it cancels.

@@ -2,9 +2,9 @@
 
 use lockstep_proto::{Epoch, Outcome, Sampling, SequenceId, SequenceResult, StepId, StepOutput, Tokens};
 
-use crate::event::SequenceEvent;
+use crate::event::{SequenceEvent, TokenOrigin};
 use crate::group::Group;
-use crate::sequence::Chunk;
+use crate::sequence::{Chunk, News};
 
 /// Why a step's output is not taken in.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,18 +71,23 @@ impl Group {
             self.retire(id);
             return None;
         }
-        let (skip, take) = running.sequence.tell_logprobs(running.computed, chunk.prompt_logprobs);
-        if take > 0 {
-            let tokens = result.prompt[skip..skip + take].to_vec();
-            events.push(SequenceEvent::PromptLogprobs { sequence: id, tokens });
+        let News { prompt, forced } = running.sequence.tell_logprobs(chunk.logprobs, &result.prompt);
+        if !prompt.is_empty() {
+            events.push(SequenceEvent::PromptLogprobs { sequence: id, tokens: prompt });
         }
+        let origin = TokenOrigin::Forced;
+        events.extend(forced.into_iter().map(|token| SequenceEvent::Token { sequence: id, token, origin }));
         running.computed += chunk.tokens;
         running.sequence.losses.on_computed(running.computed);
         let computed = &running.sequence.known[..running.computed.len()];
         self.cache.publish(&mut running.table, running.sequence.salt, computed);
         if let Outcome::Sampled(token) = &result.outcome {
             running.push_sampled(token.token);
-            events.push(SequenceEvent::Token { sequence: id, token: token.clone() });
+            events.push(SequenceEvent::Token {
+                sequence: id,
+                token: token.clone(),
+                origin: TokenOrigin::Sampled,
+            });
         } else if !running.behind().is_empty() {
             return None;
         }
@@ -137,11 +142,11 @@ fn check_answers(chunks: &[Chunk], results: &[SequenceResult]) -> Result<(), Str
                 return Err(format!("found a token for sequence {sequence}, expected none"));
             }
         }
-        if result.prompt.len() < chunk.prompt_logprobs.len() {
+        if result.prompt.len() < chunk.logprobs.count.len() {
             return Err(format!(
-                "found {} log-probabilities of the prompt of sequence {sequence}, expected {}",
+                "found {} log-probabilities of the context of sequence {sequence}, expected {}",
                 result.prompt.len(),
-                chunk.prompt_logprobs,
+                chunk.logprobs.count,
             ));
         }
     }

@@ -12,7 +12,7 @@
 //! };
 //! use lockstep_scheduler::{
 //!     CacheSalt, CacheShape, FinishReason, Limits, PrefixCaching, Scheduler, SequenceEvent, Service,
-//!     Submission,
+//!     Submission, TokenOrigin,
 //! };
 //!
 //! let mut scheduler = Scheduler::new(Limits {
@@ -28,6 +28,7 @@
 //!
 //! let submission = Submission {
 //!     prompt: vec![TokenId(7), TokenId(8)],
+//!     forced: Vec::new(),
 //!     sampling: SamplingParams::greedy(),
 //!     max_new_tokens: Tokens(20),
 //!     stop_tokens: vec![TokenId(2)],
@@ -53,7 +54,8 @@
 //!     timings: StepTimings::default(),
 //! };
 //! let events = scheduler.on_step_done(&output, Instant::now())?;
-//! assert_eq!(events[1], SequenceEvent::Token { sequence: SequenceId(1), token });
+//! let origin = TokenOrigin::Sampled;
+//! assert_eq!(events[1], SequenceEvent::Token { sequence: SequenceId(1), token, origin });
 //! assert_eq!(
 //!     events[2],
 //!     SequenceEvent::Finished { sequence: SequenceId(1), reason: FinishReason::StopToken },
@@ -74,6 +76,7 @@
 //! - `admit`: who may wait, who may run
 //! - `group`: all that is lost with the shards; the step in flight
 //! - `losses`: sequences that groups are lost with
+//! - `forced`: tokens that are not sampled, and waiting for them
 //! - `finish`: results, ends, cancellation
 //! - `event`, `stats`: what goes out
 //! - `sequence`: a sequence's states
@@ -88,6 +91,7 @@ mod budget;
 mod deadline;
 mod event;
 mod finish;
+mod forced;
 mod group;
 mod grow;
 mod invariants;
@@ -104,7 +108,7 @@ mod submission;
 #[cfg(test)]
 mod tests;
 
-pub use event::{ExpiredWhile, FinishReason, SequenceEvent};
+pub use event::{ExpiredWhile, FinishReason, SequenceEvent, TokenOrigin};
 pub use finish::StepMismatch;
 pub use invariants::Violation;
 pub use limits::{CacheShape, Limits, PrefixCaching};

@@ -57,6 +57,8 @@ impl Losses {
 /// A sequence to be computed alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Suspect {
+    /// It has blocks, and what follows it is being found out; until then no other suspect may run.
+    Held,
     /// It has blocks.
     Running(SequenceId),
     /// It has none yet.
@@ -66,23 +68,21 @@ pub(crate) enum Suspect {
 impl Scheduler {
     /// Who is to be computed alone next: whoever is at it, then the oldest.
     pub(crate) fn suspect(&self) -> Option<Suspect> {
-        let running = self.group.iter().flat_map(|group| group.running.values());
-        let mut running = running.map(|running| &running.sequence);
-        if let Some(suspect) = running.find(|sequence| sequence.losses.are_suspicious()) {
-            return Some(Suspect::Running(suspect.id));
+        let mut running = self.group.iter().flat_map(|group| group.running.values());
+        if let Some(suspect) = running.find(|running| running.sequence.losses.are_suspicious()) {
+            let is_held = suspect.is_held();
+            return Some(if is_held { Suspect::Held } else { Suspect::Running(suspect.sequence.id) });
         }
-        let waiting = self.queue.iter().filter(|sequence| sequence.losses.are_suspicious());
+        let waiting = self.queue.iter();
+        let waiting = waiting.filter(|sequence| sequence.losses.are_suspicious() && !sequence.is_held());
         waiting.min_by_key(|sequence| sequence.arrival()).map(|sequence| Suspect::Waiting(sequence.id))
     }
 
     /// A plan for a running sequence and for no other.
     pub(crate) fn plan_alone(&mut self, suspect: SequenceId, budget: &mut StepBudget) -> Plan {
-        let is_held = self.is_held(suspect);
         let Some(group) = &mut self.group else { return Plan::default() };
         let grant = |(id, running): (&SequenceId, &Running)| {
-            let behind = running.behind();
-            let waits = *id != suspect || (is_held && behind == Tokens(1));
-            if waits { Tokens::ZERO } else { budget.take(behind) }
+            if *id == suspect { budget.take(running.behind()) } else { Tokens::ZERO }
         };
         let grants: Vec<Tokens> = group.running.iter().map(grant).collect();
         let (plan, preempted) = group.grow(&grants);

@@ -1,6 +1,5 @@
 //! The scheduler's calls: what happened, what to compute, what came of it.
 
-use std::collections::BTreeSet;
 use std::time::Instant;
 
 use lockstep_proto::{Epoch, Outcome, SequenceId, Step, StepId, StepOutput, Tokens};
@@ -23,8 +22,8 @@ use crate::submission::{AdmissionError, Submission};
 /// [`on_group_ready`](Self::on_group_ready) and [`on_group_lost`](Self::on_group_lost) when it happens.
 /// While a group is ready, alternate: [`plan_step`](Self::plan_step), send the step to every rank,
 /// [`on_step_done`](Self::on_step_done) with the output of rank 0 once all ranks have answered. At most one
-/// step is in flight. After `None` from `plan_step`, ask again once something was submitted or a group is
-/// ready.
+/// step is in flight. After `None` from `plan_step`, ask again once something was submitted or resumed or a group
+/// is ready.
 ///
 /// A step that fails as a whole is a lost group: call [`on_group_lost`](Self::on_group_lost). Its sequences
 /// go on where they were when the next group is ready.
@@ -41,8 +40,6 @@ pub struct Scheduler {
     pub(crate) events: Vec<SequenceEvent>,
     pub(crate) totals: Totals,
     pub(crate) pace: Pace,
-    /// Running sequences that are not to be given a token yet.
-    held: BTreeSet<SequenceId>,
     next_arrival: Arrival,
     next_step: StepId,
 }
@@ -71,7 +68,6 @@ impl Scheduler {
             events: Vec::new(),
             totals: Totals::default(),
             pace: Pace::default(),
-            held: BTreeSet::new(),
             next_arrival: Arrival(0),
             next_step: StepId(1),
         }
@@ -154,36 +150,22 @@ impl Scheduler {
         {
             group.cancel(sequence);
         }
-        self.held.remove(&sequence);
         self.events.retain(|event| event.sequence() != sequence);
         self.assert_invariants();
-    }
-
-    /// A running sequence gets no next token until [`on_resume`](Self::on_resume): its owner has yet to find
-    /// out which ones may follow. It keeps its place and its blocks. One that is preempted meanwhile may be
-    /// planned again, since its context must be computed anyway: the owner adds what it has found out to the
-    /// step.
-    pub fn on_hold(&mut self, sequence: SequenceId) {
-        self.held.insert(sequence);
-    }
-
-    /// A sequence that was held, or was not, gets tokens again. Ends what [`on_hold`](Self::on_hold) began,
-    /// also for a sequence that has ended.
-    pub fn on_resume(&mut self, sequence: SequenceId) {
-        self.held.remove(&sequence);
     }
 
     /// The next step, ready to send. `None` when there is nothing to compute, no group, or a step in flight.
     ///
     /// Every running sequence that has caught up gets its next token, then what is left of
-    /// [`Limits::max_step_tokens`] goes to prompts, in the order of
-    /// their admission, running ones before waiting ones. A sequence that two groups in a row were lost with
-    /// is computed alone first, until it gets further than it was.
+    /// [`Limits::max_step_tokens`] goes to those that have several tokens to compute, prompts and forced ones, in
+    /// the order of their admission, running ones before waiting ones. A sequence that two groups in a row were
+    /// lost with is computed alone first, until it gets further than it was.
     pub fn plan_step(&mut self, now: Instant) -> Option<Step> {
         self.group.as_ref().filter(|group| group.in_flight.is_none())?;
         let mut budget = StepBudget::new(self.limits.step_tokens());
         let plan = match self.suspect() {
             None => self.plan_all(Doors::Open, &mut budget, now),
+            Some(Suspect::Held) => self.plan_all(Doors::Closed, &mut budget, now),
             Some(Suspect::Running(suspect)) => self.plan_alone(suspect, &mut budget),
             Some(Suspect::Waiting(suspect)) => self
                 .admit_alone(suspect, &mut budget, now)
@@ -198,7 +180,7 @@ impl Scheduler {
     /// A plan for everything that runs and, if the doors are open, for what can be admitted.
     fn plan_all(&mut self, doors: Doors, budget: &mut StepBudget, now: Instant) -> Plan {
         let Some(group) = &mut self.group else { return Plan::default() };
-        let grants = budget.grant(group.running.values(), &self.held);
+        let grants = budget.grant(group.running.values());
         let (mut plan, preempted) = group.grow(&grants);
         if !preempted.is_empty() {
             self.note_preempted(preempted);
@@ -271,11 +253,6 @@ impl Scheduler {
     pub(crate) fn knows(&self, sequence: SequenceId) -> bool {
         self.queue.iter().any(|waiting| waiting.id == sequence)
             || self.group.as_ref().is_some_and(|group| group.running.contains_key(&sequence))
-    }
-
-    /// Whether a sequence is not to be given a token yet.
-    pub(crate) fn is_held(&self, sequence: SequenceId) -> bool {
-        self.held.contains(&sequence)
     }
 
     pub(crate) fn take_step_id(&mut self) -> StepId {

@@ -5,8 +5,8 @@
 use std::time::Instant;
 
 use lockstep_proto::{
-    Blocks, Position, PromptLogprobs, Sampling, SamplingParams, SequenceId, SequenceStart, TokenId, Tokens,
-    Work, WorkTokens,
+    Blocks, ContextLogprobs, Position, PromptLogprobs, Sampling, SamplingParams, SequenceId, SequenceStart,
+    TokenId, TokenLogprobs, Tokens, Work, WorkTokens,
 };
 
 use crate::blocks::BlockTable;
@@ -25,7 +25,7 @@ pub(crate) struct Arrival(pub(crate) u64);
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence {
     pub(crate) id: SequenceId,
-    /// The prompt, then every token emitted.
+    /// The prompt, then every token of the output: those the owner has, then forced ones it has yet to be told.
     pub(crate) known: Vec<TokenId>,
     pub(crate) prompt_tokens: Tokens,
     pub(crate) salt: CacheSalt,
@@ -34,10 +34,18 @@ pub(crate) struct Sequence {
     sampling: SamplingParams,
     max_new_tokens: Tokens,
     stop_tokens: Vec<TokenId>,
+    told: Told,
+}
+
+/// What the owner of a sequence has of it.
+#[derive(Clone, Copy, Debug)]
+struct Told {
     /// Tokens of the prompt, from the second on, whose log-probabilities are wanted.
     logprobs_wanted: Tokens,
     /// How many of them the owner has.
-    logprobs_told: Tokens,
+    logprobs: Tokens,
+    /// Tokens of the output the owner has.
+    output: Tokens,
 }
 
 /// What decides when a sequence is computed.
@@ -51,6 +59,16 @@ pub(crate) struct Standing {
     pub(crate) queued_since: Option<Instant>,
     /// Whose blocks it waits for, when it was last looked at.
     pub(crate) leader: Option<Leader>,
+    pub(crate) hold: Hold,
+}
+
+/// Whether a sequence may be given its next token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// It may.
+    Free,
+    /// Its owner has yet to find out which tokens may follow.
+    Held,
 }
 
 /// A sequence that holds blocks and that the shards know by name.
@@ -61,12 +79,14 @@ pub(crate) struct Running {
     /// Tokens whose keys and values are in the blocks, after the last step that is done.
     pub(crate) computed: Tokens,
     last_token: LastToken,
+    /// Of the known tokens the last ones, which the shards have yet to be given.
+    unannounced: Tokens,
 }
 
 /// Where the shard has the last known token from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LastToken {
-    /// From us, in the context of the sequence's start.
+    /// From us: in the context of the sequence's start, or appended to it.
     Given,
     /// It sampled the token itself, which is then all that is left to compute.
     Sampled,
@@ -86,8 +106,24 @@ pub(crate) struct Chunk {
     pub(crate) sequence: SequenceId,
     pub(crate) tokens: Tokens,
     pub(crate) sampling: Sampling,
-    /// Log-probabilities of the prompt that must come with the result.
-    pub(crate) prompt_logprobs: Tokens,
+    /// Log-probabilities of the context that must come with the result.
+    pub(crate) logprobs: Owed,
+}
+
+/// Log-probabilities of the tokens that follow some positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owed {
+    /// The first of the positions.
+    pub(crate) from: Tokens,
+    /// How many there are.
+    pub(crate) count: Tokens,
+}
+
+/// What a chunk's log-probabilities are news of.
+#[derive(Debug)]
+pub(crate) struct News {
+    pub(crate) prompt: Vec<TokenLogprobs>,
+    pub(crate) forced: Vec<TokenLogprobs>,
 }
 
 impl Sequence {
@@ -97,7 +133,7 @@ impl Sequence {
             PromptLogprobs::Skip => Tokens::ZERO,
             PromptLogprobs::Return => prompt_tokens.saturating_sub(Tokens(1)),
         };
-        Self {
+        let mut sequence = Self {
             id,
             known: submission.prompt,
             prompt_tokens,
@@ -109,13 +145,27 @@ impl Sequence {
                 deadline: submission.service.deadline,
                 queued_since: Some(now),
                 leader: None,
+                hold: Hold::Free,
             },
             sampling: submission.sampling,
             max_new_tokens: submission.max_new_tokens,
             stop_tokens: submission.stop_tokens,
-            logprobs_wanted,
-            logprobs_told: Tokens::ZERO,
+            told: Told { logprobs_wanted, logprobs: Tokens::ZERO, output: Tokens::ZERO },
+        };
+        sequence.force(&submission.forced);
+        sequence
+    }
+
+    /// Appends tokens to the output that the owner chose, up to its end. Returns how many there are.
+    pub(crate) fn force(&mut self, tokens: &[TokenId]) -> Tokens {
+        let before = self.known_tokens();
+        for token in tokens {
+            if self.finish_reason().is_some() {
+                break;
+            }
+            self.known.push(*token);
         }
+        self.known_tokens() - before
     }
 
     pub(crate) fn known_tokens(&self) -> Tokens {
@@ -137,9 +187,14 @@ impl Sequence {
         u64::from(self.known_tokens().0) + u64::from(pace.expected_output(left).0)
     }
 
-    /// Tokens it has written.
+    /// Tokens it has written, told or not.
     pub(crate) fn output_tokens(&self) -> Tokens {
         self.known_tokens().saturating_sub(self.prompt_tokens)
+    }
+
+    /// Whether what follows it is being found out.
+    pub(crate) fn is_held(&self) -> bool {
+        self.standing.hold == Hold::Held
     }
 
     /// The longest context this can grow to.
@@ -156,11 +211,11 @@ impl Sequence {
     /// The part of the context that may come from the prefix tree: one token must be left to compute, for
     /// its logits, and positions whose log-probabilities are owed must be computed.
     pub(crate) fn reusable(&self) -> &[TokenId] {
-        let mut end = self.known.len().saturating_sub(1);
-        if self.logprobs_told < self.logprobs_wanted {
-            end = end.min(self.logprobs_told.len());
+        let mut end = self.known_tokens().saturating_sub(Tokens(1));
+        if self.told.logprobs < self.told.logprobs_wanted {
+            end = end.min(self.told.logprobs);
         }
-        &self.known[..end]
+        &self.known[..end.min(self.before_untold()).len()]
     }
 
     pub(crate) fn start(&self) -> SequenceStart {
@@ -181,20 +236,45 @@ impl Sequence {
         (Tokens::of_len(emitted.len()) >= self.max_new_tokens).then_some(FinishReason::Length)
     }
 
-    /// Which of a chunk's log-probabilities are news, counted from the chunk's first: skip so many, take
-    /// so many.
-    pub(crate) fn tell_logprobs(&mut self, chunk_start: Tokens, count: Tokens) -> (usize, usize) {
-        let skip = self.logprobs_told.saturating_sub(chunk_start);
-        let take = count.saturating_sub(skip);
-        self.logprobs_told += take;
-        (skip.len(), take.len())
+    /// Which of a chunk's log-probabilities, of which there are as many as are owed, are news.
+    pub(crate) fn tell_logprobs(&mut self, owed: Owed, found: &[TokenLogprobs]) -> News {
+        let part = |from: Tokens, to: Tokens| {
+            let first = from.saturating_sub(owed.from).len().min(found.len());
+            let end = to.saturating_sub(owed.from).len().min(owed.count.len()).min(found.len());
+            found[first..end.max(first)].to_vec()
+        };
+        let prompt = part(self.told.logprobs, self.told.logprobs_wanted);
+        let forced = part(self.before_untold(), self.known_tokens().saturating_sub(Tokens(1)));
+        self.told.logprobs += Tokens::of_len(prompt.len());
+        self.told.output += Tokens::of_len(forced.len());
+        News { prompt, forced }
+    }
+
+    /// Which log-probabilities a chunk must bring: all those of its positions as long as one of the prompt is
+    /// owed, and those of what was forced and is not told yet.
+    fn owed_logprobs(&self, start: Tokens, end: Tokens) -> Owed {
+        let wanted = self.told.logprobs_wanted.min(end);
+        let from = if wanted > self.told.logprobs { start } else { start.max(self.before_untold()) };
+        let forced = self.known_tokens().saturating_sub(Tokens(1)).min(end);
+        let until = if self.has_untold() { forced } else { wanted };
+        Owed { from, count: until.saturating_sub(from) }
+    }
+
+    /// The position before the first token of the output that the owner has not: its logits tell of it.
+    fn before_untold(&self) -> Tokens {
+        (self.prompt_tokens + self.told.output).saturating_sub(Tokens(1))
+    }
+
+    /// Whether there are forced tokens that the owner has yet to be told of.
+    fn has_untold(&self) -> bool {
+        self.output_tokens() > self.told.output
     }
 }
 
 impl Running {
     /// A sequence whose table holds what was found of it, `cached` tokens.
     pub(crate) fn new(sequence: Sequence, table: BlockTable, cached: Tokens) -> Self {
-        Self { sequence, table, computed: cached, last_token: LastToken::Given }
+        Self { sequence, table, computed: cached, last_token: LastToken::Given, unannounced: Tokens::ZERO }
     }
 
     /// Known tokens that are not computed; at least one between steps.
@@ -217,31 +297,44 @@ impl Running {
                 WorkTokens::Ids(self.sequence.known[self.computed.len()..end.len()].to_vec())
             }
         };
-        let logprobs = self.owed_logprobs(end);
+        let logprobs = self.sequence.owed_logprobs(self.computed, end);
+        let unannounced = std::mem::replace(&mut self.unannounced, Tokens::ZERO);
+        let announced = self.sequence.known.len() - unannounced.len();
         let work = Work {
             sequence: self.sequence.id,
             first_position: Position(self.computed.0),
             tokens: work_tokens,
             new_blocks: self.table.take_unannounced(),
             sampling,
-            prompt_logprobs: if logprobs.is_empty() {
-                PromptLogprobs::Skip
+            logprobs: if logprobs.count.is_empty() {
+                ContextLogprobs::Skip
             } else {
-                PromptLogprobs::Return
+                ContextLogprobs::From(Position(logprobs.from.0))
             },
+            appended: self.sequence.known[announced..].to_vec(),
         };
-        (work, Chunk { sequence: self.sequence.id, tokens, sampling, prompt_logprobs: logprobs })
+        (work, Chunk { sequence: self.sequence.id, tokens, sampling, logprobs })
     }
 
     /// Appends a token the shard sampled.
     pub(crate) fn push_sampled(&mut self, token: TokenId) {
         self.sequence.known.push(token);
+        self.sequence.told.output += Tokens(1);
         self.last_token = LastToken::Sampled;
     }
 
-    /// Log-probabilities a chunk up to `end` must bring: all those of its positions as long as one is owed.
-    fn owed_logprobs(&self, end: Tokens) -> Tokens {
-        let end = end.min(self.sequence.logprobs_wanted);
-        if end > self.sequence.logprobs_told { end.saturating_sub(self.computed) } else { Tokens::ZERO }
+    /// Appends tokens the owner chose, for the shards to be given with the next chunk.
+    pub(crate) fn force(&mut self, tokens: &[TokenId]) -> Tokens {
+        let forced = self.sequence.force(tokens);
+        if !forced.is_empty() {
+            self.unannounced += forced;
+            self.last_token = LastToken::Given;
+        }
+        forced
+    }
+
+    /// Whether nothing of it may be computed: it has caught up, and what follows is being found out.
+    pub(crate) fn is_held(&self) -> bool {
+        self.sequence.is_held()
     }
 }

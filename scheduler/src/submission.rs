@@ -11,6 +11,8 @@ use crate::service::Service;
 pub struct Submission {
     /// The prompt, at least one token.
     pub prompt: Vec<TokenId>,
+    /// Tokens of the output that come first whatever the model says: what a grammar begins with.
+    pub forced: Vec<TokenId>,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
     /// Tokens to generate at most. 0 computes the prompt alone.

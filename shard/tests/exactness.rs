@@ -1,6 +1,6 @@
 //! The exactness contract, on a random tiny model and on the embedded demo model: a sequence's tokens and
 //! log-probabilities have the same bits alone or in a batch of 32, for every chunking of its prompt, with
-//! blocks of a prefix reused or not, on 1, 2 and 4 ranks, on any number of threads, after a replay, and whenever
+//! blocks of a prefix reused or not, with tokens sampled one by one or given in runs, on 1, 2 and 4 ranks, on any number of threads, after a replay, and whenever
 //! it is repeated.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
@@ -9,12 +9,12 @@ mod ranks;
 mod schedule;
 
 use lockstep_models::ModelFiles;
-use lockstep_proto::{LogitBias, SamplingParams, Seeded, Selection, TokenId};
+use lockstep_proto::{LogitBias, SamplingParams, Seeded, Selection, TokenId, Watermark};
 use lockstep_shard::decoder::Dtype;
 use lockstep_shard::testing::TinyLlama;
 
 use self::ranks::{Pool, Ranks, Transport};
-use self::schedule::{Answer, Chunks, Plan, Preemption, Prefix, Request, run};
+use self::schedule::{Answer, Chunks, Forcing, Plan, Preemption, Prefix, Request, run};
 
 /// Requests of one batch.
 const REQUESTS: u32 = 32;
@@ -53,7 +53,13 @@ impl Suite {
             let mut answers = run(&mut ranks, std::slice::from_ref(request), &Plan::plain());
             answers.pop().unwrap()
         };
-        let alone = requests.iter().map(alone).collect();
+        let alone: Vec<Answer> = requests.iter().map(alone).collect();
+        let scripts = alone.iter().map(Answer::tokens);
+        let requests = requests
+            .into_iter()
+            .zip(scripts)
+            .map(|(request, script)| Request { script, ..request })
+            .collect();
         Self { files, dtype, requests, alone, _folder: folder }
     }
 
@@ -84,7 +90,12 @@ fn requests(vocabulary: u32) -> Vec<Request> {
         let shared = if number.is_multiple_of(2) { 80 } else { 16 };
         let salt = |index: u32| if index < shared { 0 } else { number + 1 };
         let prompt = (0..len).map(|index| token(index, salt(index))).collect();
-        Request { prompt, new_tokens: 6 + number as usize % 9, sampling: sampling(number) }
+        Request {
+            prompt,
+            new_tokens: 6 + number as usize % 9,
+            sampling: sampling(number),
+            script: Vec::new(),
+        }
     };
     (0..REQUESTS).map(request).collect()
 }
@@ -113,6 +124,7 @@ fn sampling(number: u32) -> SamplingParams {
         repetition_penalty: if number.is_multiple_of(5) { 1.2 } else { 1.0 },
         frequency_penalty: if number % 4 == 1 { 0.5 } else { 0.0 },
         presence_penalty: if number % 4 == 2 { -0.3 } else { 0.0 },
+        watermark: (number % 5 == 3).then_some(Watermark::USUAL),
         logit_bias: match number % 6 {
             0 => vec![LogitBias { token: TokenId(9), bias: 2.0 }],
             _ => Vec::new(),
@@ -134,6 +146,14 @@ fn all_plans() -> Vec<Plan> {
         Plan { preemption: Preemption::EachOnce, ..Plan::plain() },
         Plan { prefix: Prefix::Reused, ..chunked(64) },
         Plan { prefix: Prefix::Reused, preemption: Preemption::EachOnce, ..chunked(7) },
+        Plan { forcing: Forcing::Runs, ..Plan::plain() },
+        Plan { forcing: Forcing::Runs, ..chunked(2) },
+        Plan {
+            forcing: Forcing::Runs,
+            prefix: Prefix::Reused,
+            preemption: Preemption::EachOnce,
+            ..chunked(7)
+        },
         Plan::plain(),
     ]
 }
@@ -142,7 +162,12 @@ fn all_plans() -> Vec<Plan> {
 fn some_plans() -> Vec<Plan> {
     vec![
         Plan::plain(),
-        Plan { chunks: Chunks::Of(7), prefix: Prefix::Reused, preemption: Preemption::EachOnce },
+        Plan {
+            chunks: Chunks::Of(7),
+            prefix: Prefix::Reused,
+            preemption: Preemption::EachOnce,
+            forcing: Forcing::Runs,
+        },
     ]
 }
 

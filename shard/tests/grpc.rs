@@ -150,6 +150,9 @@ async fn a_step_that_makes_no_sense_is_refused_and_ends_the_rank() {
         ("two chunks in one step", (vec![start(1, &ok)], vec![prefill(1, &ok, 0), prefill(1, &ok, 0)])),
         ("its context has 0 tokens", (vec![start(1, &[])], Vec::new())),
         ("token 99 is not in the vocabulary", (vec![start(1, &[99])], Vec::new())),
+        ("token 99 is not in the vocabulary", work(|work| work.appended = vec![TokenId(5), TokenId(99)])),
+        // Appended to the context, and not part of the chunk that is sampled.
+        ("it is sampled at 2", work(|work| work.appended = vec![TokenId(7)])),
         ("41 tokens, at most 40", (vec![start(1, &[1; 41])], vec![prefill(1, &[1; 41], 0)])),
         ("block 64 is not one of 64", work(|work| work.new_blocks = vec![BlockId(64)])),
         ("its 0 blocks end before its chunk", work(|work| work.new_blocks.clear())),

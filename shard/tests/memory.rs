@@ -7,8 +7,8 @@
 mod ranks;
 
 use lockstep_proto::{
-    BlockId, Bytes, Outcome, Position, PromptLogprobs, Sampling, SamplingParams, SequenceId, SequenceStart,
-    Step, StepId, TokenId, TokenLogprobs, Tokens, Work, WorkTokens,
+    BlockId, Bytes, ContextLogprobs, Outcome, Position, Sampling, SamplingParams, SequenceId,
+    SequenceStart, Step, StepId, TokenId, TokenLogprobs, Tokens, Work, WorkTokens,
 };
 use lockstep_shard::batch::BLOCK_SIZE;
 use lockstep_shard::decoder::{Dtype, ModelSpec};
@@ -36,7 +36,8 @@ fn prefill(id: u64, tokens: Tokens) -> Step {
         tokens: WorkTokens::Ids(context.clone()),
         new_blocks: blocks.map(BlockId).collect(),
         sampling: Sampling::Sample,
-        prompt_logprobs: PromptLogprobs::Return,
+        logprobs: ContextLogprobs::From(Position(0)),
+        appended: Vec::new(),
     };
     Step {
         epoch: EPOCH,

@@ -1,7 +1,9 @@
 //! Every parameter that `check` accepts gives a token or a refusal, and no log-probability that is no number,
 //! however far it carries the logits.
 
-use lockstep_proto::{LogitBias, LogprobsOf, SamplingParams, Seeded, Selection, TokenId, Tokens};
+use lockstep_proto::{
+    LogitBias, LogprobsOf, SamplingParams, Seeded, Selection, TokenId, Tokens, Watermark,
+};
 use lockstep_shard::sampling::{Sampler, SamplingError, check};
 use proptest::prelude::*;
 
@@ -40,9 +42,11 @@ fn selections() -> impl Strategy<Value = Selection> {
 
 fn params() -> impl Strategy<Value = SamplingParams> {
     let penalties = (above_zero(), finite(), finite());
+    let watermark = proptest::option::of((share().prop_filter("below 1", |gamma| *gamma < 1.0), finite()))
+        .prop_map(|mark| mark.map(|(gamma, delta)| Watermark { gamma, delta }));
     let logprobs_of = prop_oneof![Just(LogprobsOf::Model), Just(LogprobsOf::Warped)];
-    (selections(), penalties, biases(), logprobs_of, 0..=VOCABULARY as u32).prop_map(
-        |(selection, penalties, logit_bias, logprobs_of, top_logprobs)| SamplingParams {
+    (selections(), penalties, biases(), logprobs_of, (0..=VOCABULARY as u32, watermark)).prop_map(
+        |(selection, penalties, logit_bias, logprobs_of, (top_logprobs, watermark))| SamplingParams {
             selection,
             repetition_penalty: penalties.0,
             frequency_penalty: penalties.1,
@@ -50,6 +54,7 @@ fn params() -> impl Strategy<Value = SamplingParams> {
             logit_bias,
             logprobs_of,
             top_logprobs,
+            watermark,
         },
     )
 }

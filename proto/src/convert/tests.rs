@@ -7,6 +7,7 @@ fn a_step_survives_the_wire() {
     let mut sampling = SamplingParams::seeded(7);
     sampling.logit_bias.push(LogitBias { token: TokenId(3), bias: -1.5 });
     sampling.logprobs_of = LogprobsOf::Warped;
+    sampling.watermark = Some(Watermark { gamma: 0.25, delta: 1.5 });
     let step = Step {
         epoch: Epoch(2),
         step_id: StepId(9),
@@ -23,7 +24,8 @@ fn a_step_survives_the_wire() {
                 tokens: WorkTokens::Ids(vec![TokenId(5), TokenId(6)]),
                 new_blocks: vec![BlockId(4)],
                 sampling: Sampling::Skip,
-                prompt_logprobs: PromptLogprobs::Return,
+                logprobs: ContextLogprobs::From(Position(9)),
+                appended: vec![TokenId(5), TokenId(6)],
             },
             Work {
                 sequence: SequenceId(8),
@@ -31,7 +33,8 @@ fn a_step_survives_the_wire() {
                 tokens: WorkTokens::LastSampled,
                 new_blocks: vec![],
                 sampling: Sampling::Sample,
-                prompt_logprobs: PromptLogprobs::Skip,
+                logprobs: ContextLogprobs::Skip,
+                appended: vec![],
             },
         ],
         masks: vec![TokenMask { sequence: SequenceId(8), allowed: vec![0b101] }],

@@ -104,9 +104,16 @@ pub struct Work {
     /// Sample a token from the logits of the chunk's last position.
     #[prost(bool, tag = "5")]
     pub sample: bool,
-    /// Return the log-probability of the following context token for every position of this chunk.
+    /// Return the log-probability of the following context token for positions of this chunk.
     #[prost(bool, tag = "6")]
     pub prompt_logprobs: bool,
+    /// Of those, from this position on.
+    #[prost(uint32, tag = "7")]
+    pub logprobs_from: u32,
+    /// Tokens to append to the context before anything of this chunk is computed: a grammar allowed no other, so
+    /// nothing was sampled.
+    #[prost(uint32, repeated, tag = "8")]
+    pub appended: ::prost::alloc::vec::Vec<u32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TokenMask {
@@ -135,6 +142,18 @@ pub struct SamplingParams {
     /// Report log-probabilities of the distribution that is sampled instead of the model's own.
     #[prost(bool, tag = "7")]
     pub warped_logprobs: bool,
+    /// Absent means none.
+    #[prost(message, optional, tag = "8")]
+    pub watermark: ::core::option::Option<Watermark>,
+}
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct Watermark {
+    /// The share of the vocabulary that is favoured at each position.
+    #[prost(float, tag = "1")]
+    pub gamma: f32,
+    /// Added to the logits of that share.
+    #[prost(float, tag = "2")]
+    pub delta: f32,
 }
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct Seeded {

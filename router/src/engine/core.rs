@@ -7,11 +7,11 @@ use std::time::Instant;
 use lockstep_proto::{
     Epoch, Outcome, Sampling, SequenceId, Step, StepOutput, StepTimings, TokenId, Tokens, Work,
 };
-use lockstep_scheduler::{CacheShape, Limits, Scheduler, SequenceEvent, StepMismatch};
+use lockstep_scheduler::{CacheShape, Limits, Scheduler, SequenceEvent, StepMismatch, TokenOrigin};
 use tokio::sync::mpsc;
 
 use super::deliver::{Deliveries, channel_capacity_events};
-use super::masks::{Found, Masks, Settled};
+use super::masks::{Found, Masks, Ready, Settled};
 use super::{Command, EngineError, GenerationEvent};
 use crate::metrics::{Metrics, StepKind};
 use crate::shards::GroupFacts;
@@ -57,7 +57,14 @@ impl Core {
 
     /// A sequence arrived.
     pub(super) fn on_command(&mut self, command: Command, now: Instant) {
-        let Command::Submit { sequence, assignment, reply } = command;
+        let Command::Submit { sequence, mut assignment, reply } = command;
+        if let Some(grammar) = &assignment.grammar {
+            assignment.submission.forced.clone_from(&grammar.first().forced);
+        }
+        if let Err(reason) = self.check_forced(&assignment.submission.forced) {
+            let _ = reply.send(Err(EngineError::Failed(reason)));
+            return;
+        }
         let prompt = Tokens::of_len(assignment.submission.prompt.len());
         let capacity = channel_capacity_events(prompt, assignment.submission.max_new_tokens);
         if let Err(refusal) = self.scheduler.on_submit(sequence, assignment.submission, now) {
@@ -176,9 +183,12 @@ impl Core {
     /// A mask was found out.
     pub(super) fn on_mask(&mut self, found: Found) {
         match self.masks.on_found(found) {
-            Settled::Ready(sequence, took) => {
+            Settled::Ready(Ready { sequence, forced, took }) => {
                 self.metrics.on_mask(took);
-                self.scheduler.on_resume(sequence);
+                match self.check_forced(&forced) {
+                    Ok(()) => self.scheduler.on_resume(sequence, &forced),
+                    Err(reason) => self.fail(sequence, reason),
+                }
             }
             Settled::Failed(sequence, reason) => self.fail(sequence, reason),
             Settled::Gone => {}
@@ -205,13 +215,18 @@ impl Core {
         }
     }
 
-    /// Closes the places of sequences that end here; returns the new tokens of those that go on.
+    /// Closes the places of sequences that end here; returns the sampled tokens of those that go on. Their matchers
+    /// have taken the forced ones.
     fn note_grammars(&mut self, events: &[SequenceEvent]) -> Vec<(SequenceId, TokenId)> {
         let mut tokens = Vec::new();
         for event in events {
             match event {
-                SequenceEvent::Token { sequence, token } if self.masks.contains(*sequence) => {
-                    tokens.push((*sequence, token.token));
+                SequenceEvent::Token { sequence, token, origin } if self.masks.contains(*sequence) => {
+                    self.metrics.on_grammar_token(*origin);
+                    match origin {
+                        TokenOrigin::Sampled => tokens.push((*sequence, token.token)),
+                        TokenOrigin::Forced => {}
+                    }
                 }
                 SequenceEvent::Finished { sequence, .. }
                 | SequenceEvent::Expired { sequence, .. }
@@ -237,6 +252,17 @@ impl Core {
         }
     }
 
+    /// Whether the shards, once they are known, have every token: a tokenizer may know more ids than the model.
+    fn check_forced(&self, forced: &[TokenId]) -> Result<(), String> {
+        let limit = self.vocabulary_size;
+        match forced.iter().find(|token| token.0 >= limit && limit > 0) {
+            None => Ok(()),
+            Some(token) => {
+                Err(format!("its grammar needs token {token}, the model's ids end before {limit}"))
+            }
+        }
+    }
+
     /// A sequence cannot go on, for a reason of its own.
     fn fail(&mut self, sequence: SequenceId, reason: String) {
         self.deliveries.fail(sequence, EngineError::Failed(reason));
@@ -256,14 +282,15 @@ impl Core {
     }
 }
 
-/// Steps that only give each sequence its next token are decoding. Several tokens at once, or tokens after
-/// which nothing is sampled, are of prompts or of what a sequence lost.
+/// Steps that only give each sequence its next token are decoding, with those before it that its grammar forces.
+/// Other tokens at once, or tokens after which nothing is sampled, are of prompts or of what a sequence lost.
 fn kind_of(step: &Step) -> StepKind {
     if step.work.iter().all(decodes) { StepKind::Decode } else { StepKind::Prefill }
 }
 
 fn decodes(work: &Work) -> bool {
-    work.tokens.count() <= Tokens(1) && work.sampling == Sampling::Sample
+    let others = work.tokens.count().saturating_sub(Tokens::of_len(work.appended.len()));
+    others <= Tokens(1) && work.sampling == Sampling::Sample
 }
 
 /// Whether every id is one the model has. The shards are another process; an id beyond would be sent back
@@ -287,7 +314,7 @@ fn check_ids(output: &StepOutput, vocabulary_size: u32) -> Result<(), StepMismat
 
 #[cfg(test)]
 mod tests {
-    use lockstep_proto::{Position, PromptLogprobs, StepId, Work, WorkTokens};
+    use lockstep_proto::{ContextLogprobs, Position, StepId, Work, WorkTokens};
 
     use super::*;
 
@@ -299,15 +326,19 @@ mod tests {
             tokens,
             new_blocks: Vec::new(),
             sampling,
-            prompt_logprobs: PromptLogprobs::Skip,
+            logprobs: ContextLogprobs::Skip,
+            appended: Vec::new(),
         };
         let ids = |count| WorkTokens::Ids(vec![TokenId(1); count]);
         let decode = || work(WorkTokens::LastSampled, Sampling::Sample);
+        let forced = |count| Work { appended: vec![TokenId(1); count], ..work(ids(3), Sampling::Sample) };
         let cases = [
             (vec![decode()], StepKind::Decode),
             (vec![decode(), work(ids(1), Sampling::Sample)], StepKind::Decode),
             (vec![decode(), work(ids(1), Sampling::Skip)], StepKind::Prefill),
             (vec![decode(), work(ids(2), Sampling::Sample)], StepKind::Prefill),
+            (vec![forced(2)], StepKind::Decode),
+            (vec![forced(1)], StepKind::Prefill),
         ];
         for (work, expected) in cases {
             let step = Step {

@@ -1,4 +1,4 @@
-//! Which tokens the grammars of running sequences allow next, found out on threads of their own.
+//! Which tokens the grammars of running sequences force and allow next, found out on threads of their own.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -11,7 +11,7 @@ use futures::stream::FuturesUnordered;
 use lockstep_proto::{Sampling, SequenceId, Step, TokenId, TokenMask};
 
 use crate::cpu_pool::PoolError;
-use crate::grammar::{Allowed, CompiledGrammar, GrammarError, TokenMatcher};
+use crate::grammar::{Allowed, CompiledGrammar, Following, GrammarError, TokenMatcher};
 
 /// The sequences that have a grammar.
 #[derive(Default)]
@@ -42,24 +42,32 @@ pub(super) struct Found {
 
 struct Advanced {
     matcher: Box<TokenMatcher>,
-    allowed: Result<Allowed, GrammarError>,
+    following: Result<Following, GrammarError>,
     took: Duration,
 }
 
 /// What became of a sequence that was held for its mask.
 pub(super) enum Settled {
     /// It goes on.
-    Ready(SequenceId, Duration),
+    Ready(Ready),
     /// It cannot, for this reason.
     Failed(SequenceId, String),
     /// It has ended meanwhile.
     Gone,
 }
 
+/// What was found out about a sequence that goes on.
+pub(super) struct Ready {
+    pub(super) sequence: SequenceId,
+    /// Tokens that follow without being sampled.
+    pub(super) forced: Vec<TokenId>,
+    pub(super) took: Duration,
+}
+
 impl Masks {
     /// A sequence begins.
     pub(super) fn open(&mut self, sequence: SequenceId, grammar: Arc<CompiledGrammar>) {
-        let next = Next::Known { allowed: grammar.first().clone(), matcher: None };
+        let next = Next::Known { allowed: grammar.first().allowed.clone(), matcher: None };
         self.places.insert(sequence, Place { grammar, next });
     }
 
@@ -83,8 +91,8 @@ impl Masks {
         let job = place.grammar.mask_pool().begin(move || {
             let begun = Instant::now();
             let mut matcher = matcher.unwrap_or_else(|| Box::new(grammar.matcher()));
-            let allowed = matcher.advance(token);
-            Advanced { matcher, allowed, took: begun.elapsed() }
+            let following = matcher.advance(token);
+            Advanced { matcher, following, took: begun.elapsed() }
         })?;
         self.jobs.push(Box::pin(async move {
             Found { sequence, outcome: job.await.map_err(|_| PoolError::Panicked.to_string()) }
@@ -112,27 +120,21 @@ impl Masks {
     pub(super) fn on_found(&mut self, found: Found) -> Settled {
         let Found { sequence, outcome } = found;
         let Some(place) = self.places.get_mut(&sequence) else { return Settled::Gone };
-        let Advanced { matcher, allowed, took } = match outcome {
+        let Advanced { matcher, following, took } = match outcome {
             Ok(advanced) => advanced,
             Err(reason) => return Settled::Failed(sequence, reason),
         };
-        match allowed {
-            Ok(allowed) => {
+        match following {
+            Ok(Following { forced, allowed }) => {
                 place.next = Next::Known { allowed, matcher: Some(matcher) };
-                Settled::Ready(sequence, took)
+                Settled::Ready(Ready { sequence, forced, took })
             }
             Err(error) => Settled::Failed(sequence, error.to_string()),
         }
     }
 
-    /// Whether `step` samples for a sequence whose mask is not known yet.
-    pub(super) fn are_awaited_by(&self, step: &Step) -> bool {
-        let sampled = step.work.iter().filter(|work| work.sampling == Sampling::Sample);
-        let mut places = sampled.filter_map(|work| self.places.get(&work.sequence));
-        places.any(|place| matches!(place.next, Next::Pending))
-    }
-
-    /// The masks of what `step` samples, for a model of `vocabulary` tokens.
+    /// The masks of what `step` samples, for a model of `vocabulary` tokens. None of it is pending: what is held is
+    /// not sampled.
     pub(super) fn of(&self, step: &Step, vocabulary: u32) -> Vec<TokenMask> {
         let sampled = step.work.iter().filter(|work| work.sampling == Sampling::Sample);
         let mask = |sequence| match &self.places.get(&sequence)?.next {

@@ -153,7 +153,7 @@ impl<G: ShardGroup> EngineTask<G> {
                 }
                 continue;
             };
-            self.add_masks(&mut step).await;
+            self.core.add_masks(&mut step);
             let output = match self.step(step).await {
                 Ok(output) => output,
                 Err(left) => return left,
@@ -180,16 +180,6 @@ impl<G: ShardGroup> EngineTask<G> {
                 () = &mut patience => return,
             }
         }
-    }
-
-    /// Gives a step its masks. Only that of a sequence which was preempted while it was found out may be
-    /// waited for.
-    async fn add_masks(&mut self, step: &mut Step) {
-        while self.core.masks().are_awaited_by(step) {
-            let found = self.core.masks().next().await;
-            self.core.on_mask(found);
-        }
-        self.core.add_masks(step);
     }
 
     /// Nothing to compute: waits for something to happen, the loss of the group included.

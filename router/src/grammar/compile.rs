@@ -4,17 +4,16 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
-use llguidance::toktrie::{
-    ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenizerEnv,
-};
+use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities};
 use llguidance::{Matcher, ParserFactory};
 use lockstep_proto::TokenId;
 
-use super::matcher::Allowed;
+use super::matcher::{Allowed, Following, forced_by};
 use super::spec::MAX_BYTES;
+use super::tokens::tokens_of;
 use super::{Grammar, GrammarError, TokenMatcher};
 use crate::cpu_pool::CpuPool;
-use crate::tokenizer::Vocabulary;
+use crate::tokenizer::Tokenizer;
 
 /// Of a message of the library, which repeats what it refuses.
 const MAX_MESSAGE_CHARACTERS: usize = 400;
@@ -44,42 +43,24 @@ pub(super) struct Pools {
 
 /// A grammar that answers can be held to.
 pub struct CompiledGrammar {
-    /// Of the model's tokens. Never fed: each sequence has its own copy.
+    /// Of the model's tokens, after those an answer must begin with. Never fed: each sequence has its own copy.
     tokens: Mutex<Matcher>,
     /// Of bytes.
     bytes: Mutex<Matcher>,
-    first: Allowed,
+    first: Following,
     is_json: bool,
     pools: Pools,
-}
-
-/// The model's tokens as the library sees them.
-struct Tokens(TokTrie);
-
-impl TokenizerEnv for Tokens {
-    fn tok_trie(&self) -> &TokTrie {
-        &self.0
-    }
-
-    fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<u32> {
-        self.0.greedy_tokenize(bytes)
-    }
-
-    /// Every way of cutting a text into tokens is allowed: the model chooses.
-    fn tokenize_is_canonical(&self) -> bool {
-        false
-    }
 }
 
 impl Compiler {
     /// Takes the vocabulary in, which takes a while for a large one.
     pub(super) fn new(
-        vocabulary: &Vocabulary,
+        tokenizer: Arc<Tokenizer>,
         end_tokens: &[TokenId],
         pools: Pools,
     ) -> Result<Self, GrammarError> {
         let refused = |error| GrammarError::Refused(format!("{error}"));
-        let env = tokens_of(vocabulary, end_tokens)?;
+        let env = tokens_of(tokenizer, end_tokens)?;
         let mut tokens = ParserFactory::new_simple(&env).map_err(refused)?;
         let byte_env = ApproximateTokEnv::single_byte_env();
         let mut bytes =
@@ -100,9 +81,11 @@ impl Compiler {
         let top = top_level(grammar)?;
         let mut tokens = matcher(&self.tokens, top.clone())?;
         let bytes = matcher(&self.bytes, top)?;
+        let nothing = |error| GrammarError::Refused(format!("nothing matches it: {error}"));
+        let forced = forced_by(&mut tokens).map_err(nothing)?;
         // Of a copy: what is computed for a mask stays in the matcher.
-        let first = Allowed::by(&mut tokens.deep_clone())
-            .map_err(|error| GrammarError::Refused(format!("nothing matches it: {error}")))?;
+        let allowed = Allowed::by(&mut tokens.deep_clone()).map_err(nothing)?;
+        let first = Following { forced, allowed };
         // Warnings name keywords that would be ignored.
         if let Some(warning) = tokens.grammar_warnings().into_iter().next() {
             return Err(GrammarError::Refused(message_of(&warning)));
@@ -118,13 +101,13 @@ impl Compiler {
 }
 
 impl CompiledGrammar {
-    /// A matcher that has seen no token.
+    /// A matcher that has seen the tokens an answer must begin with.
     pub fn matcher(&self) -> TokenMatcher {
         TokenMatcher::new(copy_of(&self.tokens))
     }
 
-    /// Which tokens an answer may begin with.
-    pub fn first(&self) -> &Allowed {
+    /// Which tokens an answer must begin with, and which may follow them.
+    pub fn first(&self) -> &Following {
         &self.first
     }
 
@@ -172,27 +155,6 @@ impl fmt::Debug for CompiledGrammar {
 fn copy_of(matcher: &Mutex<Matcher>) -> Matcher {
     // Apart from the original in everything: one answer's states never fill another's limits.
     matcher.lock().unwrap_or_else(PoisonError::into_inner).deep_clone()
-}
-
-fn tokens_of(vocabulary: &Vocabulary, end_tokens: &[TokenId]) -> Result<TokEnv, GrammarError> {
-    let count = u32::try_from(vocabulary.len()).unwrap_or(u32::MAX);
-    let ends: Vec<u32> = end_tokens.iter().map(|token| token.0).filter(|id| *id < count).collect();
-    let Some(first_end) = ends.first() else { return Err(GrammarError::NoEnd) };
-    let words: Vec<Vec<u8>> = (0..count).map(|id| word_of(vocabulary, TokenId(id), &ends)).collect();
-    let trie = TokTrie::from(&TokRxInfo::new(count, *first_end), &words).with_eos_tokens(&ends);
-    Ok(Arc::new(Tokens(trie)))
-}
-
-/// A token's bytes. Control is marked, so that no text ever matches it.
-fn word_of(vocabulary: &Vocabulary, token: TokenId, ends: &[u32]) -> Vec<u8> {
-    let bytes = vocabulary.bytes(token);
-    let is_control = vocabulary.is_special(token) || ends.contains(&token.0);
-    match bytes.first() {
-        Some(_) if is_control => [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat(),
-        // The mark itself, which begins no text.
-        Some(&TokTrie::SPECIAL_TOKEN_MARKER) | None => Vec::new(),
-        Some(_) => bytes.to_vec(),
-    }
 }
 
 /// Below the library's own: a mask takes a few milliseconds at the very most, and a grammar's states a few
@@ -245,13 +207,12 @@ mod tests {
 
     use super::*;
     use crate::testing::{byte_level_tokenizer, ids};
-    use crate::tokenizer::Tokenizer;
 
     fn compiled(grammar: &Grammar) -> CompiledGrammar {
-        let tokenizer = Tokenizer::from_bytes(byte_level_tokenizer().as_bytes()).unwrap();
+        let tokenizer = Arc::new(Tokenizer::from_bytes(byte_level_tokenizer().as_bytes()).unwrap());
         let pool = CpuPool::start(1, 1).unwrap();
         let pools = Pools { compile: pool.clone(), masks: pool };
-        let compiler = Compiler::new(tokenizer.vocabulary(), &[TokenId(ids::IM_END)], pools).unwrap();
+        let compiler = Compiler::new(tokenizer, &[TokenId(ids::IM_END)], pools).unwrap();
         compiler.compile(grammar).unwrap()
     }
 
@@ -279,21 +240,55 @@ mod tests {
 
     #[test]
     fn what_may_follow_depends_on_the_tokens_alone() {
-        let grammar = compiled(&Grammar::Regex("(ab)+[.]\\n\\n".to_owned()));
-        let tokens = [u32::from(b'a'), u32::from(b'b'), ids::AB, ids::FULL_STOP_BREAK].map(TokenId);
+        let grammar = compiled(&Grammar::Regex("(ab|ba)+[.]\\n\\n".to_owned()));
+        // After "b" an "a" must come, which may be part of "ab" just as well: the model chooses.
+        let tokens =
+            [u32::from(b'a'), ids::AB, u32::from(b'b'), ids::AB, u32::from(b'a'), ids::FULL_STOP_BREAK];
+        let tokens = tokens.map(TokenId);
+        let forced: [&[u8]; 6] = [b"b", b"", b"", b"", b"", b""];
         let mut one = grammar.matcher();
-        let mut allowed = grammar.first().clone();
+        let mut following = grammar.first().clone();
+        assert_eq!(following.forced, []);
         for (index, token) in tokens.into_iter().enumerate() {
+            let allowed = &following.allowed;
             assert!(allowed.contains(token) && !allowed.contains(TokenId(ids::IM_END)), "{index}");
-            allowed = one.advance(token).unwrap();
-            // Another matcher that is fed the same from its beginning, after a preemption say.
+            following = one.advance(token).unwrap();
+            assert_eq!(following.forced, bytes(forced[index]), "{index}");
+            // Another matcher that is fed the same from its beginning.
             let mut other = grammar.matcher();
             let again = tokens[..=index].iter().map(|token| other.advance(*token).unwrap()).last();
-            assert_eq!(again.as_ref(), Some(&allowed));
+            assert_eq!(again.as_ref(), Some(&following));
         }
+        let allowed = following.allowed;
         let only_the_end: Vec<u32> = (0..300).filter(|id| allowed.contains(TokenId(*id))).collect();
         assert_eq!(only_the_end, [ids::IM_END]);
         assert!(grammar.matcher().advance(TokenId(u32::from(b'x'))).is_err());
         assert_eq!(allowed.to_bits(4000).len(), 500);
+    }
+
+    #[test]
+    fn text_without_a_choice_is_forced_as_the_tokenizer_cuts_it() {
+        let schema = json!({"type": "object", "properties": {"é": {"enum": ["left", "lest"]}, "b": {"const": 1}},
+            "required": ["é", "b"], "additionalProperties": false, "x-guidance": {"whitespace_flexible": false}});
+        let grammar = compiled(&Grammar::of_schema(&schema));
+        assert_eq!(grammar.first().forced, bytes("{\"é\":\"le".as_bytes()));
+        let mut matcher = grammar.matcher();
+        let following = matcher.advance(TokenId(u32::from(b's'))).unwrap();
+        assert_eq!(following.forced, bytes(b"t\",\"b\":1}"));
+        assert!(following.allowed.contains(TokenId(ids::IM_END)));
+        // A token that says more than the grammar asks for leaves less to force.
+        let regex = compiled(&Grammar::Regex("[0-9]ok[.]\\n\\n!".to_owned()));
+        let mut matcher = regex.matcher();
+        assert_eq!(matcher.advance(TokenId(u32::from(b'7'))).unwrap().forced, bytes(b"ok.\n\n!"));
+        // Nothing is forced where the answer may be over.
+        let open = compiled(&Grammar::Regex("ab(cd)*".to_owned()));
+        let (first, mut matcher) = (open.first(), open.matcher());
+        assert!(first.allowed.contains(TokenId(ids::IM_END)), "{first:?}");
+        assert_eq!(matcher.advance(TokenId(u32::from(b'c'))).unwrap().forced, bytes(b"d"));
+    }
+
+    /// The tokens of single bytes.
+    fn bytes(text: &[u8]) -> Vec<TokenId> {
+        text.iter().map(|byte| TokenId(u32::from(*byte))).collect()
     }
 }

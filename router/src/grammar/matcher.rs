@@ -31,6 +31,15 @@ impl Allowed {
     }
 }
 
+/// What comes next in an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Following {
+    /// These tokens, in any case; mostly none.
+    pub forced: Vec<TokenId>,
+    /// Then one of these.
+    pub allowed: Allowed,
+}
+
 /// Follows the tokens of one answer. For the CPU pool: a step takes microseconds mostly, a few milliseconds
 /// at the very most.
 pub struct TokenMatcher(Matcher);
@@ -40,15 +49,30 @@ impl TokenMatcher {
         Self(fresh)
     }
 
-    /// Takes the next token, and says what may follow it: an end-of-sequence token where the answer may be
-    /// over, and nothing else where it must be.
+    /// Takes the next token, and says what follows it: the tokens that must, which are taken too, and those that
+    /// may then: an end-of-sequence token where the answer may be over, and nothing else where it must be.
     ///
     /// # Errors
     /// When the token does not follow, or it takes more work than is allowed to say what does.
-    pub fn advance(&mut self, token: TokenId) -> Result<Allowed, GrammarError> {
+    pub fn advance(&mut self, token: TokenId) -> Result<Following, GrammarError> {
         self.0.consume_token(token.0).map_err(|error| stuck(&error.to_string()))?;
-        Allowed::by(&mut self.0)
+        let forced = forced_by(&mut self.0)?;
+        Ok(Following { forced, allowed: Allowed::by(&mut self.0)? })
     }
+}
+
+/// The tokens that must come next, whatever the model says. The matcher has taken them.
+pub(super) fn forced_by(matcher: &mut Matcher) -> Result<Vec<TokenId>, GrammarError> {
+    let mut forced = Vec::new();
+    while !matcher.is_stopped() {
+        let tokens = matcher.compute_ff_tokens();
+        if tokens.is_empty() {
+            break;
+        }
+        matcher.consume_tokens(&tokens).map_err(|error| stuck(&error.to_string()))?;
+        forced.extend(tokens.into_iter().map(TokenId));
+    }
+    Ok(forced)
 }
 
 fn stuck(reason: &str) -> GrammarError {

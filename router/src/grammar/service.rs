@@ -10,7 +10,7 @@ use super::cache::Cache;
 use super::compile::{Compiler, Pools};
 use super::{CompiledGrammar, Grammar, GrammarError};
 use crate::cpu_pool::{CpuPool, PoolError};
-use crate::tokenizer::Vocabulary;
+use crate::tokenizer::Tokenizer;
 
 /// Threads that compile and check.
 const COMPILE_THREADS: usize = 2;
@@ -37,7 +37,7 @@ pub enum CompileError {
 pub struct Grammars(Arc<Inner>);
 
 struct Inner {
-    vocabulary: Arc<Vocabulary>,
+    tokenizer: Arc<Tokenizer>,
     end_tokens: Vec<TokenId>,
     pools: Pools,
     /// Made when the first grammar comes: it takes a moment that most servers never need.
@@ -46,12 +46,12 @@ struct Inner {
 }
 
 impl Grammars {
-    /// For one vocabulary and at most `max_requests` answers at a time.
+    /// For one tokenizer and at most `max_requests` answers at a time.
     ///
     /// # Errors
     /// When the system starts no more threads.
     pub fn start(
-        vocabulary: Arc<Vocabulary>,
+        tokenizer: Arc<Tokenizer>,
         end_tokens: Vec<TokenId>,
         max_requests: usize,
     ) -> std::io::Result<Self> {
@@ -64,7 +64,7 @@ impl Grammars {
         };
         let compiler = OnceLock::new();
         let cache = Cache::default();
-        Ok(Self(Arc::new(Inner { vocabulary, end_tokens, pools, compiler, cache })))
+        Ok(Self(Arc::new(Inner { tokenizer, end_tokens, pools, compiler, cache })))
     }
 
     /// A grammar, compiled, and how long that took if it was not in the cache.
@@ -96,7 +96,9 @@ impl Inner {
         }
         let compiler = self
             .compiler
-            .get_or_init(|| Compiler::new(&self.vocabulary, &self.end_tokens, self.pools.clone()))
+            .get_or_init(|| {
+                Compiler::new(Arc::clone(&self.tokenizer), &self.end_tokens, self.pools.clone())
+            })
             .as_ref()
             .map_err(Clone::clone)?;
         let begun = Instant::now();

@@ -9,7 +9,9 @@ use super::grammar;
 use crate::engine::{FinishReason, GeneratedToken, StopText};
 use crate::error::{ApiError, ErrorKind};
 use crate::tokenizer::{SpecialTokens, Vocabulary};
-use crate::validation::{EndOfSequence, PromptSource, SamplingRequest, StoppingRequest, TextRequest};
+use crate::validation::{
+    EndOfSequence, PromptSource, SamplingRequest, StoppingRequest, TextRequest, WatermarkRequest,
+};
 
 /// Whether an answer repeats its prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +55,7 @@ impl GenerateRequest {
             truncate: parameters.take("truncate")?,
             choices,
             grammar: grammar::native(&mut parameters)?,
+            watermark: watermark(&mut parameters)?,
         };
         let full_text = match parameters.take::<bool>("return_full_text")? {
             Some(true) => FullText::Include,
@@ -60,7 +63,7 @@ impl GenerateRequest {
             None => default,
         };
         let wants_details = parameters.flag("details")? || prompt_logprobs == PromptLogprobs::Return;
-        refuse_what_is_not_served(&mut parameters)?;
+        unknown_adapter(parameters.take("adapter_id")?)?;
         Ok(Self { text, full_text, wants_details })
     }
 }
@@ -95,9 +98,21 @@ pub(super) fn logit_bias(fields: &mut Fields) -> Result<Vec<LogitBias>, ApiError
     entries.into_iter().map(entry).collect()
 }
 
-fn refuse_what_is_not_served(parameters: &mut Fields) -> Result<(), ApiError> {
-    parameters.refuse_unless("watermark", |value| value == &Value::Bool(false))?;
-    unknown_adapter(parameters.take("adapter_id")?)
+/// `true` is a mark of the server's strength; an object names its own `gamma`, `delta` or both.
+pub(super) fn watermark(fields: &mut Fields) -> Result<Option<WatermarkRequest>, ApiError> {
+    const NAME: &str = "watermark";
+    match fields.take_value(NAME) {
+        None | Some(Value::Bool(false)) => Ok(None),
+        Some(Value::Bool(true)) => Ok(Some(WatermarkRequest::default())),
+        Some(Value::Object(strength)) => {
+            let mut strength = Fields::new(strength);
+            Ok(Some(WatermarkRequest { gamma: strength.take("gamma")?, delta: strength.take("delta")? }))
+        }
+        Some(Value::Null | Value::Number(_) | Value::String(_) | Value::Array(_)) => {
+            let message = "`watermark` must be a boolean, or an object of `gamma` and `delta`";
+            Err(ApiError::invalid(NAME, message))
+        }
+    }
 }
 
 /// No adapter is loaded, and the base model never answers in an adapter's place.

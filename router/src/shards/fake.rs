@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::hash::Hasher;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lockstep_proto::{
-    Bytes, Epoch, Outcome, PromptLogprobs, Rank, Sampling, SamplingParams, SequenceId, SequenceResult,
+    Bytes, ContextLogprobs, Epoch, Outcome, Rank, Sampling, SamplingParams, SequenceId, SequenceResult,
     ShardDescription, Step, StepOutput, StepTimings, TokenId, TokenLogprob, TokenLogprobs, Tokens, Work,
     WorkTokens,
 };
@@ -284,6 +285,7 @@ impl FakeGroup {
             sequence.computed = first;
         }
         sequence.blocks += work.new_blocks.len();
+        sequence.context.extend(&work.appended);
         let end = first + count;
         if sequence.computed != first || end > sequence.context.len() {
             return Err(format!("work for {first}..{end}, computed {}", sequence.computed));
@@ -300,13 +302,10 @@ impl FakeGroup {
             return Err(format!("token {unknown}, ids end before {vocabulary}"));
         }
         sequence.computed = end;
-        let mut prompt = Vec::new();
-        if work.prompt_logprobs == PromptLogprobs::Return {
-            let known = end.min(sequence.context.len().saturating_sub(1));
-            prompt.extend(
-                (first..known).map(|at| logprobs(sequence.context[at + 1], sequence.top, vocabulary)),
-            );
-        }
+        let prompt = match work.logprobs {
+            ContextLogprobs::Skip => Vec::new(),
+            ContextLogprobs::From(from) => sequence.logprobs(first.max(from.index())..end, vocabulary),
+        };
         if work.sampling == Sampling::Skip {
             return Ok((prompt, Outcome::Computed));
         }
@@ -327,6 +326,14 @@ impl FakeGroup {
             sampled.logprob -= (token.0 % 16) as f32 / 16.0;
         }
         Ok((prompt, Outcome::Sampled(sampled)))
+    }
+}
+
+impl FakeSequence {
+    /// Of the known tokens that follow `positions`.
+    fn logprobs(&self, positions: Range<usize>, vocabulary: u32) -> Vec<TokenLogprobs> {
+        let following = positions.filter_map(|position| self.context.get(position + 1));
+        following.map(|token| logprobs(*token, self.top, vocabulary)).collect()
     }
 }
 

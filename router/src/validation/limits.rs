@@ -1,9 +1,9 @@
 //! What one request may ask for.
 
-use lockstep_proto::Tokens;
+use lockstep_proto::{Tokens, Watermark};
 
 /// Lengths and counts, as configured and as the shards allow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RequestLimits {
     /// `best_of` at most.
     pub max_best_of: u32,
@@ -19,6 +19,8 @@ pub struct RequestLimits {
     pub default_max_new_tokens: Tokens,
     /// Token ids are below this.
     pub vocabulary_size: u32,
+    /// The watermark of requests that name no strength.
+    pub watermark: Watermark,
 }
 
 impl RequestLimits {

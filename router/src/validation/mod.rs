@@ -3,6 +3,7 @@
 mod defaults;
 mod limits;
 mod sampling;
+mod watermark;
 
 use lockstep_proto::{PromptLogprobs, SamplingParams, Seeded, Selection, TokenId, Tokens};
 use lockstep_scheduler::{CacheSalt, Service, Submission};
@@ -16,6 +17,7 @@ use crate::tokenizer::SpecialTokens;
 pub use defaults::SamplingDefaults;
 pub use limits::RequestLimits;
 pub use sampling::SamplingRequest;
+pub use watermark::{OutOfRange, WatermarkRequest, check_watermark};
 
 /// Where the prompt comes from.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,6 +93,8 @@ pub struct TextRequest {
     pub choices: u32,
     /// What the answer's text must be.
     pub grammar: Option<Grammar>,
+    /// A mark that the answer's text is generated.
+    pub watermark: Option<WatermarkRequest>,
 }
 
 /// A request whose parameters keep the rules; its prompt is not tokenized yet.
@@ -169,7 +173,9 @@ impl TextRequest {
                 "`ignore_eos` cannot be set together with `grammar`, whose end is an end-of-sequence token";
             return Err(ApiError::invalid("ignore_eos", message));
         }
-        let sampling = self.sampling.check(top_n_tokens)?;
+        let mut sampling = self.sampling.check(top_n_tokens)?;
+        sampling.params.watermark =
+            self.watermark.map(|asked| asked.check(limits.watermark)).transpose()?;
         let Self { prompt, stopping, prompt_logprobs, truncate, choices, grammar, .. } = self;
         let rest = Rest { sampling, stopping, prompt_logprobs, truncate, choices, grammar };
         Ok(CheckedRequest { prompt, rest })
@@ -221,6 +227,7 @@ impl AwaitingPrompt {
         let assignment = |choice| Assignment {
             submission: Submission {
                 prompt: tokens.clone(),
+                forced: Vec::new(),
                 sampling: of_choice(&sampling.params, choice),
                 max_new_tokens,
                 stop_tokens: stop_tokens.clone(),

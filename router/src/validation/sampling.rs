@@ -120,6 +120,7 @@ impl SamplingRequest {
             logit_bias: self.logit_bias.clone(),
             top_logprobs,
             logprobs_of: LogprobsOf::Model,
+            watermark: None,
         };
         Ok(CheckedSampling { params, seed })
     }

@@ -1,6 +1,6 @@
 //! One case for each rule, and the order of the rules.
 
-use lockstep_proto::{LogitBias, Selection};
+use lockstep_proto::{LogitBias, Selection, Watermark};
 
 use super::*;
 use crate::tokenizer::SpecialTokens;
@@ -14,6 +14,7 @@ fn limits() -> RequestLimits {
         max_total_tokens: Tokens(100),
         default_max_new_tokens: Tokens(u32::MAX),
         vocabulary_size: 100,
+        watermark: Watermark::USUAL,
     }
 }
 
@@ -34,6 +35,7 @@ fn request() -> TextRequest {
         truncate: None,
         choices: 1,
         grammar: None,
+        watermark: None,
     }
 }
 

@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Request};
 use http_body_util::BodyExt;
 use lockstep_process::tasks::Tasks;
-use lockstep_proto::{TokenId, Tokens};
+use lockstep_proto::{TokenId, Tokens, Watermark};
 use lockstep_router::app::{App, AppConfig, Patience};
 use lockstep_router::chat::{ChatTemplate, TemplateTokens};
 use lockstep_router::engine::EngineConfig;
@@ -54,6 +54,7 @@ pub fn config() -> AppConfig {
             max_total_tokens: Tokens(200),
             default_max_new_tokens: Tokens(u32::MAX),
             vocabulary_size: u32::MAX,
+            watermark: Watermark::USUAL,
         },
         engine: EngineConfig {
             limits: Limits {
@@ -80,7 +81,7 @@ pub fn model() -> Model {
     Model {
         id: "test/model".to_owned(),
         sha: None,
-        tokenizer: Tokenizer::from_bytes(byte_level_tokenizer().as_bytes()).unwrap(),
+        tokenizer: Arc::new(Tokenizer::from_bytes(byte_level_tokenizer().as_bytes()).unwrap()),
         template: Some(ChatTemplate::compile(TEMPLATE, tokens).unwrap()),
         end_tokens: vec![TokenId(ids::IM_END)],
         max_positions: Some(Tokens(200)),

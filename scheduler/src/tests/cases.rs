@@ -1,8 +1,8 @@
 //! Cases to read: `cases/*.txt`, commands at the margin, what they must print indented below them, prose
 //! after `#`.
 //!
-//! Commands: `limits`, `group`, `lost`, `submit`, `cancel`, `plan`, `done`, `expire`, `stats` and
-//! `wait`. A group of
+//! Commands: `limits`, `group`, `lost`, `submit`, `cancel`, `plan`, `done`, `expire`, `stats`,
+//! `hold`, `resume` and `wait`. A group of
 //! tokens is written `3` or `3..9`, which is 3 to 9; times are milliseconds.
 
 use std::collections::BTreeMap;
@@ -10,13 +10,13 @@ use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use lockstep_proto::{
-    Blocks, Epoch, Outcome, PromptLogprobs, Sampling, SamplingParams, SequenceId, SequenceResult, Step,
-    StepOutput, StepTimings, TokenId, TokenLogprobs, Tokens, Work, WorkTokens,
+    Blocks, ContextLogprobs, Epoch, Outcome, PromptLogprobs, Sampling, SamplingParams, SequenceId,
+    SequenceResult, Step, StepOutput, StepTimings, TokenId, TokenLogprobs, Tokens, Work, WorkTokens,
 };
 
 use crate::{
     CacheSalt, CacheShape, Limits, PrefixCaching, Priority, Scheduler, SequenceEvent, Service, Submission,
-    Tenant,
+    Tenant, TokenOrigin,
 };
 
 #[test]
@@ -52,6 +52,11 @@ fn shares() {
 #[test]
 fn deadlines() {
     check("deadlines.txt", include_str!("cases/deadlines.txt"));
+}
+
+#[test]
+fn forced() {
+    check("forced.txt", include_str!("cases/forced.txt"));
 }
 
 #[test]
@@ -106,6 +111,8 @@ impl Case {
             "done" => return self.done(&words),
             "expire" => return events(self.scheduler.on_time(self.now)),
             "stats" => return self.stats(),
+            "hold" => self.scheduler.on_hold(words.sequence()),
+            "resume" => self.scheduler.on_resume(words.sequence(), &words.tokens("forced")),
             "wait" => self.now += Duration::from_millis(words.0[0].parse().unwrap()),
             other => panic!("unknown command {other}"),
         }
@@ -123,6 +130,7 @@ impl Case {
     fn submit(&mut self, words: &Words<'_>) -> String {
         let submission = Submission {
             prompt: words.tokens("prompt"),
+            forced: words.tokens("forced"),
             sampling: SamplingParams::greedy(),
             max_new_tokens: Tokens(words.number("new", 4)),
             stop_tokens: words.tokens("stop"),
@@ -157,6 +165,7 @@ impl Case {
         }
         for work in &step.work {
             writeln!(text, "{}", work_line(work)).unwrap();
+            self.contexts.entry(work.sequence).or_default().extend(&work.appended);
         }
         self.in_flight = Some(step);
         text
@@ -165,13 +174,18 @@ impl Case {
     /// `done 1=20 2=.`: sequence 1 sampled 20, 2 only computed; `!` failed. Without words: all computed.
     fn done(&mut self, words: &Words<'_>) -> String {
         let step = self.in_flight.take().expect("a step in flight");
-        let results = step.work.iter().map(|work| SequenceResult {
+        let prompts: Vec<_> = step.work.iter().map(|work| self.logprobs(work)).collect();
+        let results = step.work.iter().zip(prompts).map(|(work, prompt)| SequenceResult {
             sequence: work.sequence,
-            prompt: self.prompt_logprobs(work),
+            prompt,
             outcome: match words.value(&work.sequence.to_string()) {
                 None | Some(".") => Outcome::Computed,
                 Some("!") => Outcome::Failed("broken".to_owned()),
-                Some(token) => Outcome::Sampled(logprob_of(TokenId(token.parse().unwrap()))),
+                Some(token) => {
+                    let token = TokenId(token.parse().unwrap());
+                    self.contexts.entry(work.sequence).or_default().push(token);
+                    Outcome::Sampled(logprob_of(token))
+                }
             },
         });
         let output = StepOutput {
@@ -190,12 +204,13 @@ impl Case {
     }
 
     /// Of those positions of a chunk that a context token follows.
-    fn prompt_logprobs(&self, work: &Work) -> Vec<TokenLogprobs> {
-        match work.prompt_logprobs {
-            PromptLogprobs::Skip => Vec::new(),
-            PromptLogprobs::Return => {
-                let following = self.contexts[&work.sequence].iter().skip(work.first_position.index() + 1);
-                following.take(work.tokens.count().len()).copied().map(logprob_of).collect()
+    fn logprobs(&self, work: &Work) -> Vec<TokenLogprobs> {
+        match work.logprobs {
+            ContextLogprobs::Skip => Vec::new(),
+            ContextLogprobs::From(position) => {
+                let skipped = position.index() - work.first_position.index();
+                let following = self.contexts[&work.sequence].iter().skip(position.index() + 1);
+                following.take(work.tokens.count().len() - skipped).copied().map(logprob_of).collect()
             }
         }
     }
@@ -273,8 +288,11 @@ fn work_line(work: &Work) -> String {
     if work.sampling == Sampling::Sample {
         line.push_str("; sample");
     }
-    if work.prompt_logprobs == PromptLogprobs::Return {
-        line.push_str("; prompt logprobs");
+    if !work.appended.is_empty() {
+        write!(line, "; append {}", list(&work.appended)).unwrap();
+    }
+    if let ContextLogprobs::From(position) = work.logprobs {
+        write!(line, "; logprobs from {}", position.0).unwrap();
     }
     line
 }
@@ -287,7 +305,12 @@ fn events(events: Vec<SequenceEvent>) -> String {
         SequenceEvent::PromptLogprobs { sequence, tokens } => {
             format!("{sequence} prompt logprobs of {}", list(&token_ids(&tokens)))
         }
-        SequenceEvent::Token { sequence, token } => format!("{sequence} token {}", token.token),
+        SequenceEvent::Token { sequence, token, origin: TokenOrigin::Sampled } => {
+            format!("{sequence} token {}", token.token)
+        }
+        SequenceEvent::Token { sequence, token, origin: TokenOrigin::Forced } => {
+            format!("{sequence} forced token {}", token.token)
+        }
         SequenceEvent::Finished { sequence, reason } => format!("{sequence} finished: {reason:?}"),
         SequenceEvent::Failed { sequence, reason } => format!("{sequence} failed: {reason}"),
         SequenceEvent::Expired { sequence, state } => format!("{sequence} expired: {state:?}"),

@@ -4,13 +4,16 @@ use std::time::{Duration, Instant};
 
 use lockstep_proto::{PromptLogprobs, SamplingParams, SequenceId, TokenId, TokenLogprobs, Tokens};
 
-use super::fake_shard::VOCABULARY;
+use super::fake_shard::{Grammar, Kv, VOCABULARY};
 use super::generator::Generator;
 use crate::{CacheSalt, Priority, Service, Submission, Tenant};
 
 /// A sequence that has not ended and is not cancelled.
 pub(super) struct Client {
     pub(super) submission: Submission,
+    pub(super) grammar: Grammar,
+    /// Whether its owner is finding out what follows.
+    pub(super) held: bool,
     pub(super) admitted: bool,
     pub(super) started: u32,
     pub(super) told_to_fail: bool,
@@ -23,9 +26,11 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(submission: Submission) -> Self {
+    pub(super) fn new(submission: Submission, grammar: Grammar) -> Self {
         Self {
             submission,
+            grammar,
+            held: false,
             admitted: false,
             started: 0,
             told_to_fail: false,
@@ -35,6 +40,20 @@ impl Client {
             tokens: Vec::new(),
         }
     }
+}
+
+impl Client {
+    /// What follows what it has got without being sampled.
+    pub(super) fn forced(&self) -> Vec<TokenId> {
+        let emitted = self.tokens.iter().map(|token| token.token);
+        let known = self.submission.prompt.iter().copied().chain(emitted);
+        self.grammar.forced(Kv::of(self.submission.cache_salt, known))
+    }
+}
+
+/// A third of the sequences has a grammar.
+pub(super) fn grammar_of(sequence: SequenceId) -> Grammar {
+    if sequence.0.is_multiple_of(3) { Grammar::Forcing } else { Grammar::None }
 }
 
 /// A prompt that often begins like others: with a stream of the salt's, or with an earlier text.
@@ -52,9 +71,12 @@ pub(super) fn random_submission(
     let tail = random.between(u32::from(prompt.is_empty()), 4);
     prompt.extend((0..tail).map(|_| TokenId(random.between(0, VOCABULARY - 1))));
     let stop_tokens = (0..random.between(0, 2)).map(|_| TokenId(random.between(0, VOCABULARY - 1)));
+    let stop_tokens = stop_tokens.collect();
+    let forced = grammar_of(id).forced(Kv::of(salt_of(id), prompt.iter().copied()));
     Submission {
         prompt,
-        stop_tokens: stop_tokens.collect(),
+        forced,
+        stop_tokens,
         sampling: SamplingParams::greedy(),
         max_new_tokens: Tokens(random.between(0, 20)),
         prompt_logprobs: if random.once_in(4) { PromptLogprobs::Return } else { PromptLogprobs::Skip },

@@ -32,10 +32,13 @@ pub(super) enum Met {
     RunAhead,
     Outgrown,
     ComputedAlone,
+    Forced,
+    ForcedChunks,
+    ResumedWaiting,
 }
 
 impl Met {
-    const ALL: [Self; 21] = [
+    const ALL: [Self; 24] = [
         Self::Finished,
         Self::Failed,
         Self::Submitted,
@@ -57,6 +60,9 @@ impl Met {
         Self::RunAhead,
         Self::Outgrown,
         Self::ComputedAlone,
+        Self::Forced,
+        Self::ForcedChunks,
+        Self::ResumedWaiting,
     ];
 }
 

@@ -2,11 +2,11 @@
 //! what it samples depends only on what the block table leads to. So a wrong position, context or block
 //! shows in the tokens, and most show at once: it panics on a slot that holds something else.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use lockstep_proto::{
-    BlockId, Outcome, PromptLogprobs, Sampling, SequenceId, SequenceResult, SequenceStart, Step,
-    StepOutput, StepTimings, TokenId, TokenLogprobs, Work, WorkTokens,
+    BlockId, ContextLogprobs, Outcome, PromptLogprobs, Sampling, SequenceId, SequenceResult, SequenceStart,
+    Step, StepOutput, StepTimings, TokenId, TokenLogprobs, Work, WorkTokens,
 };
 
 use super::generator::mix;
@@ -17,7 +17,7 @@ pub(super) const VOCABULARY: u32 = 24;
 
 /// Stands for keys and values of one position: a hash of the salt and every token up to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Kv(u64);
+pub(super) struct Kv(u64);
 
 pub(super) struct FakeShard {
     shape: CacheShape,
@@ -74,6 +74,7 @@ impl FakeShard {
             self.sequences.remove(&sequence).expect("work of a sequence that was not started");
         assert!(started.blocks.is_empty() || started.computed == work.first_position.index(), "{sequence}");
         started.blocks.extend(&work.new_blocks);
+        started.context.extend(&work.appended);
         let first = work.first_position.index();
         let end = first + work.tokens.count().len();
         match &work.tokens {
@@ -84,7 +85,7 @@ impl FakeShard {
             self.write(&started, position);
         }
         started.computed = end;
-        let prompt = self.prompt_logprobs(&started, work, first..end);
+        let prompt = self.logprobs(&started, work, first..end);
         let outcome = if failing.contains(&sequence) {
             // What a failed chunk leaves in its blocks is of no use to anyone.
             for position in first..end {
@@ -132,15 +133,16 @@ impl FakeShard {
         Outcome::Sampled(last.logprob_of(token))
     }
 
-    fn prompt_logprobs(
+    fn logprobs(
         &self,
         started: &Started,
         work: &Work,
         positions: std::ops::Range<usize>,
     ) -> Vec<TokenLogprobs> {
-        match work.prompt_logprobs {
-            PromptLogprobs::Skip => Vec::new(),
-            PromptLogprobs::Return => positions
+        match work.logprobs {
+            ContextLogprobs::Skip => Vec::new(),
+            ContextLogprobs::From(from) => positions
+                .filter(|position| *position >= from.index())
                 .filter_map(|position| {
                     let next = *started.context.get(position + 1)?;
                     let kv = self.slots[self.slot(started, position)].expect("it was just written");
@@ -161,6 +163,18 @@ impl Kv {
         Self(mix(salt.0 ^ 0x5A17))
     }
 
+    /// Of the last of `tokens`.
+    pub(super) fn of(salt: CacheSalt, tokens: impl Iterator<Item = TokenId>) -> Self {
+        tokens.fold(Self::of_salt(salt), Self::then)
+    }
+
+    /// What a grammar leaves no choice about after this position: often nothing, sometimes a lot.
+    pub(super) fn forced(self) -> Vec<TokenId> {
+        let drawn = mix(self.0 ^ 0xF0CE);
+        let count = [0, 0, 0, 1, 2, 3, 5, 9][(drawn % 8) as usize];
+        (0..count).map(|index| TokenId((mix(drawn ^ index) % u64::from(VOCABULARY)) as u32)).collect()
+    }
+
     fn then(self, token: TokenId) -> Self {
         Self(mix(self.0 ^ mix(u64::from(token.0) + 1)))
     }
@@ -176,6 +190,23 @@ impl Kv {
     }
 }
 
+/// Whether a sequence is held after each token it samples and given what is forced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Grammar {
+    None,
+    Forcing,
+}
+
+impl Grammar {
+    /// What follows a position without being sampled.
+    pub(super) fn forced(self, kv: Kv) -> Vec<TokenId> {
+        match self {
+            Self::None => Vec::new(),
+            Self::Forcing => kv.forced(),
+        }
+    }
+}
+
 /// What a sequence that runs alone on an endless cache gets.
 #[derive(Debug, PartialEq)]
 pub(super) struct Alone {
@@ -185,7 +216,7 @@ pub(super) struct Alone {
 }
 
 impl Alone {
-    pub(super) fn run(submission: &Submission) -> Self {
+    pub(super) fn run(submission: &Submission, grammar: Grammar) -> Self {
         let mut kv = Kv::of_salt(submission.cache_salt);
         let mut prompt_logprobs = Vec::new();
         for (position, &token) in submission.prompt.iter().enumerate() {
@@ -195,13 +226,20 @@ impl Alone {
             kv = kv.then(token);
         }
         let mut tokens = Vec::new();
+        let mut forced: VecDeque<_> = grammar.forced(kv).into();
         while tokens.len() < submission.max_new_tokens.len() {
-            let token = kv.next_token(tokens.len());
+            let (token, is_sampled) = match forced.pop_front() {
+                Some(token) => (token, false),
+                None => (kv.next_token(tokens.len()), true),
+            };
             tokens.push(kv.logprob_of(token));
             if submission.stop_tokens.contains(&token) {
                 return Self { prompt_logprobs, tokens, reason: FinishReason::StopToken };
             }
             kv = kv.then(token);
+            if is_sampled {
+                forced = grammar.forced(kv).into();
+            }
         }
         Self { prompt_logprobs, tokens, reason: FinishReason::Length }
     }

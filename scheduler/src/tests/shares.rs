@@ -68,6 +68,7 @@ impl Simulation {
         self.next += 1;
         let submission = Submission {
             prompt: (0..self.random.between(1, LONGEST)).map(TokenId).collect(),
+            forced: Vec::new(),
             sampling: SamplingParams::greedy(),
             max_new_tokens: Tokens(self.random.between(1, LONGEST)),
             stop_tokens: Vec::new(),

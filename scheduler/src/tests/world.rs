@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use lockstep_proto::{Blocks, Epoch, Outcome, SequenceId, Step, StepOutput, TokenId, Tokens, WorkTokens};
 
-use super::client::{Client, random_submission, salt_of};
+use super::client::{Client, grammar_of, random_submission, salt_of};
 use super::coverage::{Coverage, Met};
-use super::fake_shard::{Alone, FakeShard};
+use super::fake_shard::{Alone, FakeShard, Grammar};
 use super::generator::Generator;
 use crate::{
-    AdmissionError, CacheShape, ExpiredWhile, Limits, PrefixCaching, Scheduler, SequenceEvent, StepMismatch,
+    AdmissionError, CacheShape, ExpiredWhile, Limits, PrefixCaching, Scheduler, SequenceEvent,
+    StepMismatch, TokenOrigin,
 };
 
 /// One history.
@@ -63,7 +64,8 @@ impl World {
     /// Something happens.
     pub(super) fn act(&mut self) {
         self.now += Duration::from_millis(1);
-        match self.random.between(0, 20) {
+        match self.random.between(0, 23) {
+            21..=23 => self.resume(),
             20 => self.expire(),
             0..=3 => self.submit(),
             4 => self.cancel(),
@@ -90,6 +92,9 @@ impl World {
             if self.clients.is_empty() {
                 break;
             }
+            while self.clients.values().any(|client| client.held) {
+                self.resume();
+            }
             self.plan();
             self.answer();
         }
@@ -108,7 +113,7 @@ impl World {
         let requests = self.clients.len();
         match self.scheduler.on_submit(id, submission.clone(), self.now) {
             Ok(()) => {
-                self.clients.insert(id, Client::new(submission));
+                self.clients.insert(id, Client::new(submission, grammar_of(id)));
             }
             Err(AdmissionError::Full { limit }) => {
                 assert_eq!(requests, limit as usize);
@@ -146,6 +151,23 @@ impl World {
         } else {
             self.coverage.count(Met::CancelledWaiting, 1);
         }
+    }
+
+    /// An owner has found out what follows.
+    fn resume(&mut self) {
+        if self.in_flight.is_some() {
+            return;
+        }
+        let held = self.clients.iter().filter(|(_, client)| client.held);
+        let ids: Vec<_> = held.map(|(id, _)| *id).collect();
+        let Some(&id) = self.random.pick(&ids) else { return };
+        let client = self.clients.get_mut(&id).unwrap();
+        client.held = false;
+        let forced = client.forced();
+        self.coverage.count(Met::Forced, forced.len() as u64);
+        let is_running = self.scheduler.group.as_ref().is_some_and(|group| group.running.contains_key(&id));
+        self.coverage.count(Met::ResumedWaiting, u64::from(!is_running && !forced.is_empty()));
+        self.scheduler.on_resume(id, &forced);
     }
 
     /// Every deadline that has come ends its sequence, and no other does.
@@ -253,7 +275,10 @@ impl World {
 
     fn plan(&mut self) {
         let Some(step) = self.scheduler.plan_step(self.now) else {
-            assert!(self.shard.is_none() || self.clients.is_empty(), "nothing is computed");
+            // Others may wait for the blocks of one that is held.
+            let is_held = self.clients.values().any(|client| client.held);
+            let is_idle = self.clients.is_empty() || is_held || self.shard.is_none();
+            assert!(is_idle, "nothing is computed");
             return;
         };
         assert!(self.shard.is_some());
@@ -263,19 +288,25 @@ impl World {
         let working: BTreeSet<_> = step.work.iter().map(|work| work.sequence).collect();
         assert_eq!(working.len(), step.work.len(), "two chunks of one sequence");
         assert!(working.iter().all(|id| self.clients.contains_key(id)), "work for a sequence that ended");
+        assert!(working.iter().all(|id| !self.clients[id].held), "work for a sequence that is held");
         let is_suspect = |id: &SequenceId| self.clients[id].losses >= 2;
         if working.iter().any(is_suspect) {
             assert_eq!(working.len(), 1, "a suspect is computed together with others");
             self.coverage.count(Met::ComputedAlone, 1);
         } else {
-            let first = self.scheduler.group.as_ref().and_then(|group| group.running.keys().next());
+            let mut running = self.scheduler.group.iter().flat_map(|group| group.running.keys());
+            let first = running.find(|id| !self.clients[*id].held);
             assert!(working.contains(first.unwrap()), "what runs longest does not advance");
         }
+        let long = step.work.iter().filter(|work| !work.appended.is_empty()).count();
+        self.coverage.count(Met::ForcedChunks, long as u64);
         for start in &step.starts {
             let client = self.clients.get_mut(&start.sequence).unwrap();
             let emitted = client.tokens.iter().map(|token| token.token);
             let known: Vec<_> = client.submission.prompt.iter().copied().chain(emitted).collect();
-            assert_eq!(start.context, known);
+            // What is forced and not told yet comes after.
+            assert_eq!(start.context[..known.len()], known);
+            assert!(start.context.len() == known.len() || client.grammar == Grammar::Forcing);
             client.started += 1;
             self.coverage.count(Met::Restarts, u64::from(client.started > 1));
         }
@@ -344,13 +375,19 @@ impl World {
                 assert!(client.tokens.is_empty() && !tokens.is_empty());
                 client.prompt_logprobs.extend(tokens);
             }
-            SequenceEvent::Token { token, .. } => client.tokens.push(token),
+            SequenceEvent::Token { token, origin, .. } => {
+                client.tokens.push(token);
+                if (client.grammar, origin) == (Grammar::Forcing, TokenOrigin::Sampled) {
+                    self.scheduler.on_hold(id);
+                    client.held = true;
+                }
+            }
             SequenceEvent::Finished { reason, .. } => {
                 let client = self.clients.remove(&id).unwrap();
                 let (prompt_logprobs, tokens) = (client.prompt_logprobs, client.tokens);
                 assert_eq!(
                     Alone { prompt_logprobs, tokens: tokens.clone(), reason },
-                    Alone::run(&client.submission)
+                    Alone::run(&client.submission, client.grammar)
                 );
                 let output = tokens.iter().map(|token| token.token);
                 self.texts.push(client.submission.prompt.into_iter().chain(output).collect());

@@ -43,8 +43,8 @@ fn found_in(logits: &[f32], purpose: &Purpose, sequences: &Sequences) -> Found {
     let sequence = sequences.get(purpose.sequence).map_err(|error| error.to_string())?;
     let sampler = &sequence.sampler;
     let found = match &purpose.ask {
-        Ask::Prompt(token) => {
-            sampling::of_prompt_token(logits, *token, sampler.params().top_logprobs as usize)
+        Ask::Known(token) => {
+            sampling::of_known_token(logits, *token, sampler.params().top_logprobs as usize)
         }
         Ask::Sample(allowed) => sampler.sample(logits, allowed.as_deref(), sequence.output_position()),
     };
@@ -76,9 +76,9 @@ fn of_computed(
     computed: &Computed,
     found: &mut impl Iterator<Item = Found>,
 ) -> Result<SequenceResult, String> {
-    let Computed { sequence, prompt_rows, sampling } = computed;
+    let Computed { sequence, known_rows, sampling } = computed;
     // All of a chunk's rows are taken, even where the first has failed: the next chunk's come after them.
-    let prompt: Vec<Found> = found.by_ref().take(*prompt_rows).collect();
+    let prompt: Vec<Found> = found.by_ref().take(*known_rows).collect();
     let outcome = match sampling {
         Sampling::Skip => Outcome::Computed,
         Sampling::Sample => Outcome::Sampled(found.next().unwrap_or_else(|| Err(NOT_COMPUTED.to_owned()))?),

@@ -218,7 +218,7 @@ impl<M: Model> Engine<M> {
             let Ok(sequence) = self.sequences.get_mut(*sequence) else { continue };
             match Choice::decode(*choice) {
                 Choice::Nothing => {}
-                Choice::Token(token) => sequence.on_sampled(token),
+                Choice::Token(token) => sequence.on_emitted(token),
                 Choice::Failed => sequence.progress = Progress::Failed(choose::failure(results.get(index))),
             }
         }

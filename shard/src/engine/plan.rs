@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lockstep_proto::{PromptLogprobs, Sampling, SequenceId, Step, TokenId, TokenMask, Tokens, Work};
+use lockstep_proto::{ContextLogprobs, Sampling, SequenceId, Step, TokenId, TokenMask, Tokens, Work};
 
 use super::error::{InvalidSequence, InvalidStep};
 use super::sequences::{Chunk, Limits, Progress, Sequence, Sequences};
@@ -25,8 +25,8 @@ pub(super) struct Purpose {
 
 /// What is asked of a row of logits.
 pub(super) enum Ask {
-    /// The log-probability of the prompt's token that follows.
-    Prompt(TokenId),
+    /// The log-probability of the known token that follows.
+    Known(TokenId),
     /// A token that follows, of those the grammar's mask allows where there is one.
     Sample(Option<Vec<u8>>),
 }
@@ -39,12 +39,12 @@ pub(super) enum Entry {
     Failed(SequenceId, String),
 }
 
-/// A chunk in the batch. Its logit rows follow those of the chunk before it: first those of prompt tokens, then
-/// the one that is sampled.
+/// A chunk in the batch. Its logit rows follow those of the chunk before it: first those of tokens
+/// that are known, then the one that is sampled.
 pub(super) struct Computed {
     pub(super) sequence: SequenceId,
-    /// How many logit rows ask about prompt tokens.
-    pub(super) prompt_rows: usize,
+    /// How many logit rows ask about known tokens.
+    pub(super) known_rows: usize,
     /// Whether one more is sampled.
     pub(super) sampling: Sampling,
 }
@@ -92,17 +92,18 @@ impl Plan {
         let chunk = sequence.begin(work, limits)?;
         let first_row = self.add_rows(sequence, chunk);
         let rows_before = self.purposes.len();
-        match work.prompt_logprobs {
-            PromptLogprobs::Return => {
+        match work.logprobs {
+            ContextLogprobs::From(position) => {
                 // Those a known token follows.
-                let following = &sequence.context[chunk.first.index() + 1..];
-                for (row, token) in (first_row..).zip(following.iter().take(chunk.tokens.len())) {
-                    self.want(row, Purpose { sequence: work.sequence, ask: Ask::Prompt(*token) });
+                let skipped = position.index().saturating_sub(chunk.first.index());
+                let following = sequence.context[chunk.first.index() + 1..].iter().take(chunk.tokens.len());
+                for (row, token) in (first_row..).zip(following).skip(skipped) {
+                    self.want(row, Purpose { sequence: work.sequence, ask: Ask::Known(*token) });
                 }
             }
-            PromptLogprobs::Skip => {}
+            ContextLogprobs::Skip => {}
         }
-        let prompt_rows = self.purposes.len() - rows_before;
+        let known_rows = self.purposes.len() - rows_before;
         match work.sampling {
             Sampling::Sample => {
                 let last_row = first_row + chunk.tokens.len() - 1;
@@ -110,7 +111,7 @@ impl Plan {
             }
             Sampling::Skip => {}
         }
-        Ok(Entry::Computed(Computed { sequence: work.sequence, prompt_rows, sampling: work.sampling }))
+        Ok(Entry::Computed(Computed { sequence: work.sequence, known_rows, sampling: work.sampling }))
     }
 
     /// Puts a chunk's tokens at the end of the batch; returns its first row.

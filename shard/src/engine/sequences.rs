@@ -124,14 +124,15 @@ impl Sequence {
         &self.context[chunk.first.index()..][..chunk.tokens.len()]
     }
 
-    /// Takes note of a token that was sampled.
-    pub(super) fn on_sampled(&mut self, token: TokenId) {
+    /// Takes note of the token that follows.
+    pub(super) fn on_emitted(&mut self, token: TokenId) {
         self.context.push(token);
         self.sampler.on_emitted(token);
     }
 
-    /// Checks `work`, takes its blocks and counts it as computed.
+    /// Checks `work`, takes its tokens and blocks and counts it as computed.
     pub(super) fn begin(&mut self, work: &Work, limits: &Limits) -> Result<Chunk, InvalidSequence> {
+        self.append(&work.appended, limits.vocabulary_size)?;
         let chunk = Chunk { first: work.first_position, tokens: work.tokens.count() };
         self.check_positions(work, chunk, limits)?;
         match &work.tokens {
@@ -151,6 +152,15 @@ impl Sequence {
         }
         self.progress = Progress::Computed(chunk.first.advance(chunk.tokens));
         Ok(chunk)
+    }
+
+    /// Takes note of tokens that follow without being sampled here.
+    fn append(&mut self, tokens: &[TokenId], vocabulary: u32) -> Result<(), InvalidSequence> {
+        if let Some(token) = tokens.iter().find(|token| token.0 >= vocabulary) {
+            return Err(InvalidSequence::UnknownToken { token: *token, vocabulary });
+        }
+        tokens.iter().for_each(|token| self.on_emitted(*token));
+        Ok(())
     }
 
     fn check_positions(&self, work: &Work, chunk: Chunk, limits: &Limits) -> Result<(), InvalidSequence> {
@@ -184,7 +194,7 @@ impl Sequence {
         }
     }
 
-    /// The ids a chunk names are those the sequence was started with or has sampled.
+    /// The ids a chunk names are those the sequence was started with, was given or has sampled.
     fn check_tokens(&self, ids: &[TokenId], first: Position) -> Result<(), InvalidSequence> {
         let known = &self.context[first.index()..];
         for ((offset, found), expected) in (0..).map(Tokens).zip(ids).zip(known) {

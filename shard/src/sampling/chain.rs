@@ -1,13 +1,13 @@
 //! The order in which a row of logits becomes a token, stated once.
 
-use lockstep_proto::{LogprobsOf, SamplingParams, Seeded, Selection, TokenLogprobs, Tokens};
+use lockstep_proto::{LogprobsOf, SamplingParams, Seeded, Selection, TokenId, TokenLogprobs, Tokens};
 
 use super::candidates::Candidates;
 use super::penalties::{self, Occurrences};
 use super::rng::Generator;
 use super::{
     SamplingError, draw, grammar_mask, greedy, logit_bias, logprobs, min_p, temperature, top_k, top_p,
-    typical_p,
+    typical_p, watermark,
 };
 
 /// What a token is chosen from.
@@ -18,9 +18,11 @@ pub(super) struct Row<'a> {
     pub(super) allowed: Option<&'a [u8]>,
     /// How many tokens were emitted before.
     pub(super) output_position: Tokens,
+    /// The token before; absent where there is none.
+    pub(super) previous: Option<TokenId>,
 }
 
-/// Bias, penalties, grammar mask, temperature, top-k, top-p, typical-p, min-p, choice.
+/// Watermark, bias, penalties, grammar mask, temperature, top-k, top-p, typical-p, min-p, choice.
 pub(super) fn run(
     params: &SamplingParams,
     occurrences: &Occurrences,
@@ -28,6 +30,9 @@ pub(super) fn run(
 ) -> Result<TokenLogprobs, SamplingError> {
     check_numbers(row.logits)?;
     let mut logits = row.logits.to_vec();
+    if let Some((mark, previous)) = params.watermark.as_ref().zip(row.previous) {
+        watermark::apply(mark, previous, &mut logits);
+    }
     logit_bias::apply(&params.logit_bias, &mut logits);
     penalties::apply(params, occurrences, &mut logits);
     if let Some(allowed) = row.allowed {

@@ -6,11 +6,11 @@ use super::candidates::{Candidate, Candidates};
 use super::chain::check_numbers;
 use super::{SamplingError, softmax};
 
-/// Of a prompt's `token` and the `top` most probable in the softmax of `logits` (vocabulary).
+/// Of a `token` that is known, the prompt's or a grammar's, and the `top` most probable in the softmax of `logits` (vocabulary).
 ///
 /// # Errors
 /// When the logits are not numbers.
-pub fn of_prompt_token(logits: &[f32], token: TokenId, top: usize) -> Result<TokenLogprobs, SamplingError> {
+pub fn of_known_token(logits: &[f32], token: TokenId, top: usize) -> Result<TokenLogprobs, SamplingError> {
     check_numbers(logits)?;
     Ok(of_token(logits, token, top))
 }

@@ -15,13 +15,16 @@ mod temperature;
 mod top_k;
 mod top_p;
 mod typical_p;
+mod watermark;
 
-use lockstep_proto::{LogitBias, SamplingParams, Seeded, Selection, TokenId, TokenLogprobs, Tokens};
+use lockstep_proto::{
+    LogitBias, SamplingParams, Seeded, Selection, TokenId, TokenLogprobs, Tokens, Watermark,
+};
 use thiserror::Error;
 
 use self::penalties::Occurrences;
 
-pub use self::logprobs::of_prompt_token;
+pub use self::logprobs::of_known_token;
 
 /// How one sequence's tokens are chosen, and what it has said so far.
 ///
@@ -31,6 +34,8 @@ pub use self::logprobs::of_prompt_token;
 pub struct Sampler {
     params: SamplingParams,
     occurrences: Occurrences,
+    /// The last token of the context.
+    previous: Option<TokenId>,
 }
 
 /// Logits from which nothing can be chosen. The sequence cannot go on.
@@ -91,6 +96,10 @@ pub fn check(params: &SamplingParams, vocabulary: usize) -> Result<(), ParamsErr
     range("repetition_penalty", params.repetition_penalty, positive, "a number above 0")?;
     range("frequency_penalty", params.frequency_penalty, f32::is_finite, "a number")?;
     range("presence_penalty", params.presence_penalty, f32::is_finite, "a number")?;
+    if let Some(Watermark { gamma, delta }) = params.watermark {
+        range("watermark gamma", gamma, |gamma| gamma > 0.0 && gamma < 1.0, "a number between 0 and 1")?;
+        range("watermark delta", delta, f32::is_finite, "a number")?;
+    }
     for LogitBias { token, bias } in &params.logit_bias {
         range("logit_bias", *bias, |bias| !bias.is_nan() && bias < f32::INFINITY, "a number")?;
         if token.index() >= vocabulary {
@@ -113,7 +122,8 @@ impl Sampler {
     /// Of a sequence whose first `prompt_tokens` of `context` are the prompt and whose others were emitted.
     pub fn new(params: SamplingParams, context: &[TokenId], prompt_tokens: Tokens) -> Self {
         let (prompt, output) = context.split_at(prompt_tokens.len().min(context.len()));
-        let mut sampler = Self { params, occurrences: Occurrences::default() };
+        let previous = prompt.last().copied();
+        let mut sampler = Self { params, occurrences: Occurrences::default(), previous };
         if sampler.counts_tokens() {
             sampler.occurrences = Occurrences::of(prompt);
         }
@@ -125,6 +135,7 @@ impl Sampler {
 
     /// Takes note of a token that was emitted.
     pub fn on_emitted(&mut self, token: TokenId) {
+        self.previous = Some(token);
         if self.counts_tokens() {
             self.occurrences.on_emitted(token);
         }
@@ -146,7 +157,8 @@ impl Sampler {
         allowed: Option<&[u8]>,
         output_position: Tokens,
     ) -> Result<TokenLogprobs, SamplingError> {
-        chain::run(&self.params, &self.occurrences, chain::Row { logits, allowed, output_position })
+        let row = chain::Row { logits, allowed, output_position, previous: self.previous };
+        chain::run(&self.params, &self.occurrences, row)
     }
 
     /// Counting costs memory for every distinct token; without penalties nobody asks.

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use lockstep_proto::wire::shard_client::ShardClient;
 use lockstep_proto::{
-    BlockId, Epoch, Outcome, Position, PromptLogprobs, Sampling, SamplingParams, SequenceId, SequenceStart,
-    Step, StepId, StepOutput, TokenId, Tokens, Work, WorkTokens, wire,
+    BlockId, ContextLogprobs, Epoch, Outcome, Position, Sampling, SamplingParams, SequenceId,
+    SequenceStart, Step, StepId, StepOutput, TokenId, Tokens, Work, WorkTokens, wire,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -91,7 +91,8 @@ pub(crate) fn prefill(sequence: u64, context: &[u32], block: u32) -> Work {
         tokens: WorkTokens::Ids(context.iter().copied().map(TokenId).collect()),
         new_blocks: vec![BlockId(block)],
         sampling: Sampling::Sample,
-        prompt_logprobs: PromptLogprobs::Skip,
+        logprobs: ContextLogprobs::Skip,
+        appended: Vec::new(),
     }
 }
 
@@ -102,7 +103,8 @@ pub(crate) fn decode(sequence: u64, position: u32) -> Work {
         tokens: WorkTokens::LastSampled,
         new_blocks: Vec::new(),
         sampling: Sampling::Sample,
-        prompt_logprobs: PromptLogprobs::Skip,
+        logprobs: ContextLogprobs::Skip,
+        appended: Vec::new(),
     }
 }
 

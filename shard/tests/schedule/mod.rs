@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use lockstep_proto::{
-    BlockId, Outcome, Position, PromptLogprobs, Sampling, SamplingParams, SequenceId, SequenceResult,
+    BlockId, ContextLogprobs, Outcome, Position, Sampling, SamplingParams, SequenceId, SequenceResult,
     SequenceStart, Step, StepId, TokenId, TokenLogprobs, Tokens, Work, WorkTokens,
 };
 use lockstep_shard::batch::BLOCK_SIZE;
@@ -16,6 +16,8 @@ pub(crate) struct Request {
     pub(crate) prompt: Vec<TokenId>,
     pub(crate) new_tokens: usize,
     pub(crate) sampling: SamplingParams,
+    /// What it is answered, where runs of it are forced.
+    pub(crate) script: Vec<TokenId>,
 }
 
 /// How requests are put through the engine.
@@ -24,6 +26,15 @@ pub(crate) struct Plan {
     pub(crate) chunks: Chunks,
     pub(crate) preemption: Preemption,
     pub(crate) prefix: Prefix,
+    pub(crate) forcing: Forcing,
+}
+
+/// Whether tokens are given that would have been sampled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Forcing {
+    Never,
+    /// Runs of several lengths.
+    Runs,
 }
 
 /// How many tokens of a context one step computes at most.
@@ -52,7 +63,12 @@ pub(crate) enum Prefix {
 impl Plan {
     /// Whole prompts, nothing preempted, nothing reused.
     pub(crate) fn plain() -> Self {
-        Self { chunks: Chunks::Whole, preemption: Preemption::Never, prefix: Prefix::Computed }
+        Self {
+            chunks: Chunks::Whole,
+            preemption: Preemption::Never,
+            prefix: Prefix::Computed,
+            forcing: Forcing::Never,
+        }
     }
 }
 
@@ -65,6 +81,11 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    /// The tokens it says.
+    pub(crate) fn tokens(&self) -> Vec<TokenId> {
+        self.output.iter().map(|token| token.token).collect()
+    }
+
     /// Compares every bit with `expected`, which has all of the prompt.
     pub(crate) fn check(&self, expected: &Self, what: &str) {
         let tokens = |answer: &Self| answer.output.iter().map(|token| token.token.0).collect::<Vec<_>>();
@@ -110,6 +131,8 @@ struct Schedule<'a> {
     cached: BTreeMap<Vec<TokenId>, BlockId>,
     /// Starts behind a cached prefix.
     reuses: usize,
+    /// Tokens that were given.
+    forced: usize,
 }
 
 struct Sequence<'a> {
@@ -119,6 +142,8 @@ struct Sequence<'a> {
     blocks: Vec<BlockId>,
     /// How many of `blocks` the engine knows.
     announced: usize,
+    /// Tokens at the end of `context` that the engine has not been given.
+    appended: Vec<TokenId>,
     state: State,
     preemption: Preemption,
     answer: Answer,
@@ -140,6 +165,7 @@ impl<'a> Schedule<'a> {
             computed: 0,
             blocks: Vec::new(),
             announced: 0,
+            appended: Vec::new(),
             state: State::Waiting,
             preemption: plan.preemption,
             answer: Answer { prompt: Vec::new(), output: Vec::new() },
@@ -152,6 +178,7 @@ impl<'a> Schedule<'a> {
             free,
             cached: BTreeMap::new(),
             reuses: 0,
+            forced: 0,
         }
     }
 
@@ -159,6 +186,7 @@ impl<'a> Schedule<'a> {
     fn check_plan_was_followed(&self) {
         assert!(self.sequences.iter().all(|sequence| sequence.preemption == Preemption::Never));
         assert_eq!(self.reuses > 0, self.plan.prefix == Prefix::Reused);
+        assert_eq!(self.forced > 0, self.plan.forcing == Forcing::Runs);
     }
 
     fn is_done(&self) -> bool {
@@ -192,7 +220,7 @@ impl<'a> Schedule<'a> {
         let sequence = &mut self.sequences[index];
         let due = match index % 4 {
             0 => sequence.computed > 0,
-            _ => sequence.answer.output.len() > index % 5,
+            _ => sequence.context.len() - sequence.request.prompt.len() > index % 5,
         };
         if sequence.state == State::Running && sequence.preemption == Preemption::EachOnce && due {
             sequence.preemption = Preemption::Never;
@@ -205,8 +233,10 @@ impl<'a> Schedule<'a> {
     fn start(&mut self, index: usize, step: &mut Step) {
         let sequence = &mut self.sequences[index];
         sequence.state = State::Running;
+        sequence.appended.clear();
         // One token at least is computed, for its logits.
-        let whole = (sequence.context.len() - 1) / BLOCK_SIZE.len();
+        let owed = sequence.untold_from().map_or(usize::MAX, |position| position.index());
+        let whole = (sequence.context.len() - 1).min(owed) / BLOCK_SIZE.len();
         let prefix = |blocks: usize| self.cached.get(&sequence.context[..blocks * BLOCK_SIZE.len()]);
         sequence.blocks = (1..=whole).map_while(prefix).copied().collect();
         sequence.computed = sequence.blocks.len() * BLOCK_SIZE.len();
@@ -243,7 +273,12 @@ impl<'a> Schedule<'a> {
             tokens,
             new_blocks,
             sampling: if end == sequence.context.len() { Sampling::Sample } else { Sampling::Skip },
-            prompt_logprobs: if emitted { PromptLogprobs::Skip } else { PromptLogprobs::Return },
+            logprobs: match sequence.untold_from() {
+                Some(position) => ContextLogprobs::From(position),
+                None if emitted => ContextLogprobs::Skip,
+                None => ContextLogprobs::From(Position(0)),
+            },
+            appended: std::mem::take(&mut sequence.appended),
         }
     }
 
@@ -252,8 +287,18 @@ impl<'a> Schedule<'a> {
         let index = usize::try_from(work.sequence.0).unwrap();
         let sequence = &mut self.sequences[index];
         sequence.computed += work.tokens.count().len();
-        let first = work.first_position.index();
-        sequence.answer.prompt.extend((first..).zip(result.prompt));
+        let from = match work.logprobs {
+            ContextLogprobs::Skip => 0,
+            ContextLogprobs::From(position) => position.index().max(work.first_position.index()),
+        };
+        for (position, token) in (from..).zip(result.prompt) {
+            if position + 1 < sequence.request.prompt.len() {
+                sequence.answer.prompt.push((position, token));
+            } else {
+                assert_eq!(position + 1, sequence.request.prompt.len() + sequence.answer.output.len());
+                sequence.answer.output.push(token);
+            }
+        }
         if self.plan.prefix == Prefix::Reused {
             for (number, block) in sequence.blocks.iter().enumerate() {
                 let end = (number + 1) * BLOCK_SIZE.len();
@@ -268,6 +313,9 @@ impl<'a> Schedule<'a> {
             Outcome::Sampled(token) => {
                 sequence.context.push(token.token);
                 sequence.answer.output.push(token);
+                if self.plan.forcing == Forcing::Runs {
+                    self.forced += sequence.force();
+                }
             }
         }
         if sequence.answer.output.len() == sequence.request.new_tokens {
@@ -285,6 +333,25 @@ impl<'a> Schedule<'a> {
             Prefix::Computed => self.free.extend(blocks),
             Prefix::Reused => {}
         }
+    }
+}
+
+impl Sequence<'_> {
+    /// The position before the first token that was given and whose log-probability is owed.
+    fn untold_from(&self) -> Option<Position> {
+        let told = self.request.prompt.len() + self.answer.output.len();
+        (self.context.len() > told).then(|| Position(u32::try_from(told - 1).unwrap()))
+    }
+
+    /// Gives the next run of its script, but never the last token. Returns how long it is.
+    fn force(&mut self) -> usize {
+        let next = self.answer.output.len();
+        let most = (self.request.new_tokens - 1).saturating_sub(next);
+        let run = [0, 3, 1, 5, 2][(next + self.request.prompt.len()) % 5].min(most);
+        let run = &self.request.script[next..][..run];
+        self.context.extend(run);
+        self.appended.extend(run);
+        run.len()
     }
 }
 

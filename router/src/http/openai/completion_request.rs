@@ -8,7 +8,7 @@ use super::request::{Delivery, delivery, in_words, sampling, string_or_list};
 use crate::engine::StopText;
 use crate::error::{ApiError, ErrorKind};
 use crate::http::fields::Fields;
-use crate::http::native::unknown_adapter;
+use crate::http::native::{unknown_adapter, watermark};
 use crate::tokenizer::SpecialTokens;
 use crate::validation::{EndOfSequence, PromptSource, StoppingRequest, TextRequest};
 
@@ -71,6 +71,7 @@ impl CompletionRequest {
             truncate: None,
             choices,
             grammar: grammar::openai(body)?,
+            watermark: watermark(body)?,
         };
         refuse_what_is_not_served(body)?;
         let texts = prompts.into_iter().map(|prompt| TextRequest { prompt, ..first.clone() }).collect();
@@ -154,7 +155,6 @@ fn refuse_what_is_not_served(body: &mut Fields) -> Result<(), ApiError> {
         let message = "Suffix is not supported and can be removed from the request.";
         return Err(ApiError { param: Some("suffix"), ..ApiError::new(ErrorKind::Suffix, message) });
     }
-    body.refuse_unless("watermark", |value| value == &Value::Bool(false))?;
     unknown_adapter(body.take("adapter_id")?)
 }
 

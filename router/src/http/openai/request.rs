@@ -8,7 +8,7 @@ use crate::engine::StopText;
 use crate::error::ApiError;
 use crate::http::fields::Fields;
 use crate::http::grammar;
-use crate::http::native::{logit_bias, unknown_adapter};
+use crate::http::native::{logit_bias, unknown_adapter, watermark};
 use crate::validation::{EndOfSequence, PromptSource, SamplingRequest, StoppingRequest, TextRequest};
 
 use super::stream::Logprobs;
@@ -63,6 +63,7 @@ impl ChatRequest {
             truncate: None,
             choices: body.take("n")?.unwrap_or(1),
             grammar: grammar::openai(body)?,
+            watermark: watermark(body)?,
         };
         let request = Self { text, model: body.take("model")?, logprobs, delivery: delivery(body)? };
         refuse_what_is_not_served(body)?;
@@ -191,7 +192,6 @@ fn refuse_what_is_not_served(body: &mut Fields) -> Result<(), ApiError> {
     body.refuse_unless("service_tier", |value| is_one_of(value, &["auto", "default"]))?;
     body.refuse_unless("store", |value| value == &Value::Bool(false))?;
     body.refuse_unless("echo", |value| value == &Value::Bool(false))?;
-    body.refuse_unless("watermark", |value| value == &Value::Bool(false))?;
     unknown_adapter(body.take("adapter_id")?)
 }
 
