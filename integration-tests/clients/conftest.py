@@ -24,8 +24,8 @@ def model():
 
 @pytest.fixture(scope="session")
 def server():
-    """A server for everyone."""
-    with Server() as server:
+    """A server for everyone. It computes each answer, so that an answer that comes again shows something."""
+    with Server("--response-cache-bytes", "0") as server:
         yield server
 
 

@@ -1,45 +1,21 @@
 """The playground in a headless Chromium, over a server with the demo model.
 
-LOCKSTEP is the server's binary, CHROMIUM the browser; PLAYGROUND_SHOTS, if set, a folder for screenshots.
+LOCKSTEP_BIN is the server's binary, CHROMIUM the browser; PLAYGROUND_SHOTS, if set, a folder for screenshots.
 """
 
 import json
 import os
 import re
 import subprocess
-import threading
 import unittest
 from pathlib import Path
 
+from lockstep_server import PATIENCE_S, Server
 from playwright.sync_api import expect, sync_playwright
 
 SHOTS = os.environ.get("PLAYGROUND_SHOTS")
-# Long enough for a slow machine; nothing is judged by it.
-PATIENCE_MS = 60_000
+PATIENCE_MS = PATIENCE_S * 1000
 expect.set_options(timeout=PATIENCE_MS)
-
-
-class Server:
-    """A server on a free port."""
-
-    def __init__(self):
-        command = [os.environ["LOCKSTEP"], "--hostname", "127.0.0.1", "--port", "0"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        lines = []
-        for line in self.process.stdout:
-            lines.append(line)
-            if found := re.search(r"serves .* on (\S+) ", line):
-                self.url = found[1]
-                break
-        else:
-            raise RuntimeError("the server did not get ready:\n" + "".join(lines))
-        # A full pipe would stop it.
-        threading.Thread(target=lambda: [None for _ in self.process.stdout], daemon=True).start()
-
-    def close(self):
-        self.process.terminate()
-        self.process.wait()
-        self.process.stdout.close()
 
 
 class Playground(unittest.TestCase):

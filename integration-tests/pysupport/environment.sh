@@ -53,7 +53,7 @@ make_once() {
     fi
     touch "$folder/.complete"
     find "$cache" -mindepth 2 -maxdepth 2 -name .complete -mtime +30 -printf '%h\0' | xargs -0r rm -rf
-  ) 9> "$cache/lock"
+  ) 9> "$folder.lock"
 }
 
 fill_venv() {
@@ -77,4 +77,21 @@ node_modules_for() {
   NODE_MODULES_AT="$cache/node-$(key_of "$(node --version)" "$1/package.json" "$1/package-lock.json")"
   export NODE_MODULES_AT
   make_once "$NODE_MODULES_AT" fill_node_modules "$1"
+}
+
+fill_prometheus() {
+  # As whoever runs this, because apt's own user may not write here.
+  local get=(apt-get -qq -o APT::Sandbox::User="$(id -un)")
+  "${get[@]}" download prometheus || { "${get[@]}" update && "${get[@]}" download prometheus; } || return 1
+  dpkg -x prometheus_*.deb . && rm prometheus_*.deb
+}
+
+# prometheus_in_path: sees to it that prometheus and promtool are found, or fails.
+prometheus_in_path() {
+  if command -v prometheus > /dev/null && command -v promtool > /dev/null; then return 0; fi
+  command -v apt-get > /dev/null && command -v dpkg > /dev/null || return 1
+  local folder
+  folder="$cache/prometheus-$(key_of "$(dpkg --print-architecture)" /etc/os-release)"
+  make_once "$folder" fill_prometheus || return 1
+  PATH="$folder/usr/bin:$PATH"
 }

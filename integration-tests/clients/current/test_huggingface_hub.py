@@ -161,22 +161,22 @@ def test_each_way_to_sample_changes_the_text(client, parameters):
 
 
 def test_a_chat(client, server):
-    answer = client.chat_completion(QUESTION, max_tokens=12)
+    answer = client.chat_completion(QUESTION, max_tokens=12, temperature=0)
     choice = answer.choices[0]
     assert choice.message.role == "assistant" and choice.message.content
     assert choice.finish_reason in ["stop", "length"]
     usage = answer.usage
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens <= usage.prompt_tokens + 12
     assert answer.system_fingerprint.startswith("lockstep-")
-    through_base = InferenceClient(base_url=server.v1).chat.completions.create(messages=QUESTION, max_tokens=12)
+    openai_like = InferenceClient(base_url=server.v1).chat.completions
+    through_base = openai_like.create(messages=QUESTION, max_tokens=12, temperature=0)
     assert through_base.choices[0].message.content == choice.message.content
 
 
 def test_a_streamed_chat_is_the_whole_answer(client):
-    whole = client.chat_completion(QUESTION, max_tokens=30, logprobs=True, top_logprobs=2)
-    stream = client.chat_completion(
-        QUESTION, max_tokens=30, logprobs=True, top_logprobs=2, stream=True, stream_options={"include_usage": True}
-    )
+    common = {"max_tokens": 30, "temperature": 0, "logprobs": True, "top_logprobs": 2}
+    whole = client.chat_completion(QUESTION, **common)
+    stream = client.chat_completion(QUESTION, **common, stream=True, stream_options={"include_usage": True})
     chunks = list(stream)
     parts = [chunk.choices[0] for chunk in chunks if chunk.choices]
     assert parts[0].delta.role == "assistant"
@@ -194,8 +194,10 @@ def test_chat_takes_a_schema(client):
     response_format = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
     answer = client.chat_completion(QUESTION, response_format=response_format, max_tokens=60)
     check_person(answer.choices[0].message.content)
-    answer = client.chat_completion(QUESTION, response_format={"type": "json_object"}, max_tokens=200, stream=True)
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in answer if chunk.choices).startswith("{")
+    chunks = client.chat_completion(
+        QUESTION, response_format={"type": "json_object"}, max_tokens=200, stream=True, temperature=0
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices).startswith("{")
 
 
 def test_chat_samples_as_asked(client):
@@ -214,13 +216,13 @@ def test_chat_samples_as_asked(client):
 @pytest.mark.tools
 @pytest.mark.parametrize("choice", ["required", {"function": {"name": "weather"}}])
 def test_a_tool_is_called(client, choice):
-    answer = client.chat_completion(QUESTION, tools=[TOOL], tool_choice=choice, max_tokens=80)
+    answer = client.chat_completion(QUESTION, tools=[TOOL], tool_choice=choice, max_tokens=80, temperature=0)
     (call,) = answer.choices[0].message.tool_calls
     assert answer.choices[0].finish_reason == "tool_calls"
     assert call.function.name == "weather" and call.id and "city" in call.function.arguments
-    stream = client.chat_completion(QUESTION, tools=[TOOL], tool_choice=choice, max_tokens=80, stream=True)
-    calls = [call for chunk in stream for call in chunk.choices[0].delta.tool_calls or []]
-    assert "".join(call.function.arguments or "" for call in calls) == call.function.arguments
+    stream = client.chat_completion(QUESTION, tools=[TOOL], tool_choice=choice, max_tokens=80, temperature=0, stream=True)
+    deltas = [delta for chunk in stream for delta in chunk.choices[0].delta.tool_calls or []]
+    assert "".join(delta.function.arguments or "" for delta in deltas) == call.function.arguments
 
 
 @pytest.mark.tools
@@ -241,11 +243,11 @@ def test_the_async_client(server):
         async with AsyncInferenceClient(model=server.url) as client:
             whole, chat = await asyncio.gather(
                 client.text_generation(STORY, max_new_tokens=20, return_full_text=False),
-                client.chat_completion(QUESTION, max_tokens=20),
+                client.chat_completion(QUESTION, max_tokens=20, temperature=0),
             )
             stream = await client.text_generation(STORY, max_new_tokens=20, stream=True)
             assert "".join([part async for part in stream]) == whole
-            stream = await client.chat_completion(QUESTION, max_tokens=20, stream=True)
+            stream = await client.chat_completion(QUESTION, max_tokens=20, temperature=0, stream=True)
             parts = [chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices]
             assert "".join(parts) == chat.choices[0].message.content
             with pytest.raises(ValidationError, match="top_p"):

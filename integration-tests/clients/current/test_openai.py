@@ -262,6 +262,19 @@ def test_headers(client, model):
     assert raw.parse()._request_id == "of-the-client"
 
 
+def test_an_answer_from_the_cache(keyed, model):
+    chats = client_of(keyed, KEY).chat.completions.with_raw_response
+
+    def ask(**headers):
+        return chats.create(
+            model=model, messages=QUESTION, max_tokens=9, temperature=0, extra_headers=headers
+        )
+
+    answers = [ask(), ask(), ask(**{"x-use-cache": "false"})]
+    assert [answer.headers["x-cache"] for answer in answers] == ["miss", "hit", "bypass"]
+    assert len({answer.parse().choices[0].message.content for answer in answers}) == 1
+
+
 def test_fields_of_our_own(ask):
     answer = ask(extra_body={"grammar": {"type": "regex", "value": "[0-9]{5}"}, "ignore_eos": False})
     assert answer.choices[0].message.content.isdigit()
