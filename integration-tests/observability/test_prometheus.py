@@ -24,8 +24,8 @@ KEPT = [
     "tgi_request_failure",
     "tgi_request_success",
 ]
-SUFFIX = "{} counter metrics should have \"_total\" suffix"
-COUNT = "{} non-histogram and non-summary metrics should not have \"_count\" suffix"
+SUFFIX = '{} counter metrics should have "_total" suffix'
+COUNT = '{} non-histogram and non-summary metrics should not have "_count" suffix'
 COLON = "{} metric names should not contain ':'"
 # Names of vLLM, told where --vllm-metrics asks for them.
 ALIASES = [
@@ -120,7 +120,9 @@ def page(server):
 
 @pytest.fixture(scope="module")
 def prometheus(server, page, tmp_path_factory):
-    with contextlib.closing(Prometheus(tmp_path_factory.mktemp("prometheus"), server.url, KEY)) as prometheus:
+    with contextlib.closing(
+        Prometheus(tmp_path_factory.mktemp("prometheus"), server.url, KEY)
+    ) as prometheus:
         prometheus.wait_for('up{job="lockstep"}', 1)
         yield prometheus
 
@@ -135,9 +137,14 @@ def test_a_query_gives_what_was_served(prometheus):
 
 
 def test_quantiles_are_computed_from_the_buckets(prometheus):
-    for name in ["lockstep_time_to_first_token_seconds", "lockstep_inter_token_latency_seconds", "tgi_request_duration"]:
+    for name in [
+        "lockstep_time_to_first_token_seconds",
+        "lockstep_inter_token_latency_seconds",
+        "tgi_request_duration",
+    ]:
         seconds = wait_until(
-            name, lambda name=name: prometheus.value(f"histogram_quantile(0.5, sum by (le) ({name}_bucket))")
+            name,
+            lambda name=name: prometheus.value(f"histogram_quantile(0.5, sum by (le) ({name}_bucket))"),
         )
         assert 0 < seconds < PATIENCE_S
 
@@ -166,7 +173,8 @@ def test_without_its_key_nothing_is_scraped(server, tmp_path):
 
 
 def test_promtool_complains_of_the_kept_names_alone(page):
-    lint = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, text=True)
+    command = ["promtool", "check", "metrics"]
+    lint = subprocess.run(command, input=page, capture_output=True, text=True, check=False)
     complaints = [SUFFIX.format(name) for name in KEPT]
     complaints += [COUNT.format(name) for name in KEPT if name.endswith("_count")]
     complaints += [COLON.format(name) for name in ALIASES]

@@ -43,7 +43,9 @@ def test_plain_text(client):
 
 
 def test_details(client):
-    answer = client.text_generation(STORY, max_new_tokens=8, details=True, decoder_input_details=True, return_full_text=False)
+    answer = client.text_generation(
+        STORY, max_new_tokens=8, details=True, decoder_input_details=True, return_full_text=False
+    )
     details = answer.details
     assert (details.finish_reason, details.generated_tokens, details.seed) == ("length", 8, None)
     assert "".join(token.text for token in details.tokens) == answer.generated_text
@@ -62,7 +64,9 @@ def test_stream_is_the_whole_answer(client):
 def test_stream_with_details(client):
     whole = client.text_generation(STORY, max_new_tokens=20, details=True, top_n_tokens=3)
     assert whole.generated_text.startswith(STORY)
-    events = list(client.text_generation(STORY, max_new_tokens=20, details=True, top_n_tokens=3, stream=True))
+    events = list(
+        client.text_generation(STORY, max_new_tokens=20, details=True, top_n_tokens=3, stream=True)
+    )
     assert [event.index for event in events] == list(range(1, 21))
     assert [event.token.id for event in events] == [token.id for token in whole.details.tokens]
     assert [event.token.logprob for event in events] == [token.logprob for token in whole.details.tokens]
@@ -125,7 +129,9 @@ def test_a_seed_gives_the_same_text_again(client):
 def test_best_of_tells_the_others(client):
     answer = client.text_generation(STORY, max_new_tokens=8, do_sample=True, best_of=2, details=True)
     (other,) = answer.details.best_of_sequences
-    mean = [sum(token.logprob for token in each) / len(each) for each in (answer.details.tokens, other.tokens)]
+    mean = [
+        sum(token.logprob for token in each) / len(each) for each in (answer.details.tokens, other.tokens)
+    ]
     assert mean[0] >= mean[1]
     assert other.generated_tokens == 8
 
@@ -137,7 +143,11 @@ def test_return_full_text(client):
 
 def test_truncate_keeps_the_end(client):
     answer = client.text_generation(
-        f"Nothing of this is read. {STORY}", max_new_tokens=4, truncate=2, decoder_input_details=True, details=True
+        f"Nothing of this is read. {STORY}",
+        max_new_tokens=4,
+        truncate=2,
+        decoder_input_details=True,
+        details=True,
     )
     assert len(answer.details.prefill) == 2
     assert STORY.endswith(answer.details.prefill[-1].text)
@@ -191,13 +201,18 @@ def test_a_streamed_chat_is_the_whole_answer(client):
 
 
 def test_chat_takes_a_schema(client):
-    response_format = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
+    response_format = {
+        "type": "json_schema",
+        "json_schema": {"name": "person", "schema": SCHEMA, "strict": True},
+    }
     answer = client.chat_completion(QUESTION, response_format=response_format, max_tokens=60)
     check_person(answer.choices[0].message.content)
     chunks = client.chat_completion(
         QUESTION, response_format={"type": "json_object"}, max_tokens=200, stream=True, temperature=0
     )
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices).startswith("{")
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices).startswith(
+        "{"
+    )
 
 
 def test_chat_samples_as_asked(client):
@@ -216,11 +231,15 @@ def test_chat_samples_as_asked(client):
 @pytest.mark.tools
 @pytest.mark.parametrize("choice", ["required", {"function": {"name": "weather"}}])
 def test_a_tool_is_called(client, choice):
-    answer = client.chat_completion(QUESTION, tools=[TOOL], tool_choice=choice, max_tokens=80, temperature=0)
+    answer = client.chat_completion(
+        QUESTION, tools=[TOOL], tool_choice=choice, max_tokens=80, temperature=0
+    )
     (call,) = answer.choices[0].message.tool_calls
     assert answer.choices[0].finish_reason == "tool_calls"
     assert call.function.name == "weather" and call.id and "city" in call.function.arguments
-    stream = client.chat_completion(QUESTION, tools=[TOOL], tool_choice=choice, max_tokens=80, temperature=0, stream=True)
+    stream = client.chat_completion(
+        QUESTION, tools=[TOOL], tool_choice=choice, max_tokens=80, temperature=0, stream=True
+    )
     deltas = [delta for chunk in stream for delta in chunk.choices[0].delta.tool_calls or []]
     assert "".join(delta.function.arguments or "" for delta in deltas) == call.function.arguments
 
@@ -260,9 +279,9 @@ def test_a_key(keyed):
     assert InferenceClient(model=keyed.url, token=KEY).text_generation(STORY, max_new_tokens=2)
     assert InferenceClient(base_url=keyed.v1, api_key=KEY).chat_completion(QUESTION, max_tokens=2)
     for client in [InferenceClient(model=keyed.url), InferenceClient(model=keyed.url, token="wrong")]:
-        for ask in [lambda: client.text_generation(STORY), lambda: client.chat_completion(QUESTION)]:
+        for ask in [client.text_generation, client.chat_completion]:
             with pytest.raises((HfHubHTTPError, TextGenerationError)) as refusal:
-                ask()
+                ask(STORY if ask == client.text_generation else QUESTION)
             error = refusal.value if isinstance(refusal.value, HfHubHTTPError) else refusal.value.__cause__
             assert error.response.status_code == 401
 
@@ -286,7 +305,9 @@ def test_an_adapter_or_model_that_is_not_there(client, server):
     with pytest.raises(TextGenerationError) as refusal:
         InferenceClient(model=f"{server.url}/models/nobody/nothing").text_generation(STORY)
     assert refusal.value.__cause__.response.status_code == 404
-    assert InferenceClient(model=f"{server.url}/models/lockstep/demo").text_generation(STORY, max_new_tokens=2)
+    assert InferenceClient(model=f"{server.url}/models/lockstep/demo").text_generation(
+        STORY, max_new_tokens=2
+    )
 
 
 def test_a_full_server(full):
@@ -303,7 +324,10 @@ def test_a_full_server(full):
 
 def test_a_model_that_loads(loading):
     client = InferenceClient(model=loading.url, timeout=60)
-    for ask in [lambda: client.text_generation(STORY), lambda: client.chat_completion(QUESTION, stream=True)]:
+    for ask in [
+        lambda: client.text_generation(STORY),
+        lambda: client.chat_completion(QUESTION, stream=True),
+    ]:
         with pytest.raises((UnknownError, HfHubHTTPError), match="currently loading") as refusal:
             ask()
         error = refusal.value if isinstance(refusal.value, HfHubHTTPError) else refusal.value.__cause__

@@ -47,7 +47,13 @@ def ask(client, model):
     """Asks for a chat's answer."""
 
     def ask(**parameters):
-        parameters = {"model": model, "messages": QUESTION, "max_tokens": 30, "temperature": 0, **parameters}
+        parameters = {
+            "model": model,
+            "messages": QUESTION,
+            "max_tokens": 30,
+            "temperature": 0,
+            **parameters,
+        }
         return client.chat.completions.create(**parameters)
 
     return ask
@@ -74,7 +80,9 @@ def test_a_streamed_chat_is_the_whole_answer(ask):
     assert len({chunk.id for chunk in chunks}) == 1
     *parts, last = chunks
     assert parts[0].choices[0].delta.role == "assistant"
-    assert "".join(part.choices[0].delta.content or "" for part in parts) == whole.choices[0].message.content
+    assert (
+        "".join(part.choices[0].delta.content or "" for part in parts) == whole.choices[0].message.content
+    )
     assert [part.choices[0].finish_reason for part in parts] == [None] * (len(parts) - 1) + ["stop"]
     logprobs = [part.choices[0].logprobs for part in parts]
     tokens = [token for each in logprobs if each for token in each.content]
@@ -105,7 +113,9 @@ def test_log_probabilities(ask):
 
 
 def test_the_stream_helper(client, model):
-    with client.chat.completions.stream(model=model, messages=QUESTION, max_tokens=30, temperature=0) as stream:
+    with client.chat.completions.stream(
+        model=model, messages=QUESTION, max_tokens=30, temperature=0
+    ) as stream:
         kinds = [event.type for event in stream]
         answer = stream.get_final_completion()
     assert "content.delta" in kinds and kinds[-1] == "content.done"
@@ -154,7 +164,10 @@ def test_penalties_and_bias_change_the_answer(ask):
 
 
 def test_a_schema(ask):
-    response_format = {"type": "json_schema", "json_schema": {"name": "p", "strict": True, "schema": SCHEMA}}
+    response_format = {
+        "type": "json_schema",
+        "json_schema": {"name": "p", "strict": True, "schema": SCHEMA},
+    }
     check_person(ask(response_format=response_format, max_tokens=60).choices[0].message.content)
     chunks = ask(response_format=response_format, max_tokens=60, stream=True)
     check_person("".join(chunk.choices[0].delta.content or "" for chunk in chunks))
@@ -220,7 +233,9 @@ def test_no_tool_where_none_may_be_called(ask):
 
 def test_completions(client, model):
     def complete(**parameters):
-        return client.completions.create(**{"model": model, "prompt": STORY, "max_tokens": 12, "temperature": 0, **parameters})
+        return client.completions.create(
+            **{"model": model, "prompt": STORY, "max_tokens": 12, "temperature": 0, **parameters}
+        )
 
     answer = complete()
     assert answer.object == "text_completion" and answer.choices[0].finish_reason == "length"
@@ -238,7 +253,9 @@ def test_completions(client, model):
 
 
 def test_log_probabilities_of_a_prompt(client, model):
-    answer = client.completions.create(model=model, prompt=STORY, max_tokens=1, echo=True, logprobs=2, temperature=0)
+    answer = client.completions.create(
+        model=model, prompt=STORY, max_tokens=1, echo=True, logprobs=2, temperature=0
+    )
     logprobs = answer.choices[0].logprobs
     assert "".join(logprobs.tokens) == answer.choices[0].text
     assert logprobs.token_logprobs[0] is None and all(value <= 0 for value in logprobs.token_logprobs[1:])
@@ -326,7 +343,12 @@ def test_what_breaks_a_rule(ask, client):
     with pytest.raises(openai.UnprocessableEntityError, match="`prompt` tokens"):
         client.completions.create(model="any", prompt=STORY, max_tokens=10_000, stream=True)
     with pytest.raises(openai.BadRequestError):
-        client.post("/completions", content=b"{", options={"headers": {"content-type": "application/json"}}, cast_to=object)
+        client.post(
+            "/completions",
+            content=b"{",
+            options={"headers": {"content-type": "application/json"}},
+            cast_to=object,
+        )
 
 
 def test_what_is_not_there(client, ask):
@@ -357,7 +379,9 @@ def test_a_model_that_loads(loading, model, stream):
 
 def test_a_request_that_takes_too_long(server, client, model):
     with server.frozen(), pytest.raises(openai.InternalServerError) as refusal:
-        client.completions.create(model=model, prompt="too long", extra_headers={"x-request-timeout": "0.2"})
+        client.completions.create(
+            model=model, prompt="too long", extra_headers={"x-request-timeout": "0.2"}
+        )
     assert refusal.value.status_code == 504
 
 

@@ -7,8 +7,8 @@ import pytest
 from cases import KEY, STORY
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
-import lm_eval  # noqa: E402
-from lm_eval.tasks import TaskManager  # noqa: E402
+import lm_eval
+from lm_eval.tasks import TaskManager
 
 TASK = """
 task: {name}
@@ -97,7 +97,9 @@ def test_texts_are_continued_until_a_stop(evaluate, server):
 def test_a_whole_text_is_weighed(evaluate, server):
     likely, unlikely = STORY + ", there was a boy.", "Zebra quantum ledger fjord."
     perplexity = [
-        evaluate(server, "rolling", "loglikelihood_rolling", ROLLING, [{"text": text}])[0]["word_perplexity,none"]
+        evaluate(server, "rolling", "loglikelihood_rolling", ROLLING, [{"text": text}])[0][
+            "word_perplexity,none"
+        ]
         for text in [likely, unlikely]
     ]
     assert 1 < perplexity[0] < perplexity[1]

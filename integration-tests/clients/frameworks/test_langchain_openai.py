@@ -56,10 +56,15 @@ def test_log_probabilities_and_stop(server):
     answer = chat_of(server, logprobs=True, top_logprobs=2).invoke(QUESTION)
     assert len(answer.response_metadata["logprobs"]["content"][0]["top_logprobs"]) == 2
     stop = answer.content[6:9]
-    assert chat_of(server).invoke(QUESTION, stop=[stop]).content == answer.content[: answer.content.index(stop)]
+    assert (
+        chat_of(server).invoke(QUESTION, stop=[stop]).content
+        == answer.content[: answer.content.index(stop)]
+    )
 
 
-@pytest.mark.parametrize("method", ["json_schema", pytest.param("function_calling", marks=pytest.mark.tools)])
+@pytest.mark.parametrize(
+    "method", ["json_schema", pytest.param("function_calling", marks=pytest.mark.tools)]
+)
 def test_structured_output(server, method):
     chat = chat_of(server, max_tokens=80).with_structured_output(Person, method=method)
     assert isinstance(chat.invoke(QUESTION), Person)
@@ -77,7 +82,9 @@ def test_tools_are_called(server):
 
 
 def test_completions(server):
-    complete = OpenAI(base_url=server.v1, api_key="none", model="lockstep/demo", temperature=0, max_tokens=12)
+    complete = OpenAI(
+        base_url=server.v1, api_key="none", model="lockstep/demo", temperature=0, max_tokens=12
+    )
     text = complete.invoke("Once upon a time")
     assert text and "".join(complete.stream("Once upon a time")) == text
 

@@ -7,8 +7,8 @@ import pytest
 from cases import KEY, LONG, QUESTION, SCHEMA, STORY, check_person
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
-import litellm  # noqa: E402
-from litellm.exceptions import MidStreamFallbackError  # noqa: E402
+import litellm
+from litellm.exceptions import MidStreamFallbackError
 
 PROVIDERS = ["openai/lockstep/demo", "huggingface/lockstep/demo", "hosted_vllm/lockstep/demo"]
 
@@ -44,8 +44,13 @@ def test_text_completion(server):
 
 
 def test_a_schema(server):
-    response_format = {"type": "json_schema", "json_schema": {"name": "p", "strict": True, "schema": SCHEMA}}
-    check_person(ask(server, PROVIDERS[0], response_format=response_format, max_tokens=60).choices[0].message.content)
+    response_format = {
+        "type": "json_schema",
+        "json_schema": {"name": "p", "strict": True, "schema": SCHEMA},
+    }
+    check_person(
+        ask(server, PROVIDERS[0], response_format=response_format, max_tokens=60).choices[0].message.content
+    )
 
 
 @pytest.mark.tools
@@ -78,14 +83,21 @@ def test_errors(server, keyed, full, loading, model):
         ask(server, model, top_p=7.0)
     with pytest.raises(litellm.RateLimitError, match="overloaded"):
         ask(full, model)
-    with pytest.raises((litellm.ServiceUnavailableError, litellm.InternalServerError), match="currently loading"):
+    with pytest.raises(
+        (litellm.ServiceUnavailableError, litellm.InternalServerError), match="currently loading"
+    ):
         ask(loading, model)
 
 
 def test_an_error_inside_a_stream(server):
     headers = {"x-request-id": "litellm-stream"}
     stream = ask(
-        server, PROVIDERS[0], max_tokens=1500, stream=True, extra_body={"grammar": LONG}, extra_headers=headers
+        server,
+        PROVIDERS[0],
+        max_tokens=1500,
+        stream=True,
+        extra_body={"grammar": LONG},
+        extra_headers=headers,
     )
     next(stream)
     with server.frozen():

@@ -23,11 +23,21 @@ def load(tmp_path, monkeypatch, model):
 
     def load(server, kind, *flags):
         command = [Path(sys.executable).parent / "aiperf", "profile"]
-        command += ["--model", model, "--url", server.url, "--endpoint-type", kind, "--tokenizer", TOKENIZER]
+        command += [
+            "--model",
+            model,
+            "--url",
+            server.url,
+            "--endpoint-type",
+            kind,
+            "--tokenizer",
+            TOKENIZER,
+        ]
         command += ["--request-count", str(REQUESTS), "--concurrency", "4", "--random-seed", "1"]
         command += ["--synthetic-input-tokens-mean", str(INPUT), "--output-tokens-mean", str(OUTPUT)]
         command += ["--ui-type", "none", "--artifact-dir", tmp_path, "--streaming", *flags]
-        run = subprocess.run([str(word) for word in command], capture_output=True, text=True, cwd=tmp_path)
+        words = [str(word) for word in command]
+        run = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
         records = tmp_path / "profile_export.jsonl"
         assert records.exists(), run.stdout + run.stderr
         requests = [json.loads(line) for line in records.read_text().splitlines()]

@@ -26,7 +26,9 @@ def test_stop(server):
     text = endpoint(server, seed=1, max_new_tokens=40).invoke(STORY)
     stop = text[10:14]
     # It cuts the stop text off by itself.
-    assert endpoint(server, seed=1, max_new_tokens=40).invoke(STORY, stop=[stop]) == text[: text.index(stop)]
+    assert (
+        endpoint(server, seed=1, max_new_tokens=40).invoke(STORY, stop=[stop]) == text[: text.index(stop)]
+    )
 
 
 def test_async(server):
@@ -39,7 +41,9 @@ def test_async(server):
 
 
 def test_a_chat(server):
-    chat = ChatHuggingFace(llm=endpoint(server), model_id="lockstep/demo", max_tokens=12, temperature=0.01, seed=1)
+    chat = ChatHuggingFace(
+        llm=endpoint(server), model_id="lockstep/demo", max_tokens=12, temperature=0.01, seed=1
+    )
     answer = chat.invoke(QUESTION)
     assert answer.content and answer.usage_metadata["output_tokens"] <= 12
     assert "".join(part.content for part in chat.stream(QUESTION)) == answer.content
