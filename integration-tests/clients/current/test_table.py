@@ -8,7 +8,7 @@ import pytest
 
 CLIENTS = Path(__file__).parents[1]
 TABLE = (CLIENTS.parents[1] / "docs" / "clients.md").read_text()
-TESTED_WITH = {"aiohttp", "pydantic", "pytest", "pytest-timeout", "tenacity", "tiktoken", "zod"}
+TESTED_WITH = {"aiohttp", "mcp", "pydantic", "pytest", "pytest-timeout", "tenacity", "tiktoken", "zod"}
 
 
 def versions():
