@@ -3,8 +3,12 @@
 import threading
 
 import pytest
-from cases import KEY, LONG
 from lockstep_server import MODEL, Server, wait_until
+
+from cases import KEY, LONG
+
+# A shard that stands still for a test does not count as lost.
+PATIENT = ["--step-timeout", "3600"]
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +29,7 @@ def model():
 @pytest.fixture(scope="session")
 def server():
     """A server for everyone. It computes each answer, so that an answer that comes again shows something."""
-    with Server("--response-cache-bytes", "0") as server:
+    with Server("--response-cache-bytes", "0", *PATIENT) as server:
         yield server
 
 
@@ -46,7 +50,7 @@ def loading():
 @pytest.fixture(scope="session")
 def full():
     """A server whose one place is taken for as long as the tests run."""
-    with Server("--max-concurrent-requests", "1") as server, server.frozen():
+    with Server("--max-concurrent-requests", "1", *PATIENT) as server, server.frozen():
         ask = {"inputs": "a", "parameters": {"grammar": LONG}}
         holder = threading.Thread(
             target=server.post, args=("/generate", ask), kwargs={"x-request-id": "holder"}

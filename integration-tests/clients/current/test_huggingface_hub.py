@@ -4,7 +4,6 @@ import asyncio
 import re
 
 import pytest
-from cases import KEY, LONG, QUESTION, SCHEMA, STORY, check_person
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -13,6 +12,8 @@ from huggingface_hub.errors import (
     UnknownError,
     ValidationError,
 )
+
+from cases import KEY, LONG, QUESTION, SCHEMA, STORY, check_person
 
 TOOL = {
     "type": "function",

@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+
 from cases import KEY, STORY
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"

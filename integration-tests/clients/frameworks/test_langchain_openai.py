@@ -4,9 +4,10 @@ import asyncio
 
 import openai
 import pytest
-from cases import KEY, LONG
 from langchain_openai import ChatOpenAI, OpenAI
 from pydantic import BaseModel, Field
+
+from cases import KEY, LONG
 
 QUESTION = "What is the capital of France?"
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 
 import pytest
+
 from cases import KEY, LONG, QUESTION, SCHEMA, STORY, check_person
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from cases import KEY
 
 # The demo model's folder has its tokenizer.

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
 from cases import KEY
 
 HERE = Path(__file__).parent

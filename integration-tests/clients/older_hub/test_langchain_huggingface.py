@@ -3,9 +3,10 @@
 import asyncio
 
 import pytest
-from cases import KEY, STORY
 from huggingface_hub.errors import OverloadedError, UnknownError, ValidationError
 from langchain_huggingface import ChatHuggingFace, HuggingFaceEndpoint
+
+from cases import KEY, STORY
 
 QUESTION = "What is the capital of France?"
 

@@ -3,7 +3,6 @@
 import asyncio
 
 import pytest
-from cases import KEY, LONG, QUESTION, SCHEMA, STORY, check_person
 from text_generation import AsyncClient, Client
 from text_generation.errors import (
     NotFoundError,
@@ -11,6 +10,8 @@ from text_generation.errors import (
     UnknownError,
     ValidationError,
 )
+
+from cases import KEY, LONG, QUESTION, SCHEMA, STORY, check_person
 
 
 @pytest.fixture

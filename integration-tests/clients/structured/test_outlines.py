@@ -7,11 +7,12 @@ from typing import Literal
 import openai
 import outlines
 import pytest
-from cases import KEY, STORY, check_person
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import OverloadedError, UnknownError, ValidationError
 from outlines.types import CFG, Regex
 from pydantic import BaseModel, ConfigDict, Field
+
+from cases import KEY, STORY, check_person
 
 QUESTION = "What is the capital of France?"
 
