@@ -3,9 +3,9 @@
 import threading
 
 import pytest
-from lockstep_server import MODEL, Server, wait_until
 
 from cases import KEY, LONG
+from lockstep_server import MODEL, Server, wait_until
 
 # A shard that stands still for a test does not count as lost.
 PATIENT = ["--step-timeout", "3600"]

@@ -10,6 +10,7 @@ import urllib.parse
 import urllib.request
 
 import pytest
+
 from lockstep_server import PATIENCE_S, Server, wait_until
 
 KEY = "a-key-of-the-tests"

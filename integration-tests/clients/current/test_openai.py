@@ -5,11 +5,11 @@ import json
 
 import openai
 import pytest
-from lockstep_server import wait_until
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel, ConfigDict, Field
 
 from cases import KEY, LONG, QUESTION, SCHEMA, STORY, check_person
+from lockstep_server import wait_until
 
 TOOL = {
     "type": "function",
