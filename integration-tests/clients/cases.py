@@ -5,6 +5,7 @@ import json
 KEY = "a-key-of-the-tests"
 STORY = "Once upon a time"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+# With the white space that a grammar allows, at most 430 characters.
 SCHEMA = {
     "type": "object",
     "properties": {

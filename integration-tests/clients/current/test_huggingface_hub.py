@@ -87,7 +87,7 @@ def test_stream_with_details(client):
 def test_grammar_of_a_schema(client, kind):
     value = SCHEMA if kind == "json" else {"name": "person", "schema": SCHEMA}
     grammar = {"type": kind, "value": value}
-    text = client.text_generation("A person: ", grammar=grammar, max_new_tokens=60, return_full_text=False)
+    text = client.text_generation("A person: ", grammar=grammar, max_new_tokens=500, return_full_text=False)
     check_person(text)
 
 
@@ -206,7 +206,9 @@ def test_chat_takes_a_schema(client):
         "type": "json_schema",
         "json_schema": {"name": "person", "schema": SCHEMA, "strict": True},
     }
-    answer = client.chat_completion(QUESTION, response_format=response_format, max_tokens=60)
+    answer = client.chat_completion(
+        QUESTION, response_format=response_format, max_tokens=500, temperature=0
+    )
     check_person(answer.choices[0].message.content)
     chunks = client.chat_completion(
         QUESTION, response_format={"type": "json_object"}, max_tokens=200, stream=True, temperature=0
@@ -233,13 +235,13 @@ def test_chat_samples_as_asked(client):
 @pytest.mark.parametrize("choice", ["required", {"function": {"name": "weather"}}])
 def test_a_tool_is_called(client, choice):
     answer = client.chat_completion(
-        QUESTION, tools=[TOOL], tool_choice=choice, max_tokens=80, temperature=0
+        QUESTION, tools=[TOOL], tool_choice=choice, max_tokens=500, temperature=0
     )
     (call,) = answer.choices[0].message.tool_calls
     assert answer.choices[0].finish_reason == "tool_calls"
     assert call.function.name == "weather" and call.id and "city" in call.function.arguments
     stream = client.chat_completion(
-        QUESTION, tools=[TOOL], tool_choice=choice, max_tokens=80, temperature=0, stream=True
+        QUESTION, tools=[TOOL], tool_choice=choice, max_tokens=500, temperature=0, stream=True
     )
     deltas = [delta for chunk in stream for delta in chunk.choices[0].delta.tool_calls or []]
     assert "".join(delta.function.arguments or "" for delta in deltas) == call.function.arguments

@@ -170,8 +170,8 @@ def test_a_schema(ask):
         "type": "json_schema",
         "json_schema": {"name": "p", "strict": True, "schema": SCHEMA},
     }
-    check_person(ask(response_format=response_format, max_tokens=60).choices[0].message.content)
-    chunks = ask(response_format=response_format, max_tokens=60, stream=True)
+    check_person(ask(response_format=response_format, max_tokens=500).choices[0].message.content)
+    chunks = ask(response_format=response_format, max_tokens=500, stream=True)
     check_person("".join(chunk.choices[0].delta.content or "" for chunk in chunks))
 
 
@@ -183,7 +183,7 @@ def test_any_json(ask):
 
 def test_parse_with_pydantic(client, model):
     answer = client.chat.completions.parse(
-        model=model, messages=QUESTION, response_format=Person, max_tokens=60, temperature=1.5, seed=1
+        model=model, messages=QUESTION, response_format=Person, max_tokens=500, temperature=1.5, seed=1
     )
     assert isinstance(answer.choices[0].message.parsed, Person)
 
@@ -196,11 +196,11 @@ def test_parse_of_a_cut_answer(client, model):
 @pytest.mark.tools
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
 def test_a_tool_is_called(ask, choice):
-    answer = ask(tools=[TOOL], tool_choice=choice, max_tokens=80).choices[0]
+    answer = ask(tools=[TOOL], tool_choice=choice, max_tokens=500).choices[0]
     (call,) = answer.message.tool_calls
     assert answer.finish_reason == "tool_calls" and call.type == "function" and call.id
     assert call.function.name == "weather" and list(json.loads(call.function.arguments)) == ["city"]
-    chunks = list(ask(tools=[TOOL], tool_choice=choice, max_tokens=80, stream=True))
+    chunks = list(ask(tools=[TOOL], tool_choice=choice, max_tokens=500, stream=True))
     deltas = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
     assert [delta.function.name for delta in deltas if delta.function.name] == ["weather"]
     assert len([delta.id for delta in deltas if delta.id]) == 1
@@ -210,7 +210,7 @@ def test_a_tool_is_called(ask, choice):
 
 @pytest.mark.tools
 def test_a_conversation_with_a_tool(ask):
-    call = ask(tools=[TOOL], tool_choice="required", max_tokens=80).choices[0].message
+    call = ask(tools=[TOOL], tool_choice="required", max_tokens=500).choices[0].message
     result = {"role": "tool", "tool_call_id": call.tool_calls[0].id, "content": "sunny"}
     messages = [*QUESTION, call.model_dump(exclude_none=True), result]
     answer = ask(messages=messages, tools=[TOOL], tool_choice="none")
@@ -221,7 +221,7 @@ def test_a_conversation_with_a_tool(ask):
 def test_tools_are_parsed(client, model):
     tool = openai.pydantic_function_tool(Person)
     answer = client.chat.completions.parse(
-        model=model, messages=QUESTION, tools=[tool], tool_choice="required", max_tokens=80
+        model=model, messages=QUESTION, tools=[tool], tool_choice="required", max_tokens=500
     )
     (call,) = answer.choices[0].message.tool_calls
     assert isinstance(call.function.parsed_arguments, Person)

@@ -67,13 +67,13 @@ def test_log_probabilities_and_stop(server):
     "method", ["json_schema", pytest.param("function_calling", marks=pytest.mark.tools)]
 )
 def test_structured_output(server, method):
-    chat = chat_of(server, max_tokens=80).with_structured_output(Person, method=method)
+    chat = chat_of(server, max_tokens=500).with_structured_output(Person, method=method)
     assert isinstance(chat.invoke(QUESTION), Person)
 
 
 @pytest.mark.tools
 def test_tools_are_called(server):
-    chat = chat_of(server, max_tokens=80).bind_tools([weather], tool_choice="weather")
+    chat = chat_of(server, max_tokens=500).bind_tools([weather], tool_choice="weather")
     (call,) = chat.invoke(QUESTION).tool_calls
     assert call["name"] == "weather" and list(call["args"]) == ["city"] and call["id"]
     whole = None

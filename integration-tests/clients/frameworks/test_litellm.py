@@ -50,14 +50,16 @@ def test_a_schema(server):
         "json_schema": {"name": "p", "strict": True, "schema": SCHEMA},
     }
     check_person(
-        ask(server, PROVIDERS[0], response_format=response_format, max_tokens=60).choices[0].message.content
+        ask(server, PROVIDERS[0], response_format=response_format, max_tokens=500)
+        .choices[0]
+        .message.content
     )
 
 
 @pytest.mark.tools
 def test_a_tool_is_called(server):
     tool = {"type": "function", "function": {"name": "person", "parameters": SCHEMA}}
-    answer = ask(server, PROVIDERS[0], tools=[tool], tool_choice="required", max_tokens=80)
+    answer = ask(server, PROVIDERS[0], tools=[tool], tool_choice="required", max_tokens=500)
     (call,) = answer.choices[0].message.tool_calls
     assert call.function.name == "person" and check_person(call.function.arguments)
 

@@ -39,12 +39,12 @@ test('length, stop and a seed', async () => {
 });
 
 test('generateObject, streamObject and Output.object', async () => {
-  const { object } = await generateObject({ ...ask, maxOutputTokens: 60, schema: Person });
+  const { object } = await generateObject({ ...ask, maxOutputTokens: 500, schema: Person });
   assert.ok(Person.safeParse(object).success);
-  const stream = streamObject({ ...ask, maxOutputTokens: 60, schema: Person });
+  const stream = streamObject({ ...ask, maxOutputTokens: 500, schema: Person });
   assert.ok((await all(stream.partialObjectStream)).length > 0);
   assert.deepEqual(await stream.object, object);
-  const { output } = await generateText({ ...ask, maxOutputTokens: 60, output: Output.object({ schema: Person }) });
+  const { output } = await generateText({ ...ask, maxOutputTokens: 500, output: Output.object({ schema: Person }) });
   assert.deepEqual(output, object);
 });
 

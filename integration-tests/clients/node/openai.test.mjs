@@ -42,7 +42,7 @@ test('an answer is parsed with zod', async () => {
   const Person = z.object({ name: z.string().max(12), age: z.number().int().min(0).max(120) });
   const answer = await client.chat.completions.parse({
     ...ask,
-    max_tokens: 60,
+    max_tokens: 500,
     response_format: zodResponseFormat(Person, 'person'),
   });
   assert.ok(Person.safeParse(answer.choices[0].message.parsed).success);

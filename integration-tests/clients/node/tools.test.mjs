@@ -23,7 +23,7 @@ test('openai: a call, whole and in deltas', async () => {
     messages: [{ role: 'user', content: QUESTION }],
     tools: [{ type: 'function', function: { name: 'weather', parameters } }],
     tool_choice: 'required',
-    max_tokens: 80,
+    max_tokens: 500,
     temperature: 0,
   };
   const choice = (await client.chat.completions.create(ask)).choices[0];
@@ -39,7 +39,7 @@ test('openai: a call, whole and in deltas', async () => {
 
 const model = createOpenAICompatible({ name: 'lockstep', baseURL: `${SERVER}/v1` })(MODEL);
 const weather = tool({ description: 'The weather of a city', inputSchema: City, execute: async () => 'sunny' });
-const ask = { model, prompt: QUESTION, tools: { weather }, maxOutputTokens: 80, temperature: 0, maxRetries: 0 };
+const ask = { model, prompt: QUESTION, tools: { weather }, maxOutputTokens: 500, temperature: 0, maxRetries: 0 };
 
 test('AI SDK: a call is carried out', async () => {
   const { toolCalls, toolResults, finishReason } = await generateText({ ...ask, toolChoice: 'required' });

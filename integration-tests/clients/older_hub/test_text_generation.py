@@ -72,7 +72,7 @@ def test_a_stop_sequence_and_a_seed(client):
 
 @pytest.mark.parametrize(("kind", "value"), [("json", SCHEMA), ("regex", "[0-9]{4}")])
 def test_a_grammar(client, kind, value):
-    answer = client.generate("A person: ", max_new_tokens=60, grammar={"type": kind, "value": value})
+    answer = client.generate("A person: ", max_new_tokens=500, grammar={"type": kind, "value": value})
     if kind == "json":
         check_person(answer.generated_text)
     else:

@@ -30,7 +30,7 @@ def native(server):
     """Asks through huggingface_hub."""
     language_model = outlines.from_tgi(InferenceClient(server.url))
     return lambda kind, **more: language_model(
-        STORY, kind, max_new_tokens=60, return_full_text=False, **more
+        STORY, kind, max_new_tokens=500, return_full_text=False, **more
     )
 
 
@@ -39,7 +39,7 @@ def chat(server, model):
     """Asks through openai, with the fields of vLLM."""
     client = openai.OpenAI(base_url=server.v1, api_key="none", max_retries=0)
     language_model = outlines.from_vllm(client, model)
-    return lambda kind: language_model(QUESTION, kind, max_tokens=60, temperature=0)
+    return lambda kind: language_model(QUESTION, kind, max_tokens=500, temperature=0)
 
 
 @pytest.mark.parametrize("ask", ["native", "chat"])
@@ -64,7 +64,7 @@ def test_the_async_client(server):
     async def ask():
         async with AsyncInferenceClient(server.url) as client:
             language_model = outlines.from_tgi(client)
-            check_person(await language_model(STORY, Person, max_new_tokens=60, return_full_text=False))
+            check_person(await language_model(STORY, Person, max_new_tokens=500, return_full_text=False))
 
     asyncio.run(ask())
 
