@@ -1,45 +1,22 @@
 """The playground in a headless Chromium, over a server with the demo model.
 
-LOCKSTEP is the server's binary, CHROMIUM the browser; PLAYGROUND_SHOTS, if set, a folder for screenshots.
+LOCKSTEP_BIN is the server's binary, CHROMIUM the browser; PLAYGROUND_SHOTS, if set, a folder for screenshots.
 """
 
 import json
 import os
 import re
 import subprocess
-import threading
 import unittest
 from pathlib import Path
 
 from playwright.sync_api import expect, sync_playwright
 
+from lockstep_server import PATIENCE_S, Server
+
 SHOTS = os.environ.get("PLAYGROUND_SHOTS")
-# Long enough for a slow machine; nothing is judged by it.
-PATIENCE_MS = 60_000
+PATIENCE_MS = PATIENCE_S * 1000
 expect.set_options(timeout=PATIENCE_MS)
-
-
-class Server:
-    """A server on a free port."""
-
-    def __init__(self):
-        command = [os.environ["LOCKSTEP"], "--hostname", "127.0.0.1", "--port", "0"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        lines = []
-        for line in self.process.stdout:
-            lines.append(line)
-            if found := re.search(r"serves .* on (\S+) ", line):
-                self.url = found[1]
-                break
-        else:
-            raise RuntimeError("the server did not get ready:\n" + "".join(lines))
-        # A full pipe would stop it.
-        threading.Thread(target=lambda: [None for _ in self.process.stdout], daemon=True).start()
-
-    def close(self):
-        self.process.terminate()
-        self.process.wait()
-        self.process.stdout.close()
 
 
 class Playground(unittest.TestCase):
@@ -49,7 +26,9 @@ class Playground(unittest.TestCase):
         cls.addClassCleanup(cls.server.close)
         playwright = sync_playwright().start()
         cls.addClassCleanup(playwright.stop)
-        cls.browser = playwright.chromium.launch(executable_path=os.environ["CHROMIUM"], args=["--no-sandbox"])
+        cls.browser = playwright.chromium.launch(
+            executable_path=os.environ["CHROMIUM"], args=["--no-sandbox"]
+        )
         cls.addClassCleanup(cls.browser.close)
 
     def open(self, **options):
@@ -60,7 +39,10 @@ class Playground(unittest.TestCase):
         self.problems, self.hosts = [], set()
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("console", self.note)
-        page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]) if "://" in request.url else None)
+        page.on(
+            "request",
+            lambda request: self.hosts.add(request.url.split("/")[2]) if "://" in request.url else None,
+        )
         page.goto(f"{self.server.url}/playground")
         expect(page.locator("#model b")).to_have_text("lockstep/demo")
         return page
@@ -101,7 +83,9 @@ class Playground(unittest.TestCase):
         self.shot(page, "chat")
         body = json.loads(sent[-1].post_data)
         self.assertTrue(body["stream"])
-        self.assertEqual([message["role"] for message in body["messages"]], ["system", "user", "assistant", "user"])
+        self.assertEqual(
+            [message["role"] for message in body["messages"]], ["system", "user", "assistant", "user"]
+        )
         self.assertEqual(body["messages"][2]["content"].strip(), first.strip())
         numbers = page.locator(".numbers").last.inner_text()
         for name in ["prompt", "first token", "speed", "between tokens", "ended by"]:
@@ -181,7 +165,9 @@ class Playground(unittest.TestCase):
         self.shot(page, "complete")
         page.get_by_role("button", name="Add to the text").click()
         text = page.get_by_label("Text to continue").input_value()
-        self.assertTrue(text.startswith("Once upon a time") and len(text) > len("Once upon a time") + 10, answer)
+        self.assertTrue(
+            text.startswith("Once upon a time") and len(text) > len("Once upon a time") + 10, answer
+        )
 
     def test_an_answer_that_comes_whole_looks_the_same(self):
         page = self.open()
@@ -237,8 +223,10 @@ class Playground(unittest.TestCase):
     def test_a_connection_that_breaks_is_said(self):
         page = self.open()
         half = 'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":"Hel"},"finish_reason":null}]}\n\n'
-        page.route("**/v1/chat/completions", lambda route: route.fulfill(
-            status=200, content_type="text/event-stream", body=half))
+        page.route(
+            "**/v1/chat/completions",
+            lambda route: route.fulfill(status=200, content_type="text/event-stream", body=half),
+        )
         self.say(page, "Hello")
         expect(page.get_by_role("alert")).to_contain_text("broke before the answer was complete")
         expect(page.locator(".turn.assistant .body")).to_have_text("Hel")

@@ -30,7 +30,7 @@ fn request(method: &str, path: &str, authorization: Option<&str>) -> Request<Bod
     builder.body(Body::from(body.to_string())).unwrap()
 }
 
-const KEYED: [(&str, &str); 10] = [
+const KEYED: [(&str, &str); 11] = [
     ("POST", "/"),
     ("POST", "/generate"),
     ("POST", "/generate_stream"),
@@ -39,6 +39,7 @@ const KEYED: [(&str, &str); 10] = [
     ("POST", "/chat_tokenize"),
     ("GET", "/info"),
     ("GET", "/v1/models"),
+    ("GET", "/v1/models/test/model"),
     ("DELETE", "/requests/a"),
     ("GET", "/nowhere"),
 ];

@@ -102,6 +102,27 @@ async fn a_choice_is_one_of_its_texts() {
 }
 
 #[tokio::test]
+async fn a_context_free_grammar_constrains_the_answer() {
+    let server = hashing().await;
+    let lark = "start: pair pair\npair: \"(\" word \")\"\nword: /[ab]{2}/";
+    for field in [
+        json!({"structured_outputs": {"grammar": lark}}),
+        // What guidance sends.
+        json!({"structured_outputs": {"grammar": lark}, "guided_grammar": lark}),
+    ] {
+        let mut body = json!({"messages": [{"role": "user", "content": "Well?"}], "max_tokens": 20});
+        body.as_object_mut().unwrap().extend(field.as_object().unwrap().clone());
+        let reply = server.post("/v1/chat/completions", body).await;
+        let content = reply.json()["choices"][0]["message"]["content"].clone();
+        let words: Vec<&str> = content.as_str().unwrap().split(['(', ')']).collect();
+        assert!(
+            matches!(words[..], ["", one, "", two, ""] if one.len() == 2 && two.len() == 2),
+            "{content}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_stream_says_what_the_whole_answer_says() {
     let server = hashing().await;
     let body = generate("Who?", &json!({"type": "json", "value": person()}));
@@ -176,9 +197,9 @@ async fn what_is_no_grammar_is_refused_by_name_in_chat() {
             "response_format",
         ),
         (json!({"response_format": {"type": "json_object"}, "guided_regex": "a"}), "response_format"),
-        (json!({"structured_outputs": {"grammar": "start: /a/"}}), "grammar"),
+        (json!({"structured_outputs": {"grammar": "start: no_such_rule"}}), "grammar"),
         (json!({"structured_outputs": {"json": {}, "regex": "a"}}), "structured_outputs"),
-        (json!({"guided_grammar": "start: /a/"}), "guided_grammar"),
+        (json!({"guided_grammar": "start: /a/", "structured_outputs": {"regex": "a"}}), "response_format"),
         (json!({"guided_choice": []}), "guided_choice"),
         (json!({"guided_choice": [1]}), "choice"),
         (json!({"response_format": {"type": "json_object"}, "ignore_eos": true}), "ignore_eos"),

@@ -378,7 +378,13 @@ async fn info_models_and_tokens_have_their_names() {
     assert_eq!(info, expected);
     let models = server.get("/v1/models").await.json();
     let model = json!({"id": "test/model", "object": "model", "created": 0, "owned_by": "test/model"});
-    assert_eq!(models, json!({"object": "list", "data": [model]}));
+    assert_eq!(models, json!({"object": "list", "data": [model.clone()]}));
+    // Clients write the slash in a name as they like.
+    for path in ["/v1/models/test/model", "/v1/models/test%2Fmodel"] {
+        assert_eq!(server.get(path).await.json(), model, "{path}");
+    }
+    let nobody = server.get("/v1/models/nobody").await;
+    assert_eq!((nobody.status, nobody.json()["error"]["code"].as_str()), (404, Some("not_found")));
     let tokens = server.post("/tokenize", json!({"inputs": "aé"})).await.json();
     assert_eq!(tokens[0], json!({"id": 97, "text": "a", "start": 0, "stop": 1}));
     assert_eq!(tokens.as_array().unwrap().len(), 3);

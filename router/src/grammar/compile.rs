@@ -180,6 +180,7 @@ fn top_level(grammar: &Grammar) -> Result<TopLevelGrammar, GrammarError> {
                 texts.iter().map(|text| serde_json::Value::from(text.as_str()).to_string()).collect();
             TopLevelGrammar::from_lark(format!("start: {}", quoted.join(" | ")))
         }
+        Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
     })
 }
 

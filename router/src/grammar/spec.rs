@@ -19,6 +19,8 @@ pub enum Grammar {
     Regex(String),
     /// One of these texts.
     Choice(Vec<String>),
+    /// A text that a context-free grammar in the library's own dialect of Lark describes.
+    Lark(String),
 }
 
 /// A grammar that is not served, or an answer that broke one.
@@ -66,7 +68,7 @@ impl Grammar {
     /// How much of it there is, in bytes.
     pub fn size_bytes(&self) -> usize {
         match self {
-            Self::JsonSchema(text) | Self::Regex(text) => text.len(),
+            Self::JsonSchema(text) | Self::Regex(text) | Self::Lark(text) => text.len(),
             Self::Choice(texts) => texts.iter().map(String::len).sum(),
         }
     }

@@ -37,6 +37,14 @@ pub(super) fn native(parameters: &mut Fields) -> Result<Option<Grammar>, ApiErro
     }
 }
 
+/// Fields of other servers, and what each is called in `structured_outputs`.
+const GUIDED: [(&str, &str); 4] = [
+    ("guided_json", "json"),
+    ("guided_regex", "regex"),
+    ("guided_choice", "choice"),
+    ("guided_grammar", "grammar"),
+];
+
 /// What an OpenAI request may ask for: `response_format`, and the fields of other servers.
 pub(super) fn openai(body: &mut Fields) -> Result<Option<Grammar>, ApiError> {
     let mut found = Vec::new();
@@ -46,11 +54,12 @@ pub(super) fn openai(body: &mut Fields) -> Result<Option<Grammar>, ApiError> {
         let mut fields = Fields::new(object("structured_outputs", value)?);
         found.extend(structured("structured_outputs", &mut fields)?);
     }
-    for (name, word) in [("guided_json", "json"), ("guided_regex", "regex"), ("guided_choice", "choice")] {
+    for (name, word) in GUIDED {
         let Some(value) = body.take_value(name) else { continue };
         found.extend(structured(name, &mut Fields::new(Map::from_iter([(word.to_owned(), value)])))?);
     }
-    body.refuse_unless("guided_grammar", Value::is_null)?;
+    // Clients of vLLM say the same in its old and its new fields.
+    found.dedup();
     if found.len() > 1 {
         let message =
             "only one of `response_format`, `grammar`, `structured_outputs` and `guided_*` can be set";
@@ -99,15 +108,15 @@ fn typed(name: &'static str, fields: &mut Map<String, Value>) -> Result<Option<G
     }
 }
 
-/// One of `json`, `json_object`, `regex` and `choice`.
+/// One of `json`, `json_object`, `regex`, `choice` and `grammar`.
 fn structured(name: &'static str, fields: &mut Fields) -> Result<Option<Grammar>, ApiError> {
-    fields.refuse_unless("grammar", Value::is_null)?;
     fields.refuse_unless("structural_tag", Value::is_null)?;
     let json = fields.take_value("json").map(|value| schema(name, value)).transpose()?;
     let object = fields.flag("json_object")?.then(Grammar::any_object);
     let regex = fields.take("regex")?.map(Grammar::Regex);
     let choice = fields.take("choice")?.map(Grammar::Choice);
-    let mut found = [json, object, regex, choice].into_iter().flatten();
+    let lark = fields.take("grammar")?.map(Grammar::Lark);
+    let mut found = [json, object, regex, choice, lark].into_iter().flatten();
     match (found.next(), found.next()) {
         (Some(Grammar::Choice(texts)), None) if texts.iter().all(String::is_empty) => {
             Err(ApiError::invalid(name, format_args!("`{name}` has no text to choose")))

@@ -65,6 +65,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(health::metrics))
         .route("/info", get(models::info))
         .route("/v1/models", get(models::list))
+        .route("/v1/models/{*model}", get(models::retrieve))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/chat_tokenize", post(tokenize::chat_tokenize))
         .route("/detokenize", post(tokenize::detokenize))

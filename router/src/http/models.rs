@@ -1,13 +1,14 @@
-//! `GET /info` and `GET /v1/models`.
+//! `GET /info`, `GET /v1/models` and `GET /v1/models/{model}`.
 
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::app::App;
+use crate::error::{ApiError, ErrorKind};
 
 /// What `/info` tells; the names are the reference server's.
 #[derive(Serialize)]
@@ -52,7 +53,22 @@ pub(super) async fn info(State(app): State<Arc<App>>) -> Json<Info> {
     })
 }
 
+/// `GET /v1/models`
 pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
-    let model = json!({"id": app.model.id, "object": "model", "created": 0, "owned_by": app.model.id});
-    Json(json!({"object": "list", "data": [model]}))
+    Json(json!({"object": "list", "data": [described(&app)]}))
+}
+
+/// `GET /v1/models/{model}`
+pub(super) async fn retrieve(
+    State(app): State<Arc<App>>,
+    Path(model): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    if model != app.model.id {
+        return Err(ApiError::new(ErrorKind::NotFound, format!("The model {model} is not served")));
+    }
+    Ok(Json(described(&app)))
+}
+
+fn described(app: &App) -> Value {
+    json!({"id": app.model.id, "object": "model", "created": 0, "owned_by": app.model.id})
 }
