@@ -16,4 +16,4 @@ mod spec;
 pub use compile::{CompiledGrammar, Completeness};
 pub use matcher::{Allowed, TokenMatcher};
 pub use service::{CompileError, Grammars};
-pub use spec::{Grammar, GrammarError};
+pub use spec::{CallGrammar, Grammar, GrammarError};

@@ -19,6 +19,7 @@ use lockstep_router::model::Model;
 use lockstep_router::shards::fake::{FakeControl, FakeGroup, FakeModel, FakeShape};
 use lockstep_router::testing::{TEMPLATE, VOCABULARY_SIZE, byte_level_tokenizer, ids};
 use lockstep_router::tokenizer::Tokenizer;
+use lockstep_router::tools::CallSupport;
 use lockstep_router::validation::{RequestLimits, SamplingDefaults};
 use lockstep_scheduler::{Limits, PrefixCaching};
 use serde_json::Value;
@@ -76,11 +77,14 @@ pub fn config() -> AppConfig {
 
 pub fn model() -> Model {
     let tokens = TemplateTokens { eos: Some("<|im_end|>".to_owned()), ..TemplateTokens::default() };
+    let tokenizer = Tokenizer::from_bytes(byte_level_tokenizer().as_bytes()).unwrap();
+    let template = ChatTemplate::compile(TEMPLATE, tokens).unwrap();
     Model {
         id: "test/model".to_owned(),
         sha: None,
-        tokenizer: Tokenizer::from_bytes(byte_level_tokenizer().as_bytes()).unwrap(),
-        template: Some(ChatTemplate::compile(TEMPLATE, tokens).unwrap()),
+        calls: CallSupport::of(Some(&template), &tokenizer, None),
+        tokenizer,
+        template: Some(template),
         end_tokens: vec![TokenId(ids::IM_END)],
         max_positions: Some(Tokens(200)),
         sampling_defaults: SamplingDefaults::default(),
