@@ -52,7 +52,7 @@ const COMPLETIONS: [&str; 18] = [
     "user",
 ];
 
-const CHAT: [&str; 34] = [
+const CHAT: [&str; 35] = [
     "audio",
     "frequency_penalty",
     "function_call",
@@ -81,6 +81,7 @@ const CHAT: [&str; 34] = [
     "stream_options",
     "temperature",
     "tool_choice",
+    "tool_prompt",
     "tools",
     "top_logprobs",
     "top_p",
@@ -400,8 +401,30 @@ async fn chat_fields() {
             "`max_tokens` and `max_completion_tokens` must be equal",
         ),
         row("max_completion_tokens").with(json!({"max_tokens": null})).honoured(json!(3)),
-        row("tools").neutral(json!([])).unserved(json!([function])),
-        row("tool_choice").neutral(json!("auto")).neutral(json!("none")).unserved(json!("required")),
+        row("tools")
+            .neutral(json!([]))
+            .honoured(json!([function]))
+            .refused(json!([{"type": "web_search"}]), 422, "must be of type function")
+            .refused(json!([{"type": "function", "function": {"name": "a b"}}]), 422, "needs a `name`")
+            .refused(json!([function, function]), 422, "two functions named f"),
+        row("tool_choice").neutral(json!("auto")).neutral(json!("none")).refused(
+            json!("required"),
+            422,
+            "`tool_choice` needs `tools`",
+        ),
+        row("tool_choice")
+            .with(json!({"tools": [function]}))
+            .neutral(json!("auto"))
+            .honoured(json!("none"))
+            .honoured(json!("required"))
+            .honoured(json!("f"))
+            .honoured(json!({"type": "function", "function": {"name": "f"}}))
+            .refused(json!("g"), 422, "`tool_choice` names g, which is none of `tools`")
+            .refused(json!(3), 422, "`tool_choice` must be none, auto, required"),
+        row("tool_prompt").with(json!({"tools": [function]})).honoured(json!("Call:")),
+        row("parallel_tool_calls")
+            .with(json!({"tools": [function], "tool_choice": "required", "max_tokens": 150, "seed": 3}))
+            .neutral(json!(true)),
         row("functions").neutral(json!([])).unserved(json!([{"name": "f"}])),
         row("function_call").neutral(json!("auto")).unserved(json!({"name": "f"})),
         // Without tools there are no calls.

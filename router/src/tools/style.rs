@@ -1,12 +1,10 @@
 //! The ways in which models write calls.
 
-use clap::ValueEnum;
-
 use super::reader::{Reader, Stop};
 use super::{hermes, json, llama3, mistral};
 
 /// How a model writes the calls it makes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CallStyle {
     /// `{"name": …, "parameters": …}` alone, or after `<|python_tag|>`.
     Llama3,
