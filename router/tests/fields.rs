@@ -1,9 +1,14 @@
 //! Every field of the three interfaces is honoured, which the answer shows, or refused, which a status and a
 //! message say; values that change nothing always pass.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 mod support;
 
+use lockstep_router::chat::{ChatTemplate, TemplateTokens};
+use lockstep_router::model::Model;
 use lockstep_router::shards::fake::FakeModel;
+use lockstep_router::testing::TEMPLATE;
+use lockstep_router::tools::CallSupport;
 use serde_json::{Value, json};
 use support::{Server, config};
 
@@ -90,6 +95,10 @@ const CHAT: [&str; 35] = [
     "web_search_options",
 ];
 
+/// A template that knows tools.
+const WITH_TOOLS: &str = "{% for message in messages %}{{ message['role'] + ':' + message['content'] }}{% endfor %}\
+                          {% if tools %}{{ tools | length }}{% endif %}{# tool_calls 'tool' #}";
+
 /// One field and what becomes of its values.
 struct Row {
     field: &'static str,
@@ -144,6 +153,7 @@ struct Interface {
     base: Value,
     /// Fields of this object instead of the body's own.
     inside: Option<&'static str>,
+    template: &'static str,
 }
 
 impl Interface {
@@ -160,7 +170,12 @@ impl Interface {
     }
 
     async fn check(&self, rows: &[Row]) {
-        let server = Server::start_with(FakeModel::Seeded, config()).await;
+        let template = ChatTemplate::compile(self.template, TemplateTokens::default()).unwrap();
+        let model = Model { template: Some(template), ..support::model() };
+        let calls = CallSupport::of(model.template.as_ref(), &model.tokenizer, None);
+        let server = Server::loading(FakeModel::Seeded, config(), Model { calls, ..model });
+        server.control.come_back();
+        server.app.wait_until_ready().await.unwrap();
         for row in rows {
             let ask = async |value: Option<&Value>| {
                 let reply = server.post(self.path, self.body(row, value)).await;
@@ -294,7 +309,7 @@ fn openai() -> Vec<Row> {
 #[tokio::test]
 async fn native_fields() {
     let base = json!({"inputs": "abc def", "parameters": {"do_sample": true, "seed": 1, "max_new_tokens": 12, "details": true}});
-    let interface = Interface { path: "/generate", base, inside: Some("parameters") };
+    let interface = Interface { path: "/generate", base, inside: Some("parameters"), template: TEMPLATE };
     let mut rows = sampling();
     rows.retain(|row| row.field != "seed");
     rows.extend([
@@ -341,7 +356,7 @@ async fn native_fields() {
 #[tokio::test]
 async fn completion_fields() {
     let base = json!({"prompt": "abc def", "seed": 1, "max_tokens": 12});
-    let interface = Interface { path: "/v1/completions", base, inside: None };
+    let interface = Interface { path: "/v1/completions", base, inside: None, template: TEMPLATE };
     let mut rows = openai();
     rows.retain(|row| row.field != "seed");
     rows.extend([
@@ -377,7 +392,7 @@ async fn completion_fields() {
 #[tokio::test]
 async fn chat_fields() {
     let base = json!({"messages": [{"role": "user", "content": "Hi"}], "seed": 1, "max_tokens": 12});
-    let interface = Interface { path: "/v1/chat/completions", base, inside: None };
+    let interface = Interface { path: "/v1/chat/completions", base, inside: None, template: WITH_TOOLS };
     let mut rows = openai();
     rows.retain(|row| row.field != "seed");
     let function = json!({"type": "function", "function": {"name": "f", "parameters": {}}});
@@ -421,10 +436,17 @@ async fn chat_fields() {
             .honoured(json!({"type": "function", "function": {"name": "f"}}))
             .refused(json!("g"), 422, "`tool_choice` names g, which is none of `tools`")
             .refused(json!(3), 422, "`tool_choice` must be none, auto, required"),
-        row("tool_prompt").with(json!({"tools": [function]})).honoured(json!("Call:")),
+        // Where the template has no words for tools, `tools.rs` shows what becomes of it.
+        row("tool_prompt").with(json!({"tools": [function]})).refused(
+            json!("Call:"),
+            422,
+            "the model's chat template has words of its own",
+        ),
         row("parallel_tool_calls")
-            .with(json!({"tools": [function], "tool_choice": "required", "max_tokens": 150, "seed": 3}))
-            .neutral(json!(true)),
+            .with(json!({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required",
+                "max_tokens": 120, "seed": 3}))
+            .neutral(json!(true))
+            .honoured(json!(false)),
         row("functions").neutral(json!([])).unserved(json!([{"name": "f"}])),
         row("function_call").neutral(json!("auto")).unserved(json!({"name": "f"})),
         // Without tools there are no calls.

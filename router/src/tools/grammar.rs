@@ -92,10 +92,12 @@ impl Writer<'_> {
         if let Some(mark) = self.style.mark() {
             let _ = write!(body, " & ~/(?s:.*){}(?s:.*)/", escaped(mark));
         }
-        for head in self.bare_heads() {
-            let _ = write!(body, " & ~/{head}\\{{(?s:.*)/");
-        }
+        body.push_str(&self.no_bare_head());
         self.rule("TEXT", &body);
+    }
+
+    fn no_bare_head(&self) -> String {
+        self.bare_heads().iter().map(|head| format!(" & ~/{head}\\{{(?s:.*)/")).collect()
     }
 
     /// Heads of calls that nothing marks, for every function.
@@ -114,7 +116,10 @@ impl Writer<'_> {
         match self.token(mark) {
             Some(_) => answers.push(format!("[TEXT] {} calls", self.mark(mark))),
             None => {
-                self.rule("lead[lazy]", &format!("/(?s:.*)/ {}", quoted(mark)));
+                // A lexeme that could go on would keep others from ending.
+                let body = format!("/(?s:.*)/{}", self.no_bare_head());
+                self.rule("BEFORE", &body);
+                self.rule("lead[lazy]", &format!("BEFORE {}", quoted(mark)));
                 answers.push("lead calls".to_owned());
             }
         }

@@ -47,7 +47,9 @@ pub(super) fn canonical_head(name: &str, arguments: &str) -> String {
 pub(super) fn escaped(text: &str) -> String {
     let mut regex = String::with_capacity(text.len());
     for character in text.chars() {
-        if !(character.is_alphanumeric() || character == '_' || character == ' ') {
+        // A bracket with a backslash is a word's end.
+        let is_plain = character.is_alphanumeric() || matches!(character, '_' | ' ' | '<' | '>' | ':');
+        if !is_plain {
             regex.push('\\');
         }
         regex.push(character);

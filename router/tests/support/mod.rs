@@ -101,6 +101,11 @@ impl Server {
     pub fn loading_rows(fake: FakeModel, config: AppConfig, model: Model, vocabulary_size: u32) -> Self {
         let max_positions = Tokens(200);
         let shape = FakeShape { vocabulary_size, max_positions, block_size: Tokens(4), blocks: BLOCKS };
+        Self::loading_shape(fake, config, model, shape)
+    }
+
+    /// The same, of this shape.
+    pub fn loading_shape(fake: FakeModel, config: AppConfig, model: Model, shape: FakeShape) -> Self {
         let (group, control) = FakeGroup::new(fake, shape);
         let tasks = Tasks::new();
         let app = App::start(config, model, group, &tasks).unwrap();
