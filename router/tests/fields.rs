@@ -216,6 +216,10 @@ fn steady(text: &str) -> String {
         if let Some(details) = body.pointer_mut("/usage/prompt_tokens_details") {
             details.take();
         }
+        for call in body.pointer_mut("/choices/0/message/tool_calls").and_then(Value::as_array_mut).into_iter().flatten()
+        {
+            call["id"].take();
+        }
         body.to_string()
     });
     events.collect::<Vec<_>>().join("\n")

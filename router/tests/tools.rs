@@ -320,8 +320,8 @@ async fn templates_are_told_of_tools_calls_and_results() {
     let body = json!({"messages": history, "tools": [{"type": "function", "function": {"name": "now"}}]});
     let server = hermes("").await;
     let rendered = server.post("/chat_tokenize", body.clone()).await.json();
-    let expected = "{\"name\": \"now\"}\n[user]Weather?\n[assistant]<tool_call>{\"name\": \"weather\", \"arguments\": \
-                    {\"place\": \"Rom\"}}</tool_call>\n[tool]5 °C#call_1\n";
+    let expected = "{\"name\": \"now\"}\n[user]Weather?[assistant]<tool_call>{\"name\": \"weather\", \"arguments\": \
+                    {\"place\": \"Rom\"}}</tool_call>[tool]5 °C#call_1";
     assert_eq!(rendered["templated_text"], expected);
     // One that knows nothing of it is told in plain messages.
     let server = serving(FakeModel::Hash, TEMPLATE, &[]).await;
