@@ -23,16 +23,17 @@ fn tools() -> Value {
 
 fn is_valid(call: &Value) -> bool {
     let arguments: Value = serde_json::from_str(call["function"]["arguments"].as_str().unwrap()).unwrap();
-    let has_only = |names: &[&str]| {
-        arguments.as_object().unwrap().keys().all(|name| names.contains(&name.as_str()))
-    };
+    let has_only =
+        |names: &[&str]| arguments.as_object().unwrap().keys().all(|name| names.contains(&name.as_str()));
     match call["function"]["name"].as_str().unwrap() {
         "capital_of" => {
             let language = arguments.get("language").is_none_or(|word| word == "en" || word == "fr");
             let country = arguments["country"].as_str().is_some_and(|name| name.chars().count() <= 20);
             has_only(&["country", "language"]) && language && country
         }
-        "roll" => has_only(&["dice"]) && arguments["dice"].as_u64().is_some_and(|dice| (1..=9).contains(&dice)),
+        "roll" => {
+            has_only(&["dice"]) && arguments["dice"].as_u64().is_some_and(|dice| (1..=9).contains(&dice))
+        }
         _ => false,
     }
 }
@@ -97,11 +98,16 @@ async fn forced_calls_are_valid_and_the_same_twice_and_streamed() {
     for style in STYLES {
         let cluster = Setup::demo(LOCKSTEP).flags(&["--tool-call-style", style]).start();
         let client = cluster.client();
-        for (choice, seed) in [(json!("required"), 0), (json!("required"), 1), (roll.clone(), 0), (roll.clone(), 2)] {
+        for (choice, seed) in
+            [(json!("required"), 0), (json!("required"), 1), (roll.clone(), 0), (roll.clone(), 2)]
+        {
             let body = ask(&choice, seed);
             let (said, told) = whole(&client, &body).await;
             assert_eq!((said.reason.as_str(), said.calls.len()), ("tool_calls", 1), "{style}: {told}");
-            assert!(told["message"]["content"].is_null() && is_valid(&told["message"]["tool_calls"][0]), "{told}");
+            assert!(
+                told["message"]["content"].is_null() && is_valid(&told["message"]["tool_calls"][0]),
+                "{told}"
+            );
             assert!(!told["message"]["tool_calls"][0]["id"].as_str().unwrap().is_empty());
             if choice == roll {
                 assert_eq!(said.calls[0].0, "roll");

@@ -97,7 +97,7 @@ const CHAT: [&str; 35] = [
 
 /// A template that knows tools.
 const WITH_TOOLS: &str = "{% for message in messages %}{{ message['role'] + ':' + message['content'] }}{% endfor %}\
-                          {% if tools %}{{ tools | length }}{% endif %}{# tool_calls 'tool' #}";
+                          {% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}";
 
 /// One field and what becomes of its values.
 struct Row {
@@ -216,9 +216,9 @@ fn steady(text: &str) -> String {
         if let Some(details) = body.pointer_mut("/usage/prompt_tokens_details") {
             details.take();
         }
-        for call in body.pointer_mut("/choices/0/message/tool_calls").and_then(Value::as_array_mut).into_iter().flatten()
-        {
-            call["id"].take();
+        for choice in body.get_mut("choices").and_then(Value::as_array_mut).into_iter().flatten() {
+            let calls = choice.pointer_mut("/message/tool_calls").and_then(Value::as_array_mut);
+            calls.into_iter().flatten().for_each(|call| call["id"] = Value::Null);
         }
         body.to_string()
     });
@@ -448,7 +448,7 @@ async fn chat_fields() {
         ),
         row("parallel_tool_calls")
             .with(json!({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required",
-                "max_tokens": 120, "seed": 3}))
+                "max_tokens": 120, "n": 4}))
             .neutral(json!(true))
             .honoured(json!(false)),
         row("functions").neutral(json!([])).unserved(json!([{"name": "f"}])),

@@ -34,16 +34,25 @@ async fn serving(fake: FakeModel, template: &str, marks: &[&str]) -> Server {
     let tokenizer = Tokenizer::from_bytes(byte_level_tokenizer_with(marks).as_bytes()).unwrap();
     let template = ChatTemplate::compile(template, TemplateTokens::default()).unwrap();
     let calls = CallSupport::of(Some(&template), &tokenizer, None);
-    let model =
-        Model { tokenizer, template: Some(template), calls, max_positions: Some(POSITIONS), ..support::model() };
+    let model = Model {
+        tokenizer,
+        template: Some(template),
+        calls,
+        max_positions: Some(POSITIONS),
+        ..support::model()
+    };
     let AppConfig { mut engine, limits, .. } = config();
     engine.limits.max_total = POSITIONS;
     engine.limits.max_queue_tokens = Tokens(100_000);
-    let limits =
-        RequestLimits { max_input_tokens: POSITIONS.saturating_sub(Tokens(1)), max_total_tokens: POSITIONS, ..limits };
+    let limits = RequestLimits {
+        max_input_tokens: POSITIONS.saturating_sub(Tokens(1)),
+        max_total_tokens: POSITIONS,
+        ..limits
+    };
     let config = AppConfig { engine, limits, ..config() };
     let vocabulary_size = VOCABULARY_SIZE + u32::try_from(marks.len()).unwrap();
-    let shape = FakeShape { vocabulary_size, max_positions: POSITIONS, block_size: Tokens(16), blocks: 2_000 };
+    let shape =
+        FakeShape { vocabulary_size, max_positions: POSITIONS, block_size: Tokens(16), blocks: 2_000 };
     let server = Server::loading_shape(fake, config, model, shape);
     server.control.come_back();
     server.app.wait_until_ready().await.unwrap();
@@ -198,7 +207,10 @@ async fn a_stream_tells_each_call_before_its_arguments() {
         .collect();
     assert_eq!(deltas[0]["role"], "assistant");
     let first = &deltas[0]["tool_calls"][0];
-    assert_eq!((&first["index"], &first["type"], &first["function"]["name"]), (&json!(0), &json!("function"), &json!("now")));
+    assert_eq!(
+        (&first["index"], &first["type"], &first["function"]["name"]),
+        (&json!(0), &json!("function"), &json!("now"))
+    );
     assert!(first["id"].as_str().unwrap().starts_with("call_"));
     let more = |text: &str| json!({"tool_calls": [{"index": 0, "function": {"arguments": text}}]});
     assert_eq!(deltas[1..], [more("{"), more("}"), json!({})]);
@@ -215,11 +227,17 @@ async fn what_cuts_an_answer_cuts_its_calls() {
     assert_eq!(cut["choices"][0]["finish_reason"], "length");
     let stopped = answer(&server, ask(json!({"stop": "rich"}))).await;
     assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
-    assert_eq!(stopped["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"], "{\"place\": \"Zü");
+    assert_eq!(
+        stopped["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"],
+        "{\"place\": \"Zü"
+    );
     let complete = answer(&server, ask(json!({"stop": ["</tool_call>"]}))).await;
     assert_eq!(complete["choices"][0]["finish_reason"], "tool_calls");
     let before = answer(&server, ask(json!({"stop": ["<tool_call>"]}))).await;
-    assert_eq!(before["choices"][0]["message"], json!({"role": "assistant", "content": "Let me see: 東京.\n"}));
+    assert_eq!(
+        before["choices"][0]["message"],
+        json!({"role": "assistant", "content": "Let me see: 東京.\n"})
+    );
 }
 
 #[tokio::test]
@@ -236,19 +254,13 @@ async fn special_tokens_of_the_syntax_are_read_and_never_shown() {
     let script: Vec<TokenId> = script.into_iter().map(TokenId).collect();
     let source = template("[TOOL_CALLS]", "[ARGS]");
     let server = serving(FakeModel::Script(script), &source, &["[TOOL_CALLS]", "[ARGS]"]).await;
-    for choice in ["auto", "required"] {
-        if choice == "required" {
-            // The text before the calls is not allowed there; the fake then takes the next best token.
-            continue;
-        }
-        let whole = answer(&server, ask(json!({"tool_choice": choice}))).await;
-        let message = whole["choices"][0]["message"].clone();
-        assert_eq!(message["tool_calls"][0]["id"].as_str().unwrap().len(), 9, "Mistral's templates want nine");
-        let expected = json!({"role": "assistant", "content": "Ok.",
-            "tool_calls": [call("weather", "{\"place\":\"A\"}"), call("now", "{}")]});
-        assert_eq!(steady(message), expected);
-        assert_eq!(whole["choices"][0]["finish_reason"], "tool_calls");
-    }
+    let whole = answer(&server, ask(json!({"logprobs": true}))).await;
+    let message = whole["choices"][0]["message"].clone();
+    assert_eq!(message["tool_calls"][0]["id"].as_str().unwrap().len(), 9, "Mistral's templates want nine");
+    let expected = json!({"role": "assistant", "content": "Ok.",
+        "tool_calls": [call("weather", "{\"place\":\"A\"}"), call("now", "{}")]});
+    assert_eq!(steady(message), expected);
+    assert_eq!(whole["choices"][0]["finish_reason"], "tool_calls");
     let none = server.post(PATH, ask(json!({"tool_choice": "none"}))).await.json();
     let content = none["choices"][0]["message"]["content"].as_str().unwrap();
     assert!(!content.contains("[TOOL_CALLS]"), "special tokens are hidden from other answers: {content}");
@@ -271,18 +283,24 @@ fn is_valid(call: &Value) -> bool {
 
 #[tokio::test]
 async fn whatever_the_model_says_forced_calls_are_valid() {
+    const MARKS: [&str; 3] = ["<tool_call>", "[TOOL_CALLS]", "[ARGS]"];
     let sources = [
-        template("<tool_call>", "</tool_call>"),
-        template("[TOOL_CALLS] [", "]"),
-        template("[TOOL_CALLS]", "[ARGS]"),
-        template("<|python_tag|>", ""),
-        template("", ""),
+        (template("<tool_call>", "</tool_call>"), &[][..]),
+        (template("<tool_call>", "</tool_call>"), &MARKS),
+        (template("[TOOL_CALLS] [", "]"), &[]),
+        (template("[TOOL_CALLS] [", "]"), &MARKS),
+        (template("[TOOL_CALLS]", "[ARGS]"), &[]),
+        (template("[TOOL_CALLS]", "[ARGS]"), &MARKS),
+        (template("<|python_tag|>", ""), &[]),
+        (template("", ""), &[]),
     ];
-    for source in sources {
-        let server = serving(FakeModel::Seeded, &source, &[]).await;
+    for (source, marks) in sources {
+        let server = serving(FakeModel::Seeded, &source, marks).await;
         for seed in 0..4 {
-            let hot = |choice: Value| ask(json!({"tool_choice": choice, "temperature": 1, "seed": seed,
-                "parallel_tool_calls": false, "max_tokens": 1_500}));
+            let hot = |choice: Value| {
+                ask(json!({"tool_choice": choice, "temperature": 1, "seed": seed,
+                "parallel_tool_calls": false, "max_tokens": 1_500}))
+            };
             let named = json!({"type": "function", "function": {"name": "weather"}});
             for choice in [json!("required"), named.clone(), json!("now")] {
                 let whole = answer(&server, hot(choice.clone())).await;
@@ -301,7 +319,8 @@ async fn whatever_the_model_says_forced_calls_are_valid() {
 
 #[tokio::test]
 async fn an_answer_that_breaks_its_grammar_ends_with_an_error() {
-    let server = hermes("<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"place\": 3}}\n</tool_call>").await;
+    let server =
+        hermes("<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"place\": 3}}\n</tool_call>").await;
     server.control.ignore_masks();
     let whole = server.post(PATH, ask(json!({}))).await;
     assert_ne!(whole.status, 200, "{}", whole.text);
@@ -329,8 +348,9 @@ async fn templates_are_told_of_tools_calls_and_results() {
     let text = rendered["templated_text"].as_str().unwrap();
     let introduction = "<|im_start|>user\nYou may call these functions, each described by a JSON schema:\n{\"name\":\"now\"}\nTo call";
     assert!(text.starts_with(introduction), "{text}");
-    let called = "<|im_start|>assistant\n{\"name\":\"weather\",\"arguments\":{\"place\":\"Rom\"}}<|im_end|>\n";
-    assert!(text.contains(&format!("{called}<|im_start|>user\nResult of weather: 5 °C<|im_end|>\n")), "{text}");
+    let called =
+        "<|im_start|>assistant\n{\"name\":\"weather\",\"arguments\":{\"place\":\"Rom\"}}<|im_end|>\n";
+    assert!(text.contains(&format!("{called}<|im_start|>tool\n5 °C<|im_end|>\n")), "{text}");
     let mut prompted = body;
     prompted["tool_prompt"] = json!("Call these:");
     let rendered = server.post("/chat_tokenize", prompted).await.json();
@@ -344,7 +364,11 @@ async fn what_is_wrong_with_tools_is_said_by_name() {
     let function = |fields: Value| json!([{"type": "function", "function": fields}]);
     let call = |call: Value| json!([{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]);
     let cases = [
-        (json!({"tools": [{"type": "web_search"}]}), "tools", "must be of type function. Given: web_search"),
+        (
+            json!({"tools": [{"type": "web_search"}]}),
+            "tools",
+            "must be of type function. Given: web_search",
+        ),
         (json!({"tools": [{"type": "function"}]}), "tools", "needs a `function` with a `name`"),
         (json!({"tools": function(json!({"name": "a b"}))}), "tools", "needs a `name` of 1 to 128"),
         (json!({"tools": function(json!({"name": "a", "parameters": 3}))}), "tools", "needs a JSON Schema"),
@@ -353,7 +377,11 @@ async fn what_is_wrong_with_tools_is_said_by_name() {
             "tools",
             "of type object. Given for a: \"string\"",
         ),
-        (json!({"tools": function(json!({"name": "a", "strict": 1}))}), "tools", "a `strict` of another type"),
+        (
+            json!({"tools": function(json!({"name": "a", "strict": 1}))}),
+            "tools",
+            "a `strict` of another type",
+        ),
         (
             json!({"tools": function(json!({"name": "a", "parameters": {"properties": {"b": {"format": "c"}}}}))}),
             "tools",
@@ -365,7 +393,11 @@ async fn what_is_wrong_with_tools_is_said_by_name() {
         (json!({"response_format": {"type": "json_object"}}), "response_format", "together with `tools`"),
         (json!({"ignore_eos": true}), "ignore_eos", "together with `tools`"),
         (json!({"tool_prompt": "Call"}), "tool_prompt", "words of its own"),
-        (json!({"messages": call(json!({"function": {}}))}), "messages", "needs a `function` with a `name`"),
+        (
+            json!({"messages": call(json!({"function": {}}))}),
+            "messages",
+            "needs a `function` with a `name`",
+        ),
         (
             json!({"messages": call(json!({"function": {"name": "a", "arguments": 3}}))}),
             "messages",

@@ -66,7 +66,8 @@ impl Core {
             return;
         }
         let (tx, rx) = mpsc::channel::<GenerationEvent>(capacity);
-        let shown = assignment.grammar.as_ref().map(|grammar| Arc::clone(grammar.shown())).unwrap_or_default();
+        let shown =
+            assignment.grammar.as_ref().map(|grammar| Arc::clone(grammar.shown())).unwrap_or_default();
         self.deliveries.open(sequence, (assignment.stops, shown), tx, now);
         if let Some(grammar) = assignment.grammar {
             self.masks.open(sequence, grammar);

@@ -11,8 +11,8 @@ use futures::Stream;
 use super::body::JsonBody;
 use super::intake::{Answer, Arrival, Heard, Running, start};
 use super::openai::{
-    ChatCompletion, ChatRequest, ChatStream, Choice, Delivery, Envelope, Listener, Logprobs, Usage, entries,
-    in_openai_words,
+    ChatCompletion, ChatRequest, ChatStream, Choice, Delivery, Envelope, Listener, Logprobs, Usage,
+    entries, in_openai_words,
 };
 use super::record::Record;
 use super::sse::{self, Frame};

@@ -130,8 +130,10 @@ impl Writer<'_> {
         if self.bare_heads().is_empty() {
             return;
         }
-        let single: Vec<String> =
-            self.functions().map(|(at, function)| format!("/{}/ @f{at} TAIL", head_regex(&function.name))).collect();
+        let single: Vec<String> = self
+            .functions()
+            .map(|(at, function)| format!("/{}/ @f{at} TAIL", head_regex(&function.name)))
+            .collect();
         self.rule("bare", &single.join(" | "));
         self.rule("TAIL", TAIL);
         match (self.style, self.rules.parallel) {
@@ -168,7 +170,8 @@ impl Writer<'_> {
 
     /// `call`: one call without its mark; `calls`: all of them from behind the first mark on.
     fn call_rules(&mut self) {
-        let each: Vec<String> = self.functions().map(|(at, function)| self.call(at, &function.name)).collect();
+        let each: Vec<String> =
+            self.functions().map(|(at, function)| self.call(at, &function.name)).collect();
         self.rule("call", &each.join(" | "));
         let body = match (self.style, self.rules.parallel) {
             (CallStyle::Mistral, Parallel::One) => "/ ?\\[/ call \"]\"".to_owned(),

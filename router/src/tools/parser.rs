@@ -46,7 +46,10 @@ pub struct CallParser {
 #[derive(Clone, Debug)]
 enum State {
     Text(Before),
-    Arguments { end: ObjectEnd, frame: Frame },
+    Arguments {
+        end: ObjectEnd,
+        frame: Frame,
+    },
     /// The arguments are whole; what the syntax has behind them is not.
     Closing(Frame),
 }
@@ -138,13 +141,7 @@ impl CallParser {
         }
     }
 
-    fn closing(
-        &mut self,
-        pending: &str,
-        frame: Frame,
-        follows: Follows,
-        pieces: &mut Vec<Piece>,
-    ) -> Step {
+    fn closing(&mut self, pending: &str, frame: Frame, follows: Follows, pieces: &mut Vec<Piece>) -> Step {
         let names = self.names();
         let mut reader = Reader::new(pending);
         match self.style.close(&mut reader, &names, frame) {
@@ -236,7 +233,8 @@ impl CallParser {
     fn begun_mark(&self, text: &str) -> usize {
         let mark = self.style.mark().unwrap_or_default();
         let lengths = (1..mark.len()).rev();
-        let mut begun = lengths.filter(|length| mark.get(..*length).is_some_and(|begun| text.ends_with(begun)));
+        let mut begun =
+            lengths.filter(|length| mark.get(..*length).is_some_and(|begun| text.ends_with(begun)));
         begun.next().unwrap_or(0)
     }
 
@@ -249,7 +247,9 @@ fn add_content(pieces: &mut Vec<Piece>, text: &str) {
     match pieces.last_mut() {
         _ if text.is_empty() => {}
         Some(Piece::Content(last)) => last.push_str(text),
-        Some(Piece::Call { .. } | Piece::Arguments(_)) | None => pieces.push(Piece::Content(text.to_owned())),
+        Some(Piece::Call { .. } | Piece::Arguments(_)) | None => {
+            pieces.push(Piece::Content(text.to_owned()))
+        }
     }
 }
 

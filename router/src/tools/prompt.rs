@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::style::CallStyle;
+use crate::chat::{ChatTemplate, Conversation, Ending};
 
 /// What a chat template does with tools.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,11 +17,29 @@ pub struct TemplateSkills {
 }
 
 impl TemplateSkills {
-    /// Reads them off the templates' text.
-    pub fn of_templates(sources: &str) -> Self {
-        let names_tools = sources.split("tools").count() > 1;
-        let results = ["'tool'", "\"tool\""].iter().any(|role| sources.contains(role));
-        Self { functions: names_tools, calls: sources.contains("tool_calls"), results }
+    /// Tries them out.
+    pub fn of(template: &ChatTemplate) -> Self {
+        const FUNCTION: &str = "probe_function";
+        const ARGUMENT: &str = "probe_argument";
+        const RESULT: &str = "probe_result";
+        let tool = json!({"type": "function", "function": {"name": FUNCTION, "description": "",
+            "parameters": {"type": "object", "properties": {}}}});
+        // Nine letters or digits: templates of Mistral's models take no other ids.
+        let call = json!({"id": "callprobe", "type": "function",
+            "function": {"name": FUNCTION, "arguments": {"a": ARGUMENT}}});
+        let messages = [
+            json!({"role": "user", "content": "a"}),
+            json!({"role": "assistant", "content": "", "tool_calls": [call]}),
+            json!({"role": "tool", "content": RESULT, "tool_call_id": "callprobe", "name": FUNCTION}),
+        ];
+        let writes = |count: usize, word: &str| {
+            let messages = messages.iter().take(count).cloned().collect();
+            let conversation =
+                Conversation { messages, tools: vec![tool.clone()], ..Conversation::default() };
+            let written = template.apply(&conversation, Ending::AssistantSpeaks);
+            written.is_ok_and(|written| written.contains(word))
+        };
+        Self { functions: writes(1, FUNCTION), calls: writes(2, ARGUMENT), results: writes(3, RESULT) }
     }
 }
 
@@ -44,7 +63,8 @@ pub fn introduce(messages: &mut Vec<Value>, tools: &[Value], (style, words): (Ca
         Some(first) => {
             let content = first.get("content").and_then(Value::as_str).unwrap_or_default();
             let is_user = first.get("role").and_then(Value::as_str) == Some("user");
-            let both = if is_user { format!("{text}\n\n{content}") } else { format!("{content}\n\n{text}") };
+            let both =
+                if is_user { format!("{text}\n\n{content}") } else { format!("{content}\n\n{text}") };
             first.insert("content".to_owned(), both.into());
         }
         None => messages.insert(0, json!({"role": "system", "content": text})),
@@ -107,7 +127,8 @@ fn written(style: CallStyle, calls: &[Value]) -> String {
     let arguments = |call: &Value| call.get("arguments").map(Value::to_string).unwrap_or_default();
     let object = |call: &Value, key: &str| {
         let fields = [("name", call.get("name")), (key, call.get("arguments"))];
-        let fields = fields.into_iter().map(|(key, value)| (key.to_owned(), value.cloned().unwrap_or_default()));
+        let fields =
+            fields.into_iter().map(|(key, value)| (key.to_owned(), value.cloned().unwrap_or_default()));
         Value::Object(fields.collect::<Map<_, _>>()).to_string()
     };
     let each = |write: &dyn Fn(&Value) -> String| calls.iter().map(write).collect::<Vec<_>>();
@@ -116,7 +137,9 @@ fn written(style: CallStyle, calls: &[Value]) -> String {
         CallStyle::Hermes => {
             each(&|call| format!("<tool_call>\n{}\n</tool_call>", object(call, "arguments"))).join("\n")
         }
-        CallStyle::Mistral => format!("[TOOL_CALLS] [{}]", each(&|call| object(call, "arguments")).join(", ")),
+        CallStyle::Mistral => {
+            format!("[TOOL_CALLS] [{}]", each(&|call| object(call, "arguments")).join(", "))
+        }
         CallStyle::MistralArgs => {
             each(&|call| format!("[TOOL_CALLS]{}[ARGS]{}", name(call), arguments(call))).concat()
         }

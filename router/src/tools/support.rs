@@ -28,6 +28,6 @@ impl CallSupport {
             Some((*mark, token?))
         };
         let marks = style.marks().iter().filter_map(special).collect();
-        Self { style, marks, skills: TemplateSkills::of_templates(&sources) }
+        Self { style, marks, skills: template.map(TemplateSkills::of).unwrap_or_default() }
     }
 }

@@ -6,9 +6,10 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::engine::{StopStrings, StopText};
 use crate::grammar::{CompiledGrammar, Completeness, Grammars};
 use crate::testing::{byte_level_tokenizer, ids};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Detokenizer, Tokenizer};
 
 const STYLES: [CallStyle; 5] =
     [CallStyle::Llama3, CallStyle::Hermes, CallStyle::Mistral, CallStyle::MistralArgs, CallStyle::Json];
@@ -127,7 +128,12 @@ const GOLDEN: [Golden; 20] = [
         &[("search", "{}"), ("weather", r#"{"place": "B"}"#)],
     ),
     (CallStyle::Json, "[1, 2, 3]", "[1, 2, 3]", &[]),
-    (CallStyle::Json, r#"So: {"name": "search", "arguments": {}}"#, r#"So: {"name": "search", "arguments": {}}"#, &[]),
+    (
+        CallStyle::Json,
+        r#"So: {"name": "search", "arguments": {}}"#,
+        r#"So: {"name": "search", "arguments": {}}"#,
+        &[],
+    ),
     (CallStyle::Json, "", "", &[]),
 ];
 
@@ -159,7 +165,8 @@ fn arguments_come_as_they_are_written() {
     let mut parser = CallParser::new(CallStyle::Hermes, names());
     assert_eq!(parser.push("Yes. <tool_call>\n{\"name\": \"weather"), [Piece::Content("Yes.".to_owned())]);
     assert_eq!(parser.push("\", \"arguments\": "), []);
-    let begun = [Piece::Call { name: "weather".to_owned() }, Piece::Arguments("{\"place\": \"Z".to_owned())];
+    let begun =
+        [Piece::Call { name: "weather".to_owned() }, Piece::Arguments("{\"place\": \"Z".to_owned())];
     assert_eq!(parser.push("{\"place\": \"Z"), begun);
     assert_eq!(parser.push("ü\"}}"), [Piece::Arguments("ü\"}".to_owned())]);
     assert_eq!(parser.push("\n</tool_call>"), []);
@@ -244,6 +251,49 @@ proptest! {
     }
 }
 
+/// What becomes of tokens of these bytes on their way: characters, stop strings, calls.
+fn heard<'a>(style: CallStyle, tokens: impl IntoIterator<Item = &'a [u8]>, stops: &[String]) -> Said {
+    let (mut detokenizer, mut watch) = (Detokenizer::new(), StopStrings::new(stops, StopText::Cut));
+    let mut parser = CallParser::new(style, names());
+    let mut pieces = Vec::new();
+    let mut stopped = false;
+    for token in tokens {
+        let passed = watch.push(&detokenizer.push(token));
+        pieces.extend(parser.push(&passed.text));
+        stopped = passed.stopped;
+        if stopped {
+            break;
+        }
+    }
+    if !stopped {
+        let passed = watch.push(&detokenizer.finish());
+        let rest = if passed.stopped { String::new() } else { watch.finish() };
+        pieces.extend(parser.push(&(passed.text + &rest)));
+    }
+    let (rest, outcome) = parser.finish();
+    pieces.extend(rest);
+    said(pieces, outcome)
+}
+
+proptest! {
+    #[test]
+    fn any_cuts_into_tokens_say_the_same_with_stop_strings_too(
+        text in texts(),
+        cuts in proptest::collection::vec(any::<usize>(), 0..12),
+        stops in proptest::collection::vec(
+            proptest::sample::select(vec!["</tool_call>", "}", "\"", "ü", "[ARGS]", "_call", "text", "\n "]), 0..3),
+        style in proptest::sample::select(STYLES.to_vec()),
+    ) {
+        let stops: Vec<String> = stops.into_iter().map(str::to_owned).collect();
+        let bytes = text.as_bytes();
+        let mut places: Vec<usize> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
+        places.extend([0, bytes.len()]);
+        places.sort_unstable();
+        let tokens = places.windows(2).map(|pair| &bytes[pair[0]..pair[1]]);
+        prop_assert_eq!(heard(style, tokens, &stops), heard(style, [bytes], &stops));
+    }
+}
+
 fn rules(choice: Choice, parallel: Parallel) -> CallRules {
     let place = json!({"type": "object", "properties": {"place": {"type": "string", "maxLength": 9}},
                        "required": ["place"], "additionalProperties": false});
@@ -252,7 +302,11 @@ fn rules(choice: Choice, parallel: Parallel) -> CallRules {
         name: name.to_owned(),
         parameters: parameters.clone(),
     };
-    CallRules { functions: vec![function("weather", &place), function("search", &nothing)], choice, parallel }
+    CallRules {
+        functions: vec![function("weather", &place), function("search", &nothing)],
+        choice,
+        parallel,
+    }
 }
 
 async fn compiled(style: CallStyle, choice: Choice, parallel: Parallel) -> Arc<CompiledGrammar> {
@@ -267,8 +321,9 @@ async fn compiled(style: CallStyle, choice: Choice, parallel: Parallel) -> Arc<C
 fn calls_of(style: CallStyle) -> [String; 3] {
     let one = r#"{"place": "Zürich"}"#;
     let write = |calls: &[(&str, &str)]| {
-        let object =
-            |key: &str, (name, arguments): &(&str, &str)| format!(r#"{{"name": "{name}", "{key}": {arguments}}}"#);
+        let object = |key: &str, (name, arguments): &(&str, &str)| {
+            format!(r#"{{"name": "{name}", "{key}": {arguments}}}"#)
+        };
         let each = |write: &dyn Fn(&(&str, &str)) -> String| calls.iter().map(write).collect::<Vec<_>>();
         match style {
             CallStyle::Llama3 => each(&|call| object("parameters", call)).join("; "),
@@ -278,7 +333,9 @@ fn calls_of(style: CallStyle) -> [String; 3] {
             CallStyle::Mistral => {
                 format!("[TOOL_CALLS] [{}]", each(&|call| object("arguments", call)).join(", "))
             }
-            CallStyle::MistralArgs => each(&|(name, arguments)| format!("[TOOL_CALLS]{name}[ARGS]{arguments}")).concat(),
+            CallStyle::MistralArgs => {
+                each(&|(name, arguments)| format!("[TOOL_CALLS]{name}[ARGS]{arguments}")).concat()
+            }
             CallStyle::Json if calls.len() == 1 => object("arguments", &calls[0]),
             CallStyle::Json => format!("[{}]", each(&|call| object("arguments", call)).join(", ")),
         }
@@ -338,7 +395,13 @@ async fn who_may_call_writes_any_text_that_opens_no_call() {
                 assert!(verdict.is_ok(), "{style:?}: {text}: {verdict:?}");
             }
         }
-        let cases = [(&auto, &one, true), (&auto, &two, true), (&auto, &wrong, false), (&single, &one, true), (&single, &two, false)];
+        let cases = [
+            (&auto, &one, true),
+            (&auto, &two, true),
+            (&auto, &wrong, false),
+            (&single, &one, true),
+            (&single, &two, false),
+        ];
         for (grammar, answer, allowed) in cases {
             let verdict = grammar.check(answer.as_bytes(), Completeness::Complete);
             assert_eq!(verdict.is_ok(), allowed, "{style:?}: {answer}: {verdict:?}");

@@ -154,8 +154,30 @@ impl ToolCallDelta {
     }
 }
 
+/// An answer, or a piece of one, that is sent again: its calls get ids of their own.
+pub(in crate::http) fn with_new_call_ids(text: &str, style: CallStyle) -> String {
+    // Quotes inside of JSON texts are escaped: there this stands nowhere.
+    const BEFORE: &str = "\"id\":\"";
+    const AFTER: &str = "\",\"type\":\"function\"";
+    let mut renamed = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once(AFTER) {
+        match before.rfind(BEFORE) {
+            Some(at) => {
+                renamed.push_str(before.get(..at + BEFORE.len()).unwrap_or_default());
+                renamed.push_str(&new_id(style));
+            }
+            None => renamed.push_str(before),
+        }
+        renamed.push_str(AFTER);
+        rest = after;
+    }
+    renamed.push_str(rest);
+    renamed
+}
+
 /// An id that no other call has, in the form that the model's own template takes.
-pub(in crate::http) fn new_id(style: CallStyle) -> String {
+fn new_id(style: CallStyle) -> String {
     let random = uuid::Uuid::new_v4().simple().to_string();
     // The last digits are all random.
     let last = |count: usize| random.get(random.len() - count..).unwrap_or_default();
@@ -170,6 +192,8 @@ fn finish_word(reason: FinishReason, outcome: Outcome) -> &'static str {
     match (reason, outcome) {
         (FinishReason::EndOfSequence | FinishReason::StopSequence, Outcome::Calls) => "tool_calls",
         (FinishReason::Length, Outcome::Calls | Outcome::Text)
-        | (FinishReason::EndOfSequence | FinishReason::StopSequence, Outcome::Text) => finish_reason(reason),
+        | (FinishReason::EndOfSequence | FinishReason::StopSequence, Outcome::Text) => {
+            finish_reason(reason)
+        }
     }
 }

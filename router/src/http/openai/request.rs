@@ -97,7 +97,8 @@ fn refuse_what_tools_exclude(text: &TextRequest, tools: &ToolRequest) -> Result<
         return Err(ApiError::invalid("response_format", message));
     }
     if text.stopping.end_tokens == EndOfSequence::Ignore {
-        let message = "`ignore_eos` cannot be set together with `tools`: the end of a call is the end of the answer";
+        let message =
+            "`ignore_eos` cannot be set together with `tools`: the end of a call is the end of the answer";
         return Err(ApiError::invalid("ignore_eos", message));
     }
     Ok(())

@@ -108,11 +108,7 @@ impl ChatCompletion {
 }
 
 impl Choice {
-    pub(in crate::http) fn new(
-        index: u32,
-        said: Said,
-        logprobs: Option<ChoiceLogprobs>,
-    ) -> Self {
+    pub(in crate::http) fn new(index: u32, said: Said, logprobs: Option<ChoiceLogprobs>) -> Self {
         let Said { content, calls, finish_reason } = said;
         let message = Message { role: "assistant", content, tool_calls: calls };
         Self { index, message, logprobs, finish_reason }

@@ -30,18 +30,14 @@ pub(in crate::http) struct ToolRequest {
 impl ToolRequest {
     pub(super) fn parse(body: &mut Fields) -> Result<Self, ApiError> {
         let definitions: Vec<Value> = body.take(TOOLS)?.unwrap_or_default();
-        let functions = definitions.iter().map(function).collect::<Result<Vec<_>, _>>()?;
-        let choice = choice(body.take_value(CHOICE), &functions)?;
+        let mut functions = definitions.iter().map(function).collect::<Result<Vec<_>, _>>()?;
+        check_names(&functions)?;
+        let choice = choice(body.take_value(CHOICE), &mut functions)?;
         let parallel = match body.take("parallel_tool_calls")? {
             Some(false) => Parallel::One,
             Some(true) | None => Parallel::Several,
         };
         let words: Option<String> = body.take(PROMPT)?;
-        let mut names: Vec<&str> = functions.iter().map(|function| function.name.as_str()).collect();
-        names.sort_unstable();
-        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(ApiError::invalid(TOOLS, format_args!("`tools` has two functions named {}", pair[0])));
-        }
         let Some(choice) = choice.filter(|_| !functions.is_empty()) else { return Ok(Self::default()) };
         let parallel = if matches!(choice, Choice::Named(_)) { Parallel::One } else { parallel };
         Ok(Self { rules: Some(CallRules { functions, choice, parallel }), definitions, words })
@@ -82,6 +78,15 @@ impl ToolRequest {
     }
 }
 
+fn check_names(functions: &[Function]) -> Result<(), ApiError> {
+    let mut names: Vec<&str> = functions.iter().map(|function| function.name.as_str()).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair.first() == pair.last()).and_then(<[&str]>::first) {
+        None => Ok(()),
+        Some(name) => Err(ApiError::invalid(TOOLS, format_args!("`tools` has two functions named {name}"))),
+    }
+}
+
 /// `{"type": "function", "function": {"name", "parameters", …}}`.
 fn function(tool: &Value) -> Result<Function, ApiError> {
     let invalid = |message: &str| ApiError::invalid(TOOLS, format_args!("each of `tools` {message}"));
@@ -92,15 +97,15 @@ fn function(tool: &Value) -> Result<Function, ApiError> {
     let described = tool.get("function").and_then(Value::as_object);
     let described = described.ok_or_else(|| invalid("needs a `function` with a `name`"))?;
     let name = described.get("name").and_then(Value::as_str).unwrap_or_default();
-    let is_plain =
-        |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-' | '.' | ':' | '/');
+    let is_plain = |character: char| {
+        character.is_ascii_alphanumeric() || matches!(character, '_' | '-' | '.' | ':' | '/')
+    };
     if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.chars().all(is_plain) {
         return Err(invalid("needs a `name` of 1 to 128 letters, digits, and _ - . : /"));
     }
-    for (field, is_right) in [
-        ("description", Value::is_string as fn(&Value) -> bool),
-        ("strict", Value::is_boolean),
-    ] {
+    for (field, is_right) in
+        [("description", Value::is_string as fn(&Value) -> bool), ("strict", Value::is_boolean)]
+    {
         if described.get(field).is_some_and(|value| !value.is_null() && !is_right(value)) {
             return Err(invalid(&format!("has a `{field}` of another type")));
         }
@@ -128,40 +133,57 @@ fn object_schema(mut schema: Map<String, Value>) -> Result<Value, Value> {
     Ok(Value::Object(schema))
 }
 
-/// None where the model is not to call.
-fn choice(value: Option<Value>, functions: &[Function]) -> Result<Option<Choice>, ApiError> {
-    let shape = "`tool_choice` must be none, auto, required, or the name of a function";
-    let choice = match &value {
-        None => Some(Choice::Auto),
-        Some(Value::String(word)) => match word.as_str() {
-            "none" => None,
-            "auto" => Some(Choice::Auto),
-            "required" => Some(Choice::Required),
-            // The reference server's short form.
-            name => Some(Choice::Named(name.to_owned())),
-        },
-        Some(Value::Object(fields)) => {
-            let kind = fields.get("type").and_then(Value::as_str).unwrap_or("function");
-            let name = value.as_ref().and_then(|value| value.pointer("/function/name")?.as_str());
-            let name = name.filter(|_| kind == "function");
-            Some(Choice::Named(name.ok_or_else(|| ApiError::invalid(CHOICE, shape))?.to_owned()))
-        }
-        Some(_) => return Err(ApiError::invalid(CHOICE, shape)),
+/// None where the model is not to call. Leaves only those of `functions` that may be called.
+fn choice(value: Option<Value>, functions: &mut Vec<Function>) -> Result<Option<Choice>, ApiError> {
+    let shape =
+        || ApiError::invalid(CHOICE, "`tool_choice` must be none, auto, required, or name a function");
+    let fields = match value {
+        None => return Ok(Some(Choice::Auto)),
+        Some(Value::String(word)) => return worded(word, functions),
+        Some(Value::Object(fields)) => fields,
+        Some(Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_)) => return Err(shape()),
     };
-    match &choice {
-        None | Some(Choice::Auto) => {}
-        Some(Choice::Required) if functions.is_empty() => {
-            return Err(ApiError::invalid(CHOICE, "`tool_choice` needs `tools` to choose from"));
+    let name = |tool: &Value| Some(tool.pointer("/function/name")?.as_str()?.to_owned());
+    match fields.get("type").and_then(Value::as_str).unwrap_or("function") {
+        "function" => {
+            let name = name(&Value::Object(fields)).ok_or_else(shape)?;
+            check_known(&name, functions)?;
+            Ok(Some(Choice::Named(name)))
         }
-        Some(Choice::Required) => {}
-        Some(Choice::Named(name)) => {
-            if !functions.iter().any(|function| function.name == *name) {
-                let message = format!("`tool_choice` names {name}, which is none of `tools`");
-                return Err(ApiError::invalid(CHOICE, message));
+        "allowed_tools" => {
+            let allowed = fields.get("allowed_tools").ok_or_else(shape)?;
+            let tools = allowed.get("tools").and_then(Value::as_array).ok_or_else(shape)?;
+            let names: Option<Vec<String>> = tools.iter().map(name).collect();
+            let names = names.ok_or_else(shape)?;
+            names.iter().try_for_each(|name| check_known(name, functions))?;
+            functions.retain(|function| names.contains(&function.name));
+            match allowed.get("mode").and_then(Value::as_str) {
+                Some(mode @ ("auto" | "required")) => worded(mode.to_owned(), functions),
+                Some(_) | None => Err(shape()),
             }
         }
+        _ => Err(shape()),
     }
-    Ok(choice)
+}
+
+fn worded(word: String, functions: &[Function]) -> Result<Option<Choice>, ApiError> {
+    match word.as_str() {
+        "none" => Ok(None),
+        "auto" => Ok(Some(Choice::Auto)),
+        "required" if functions.is_empty() => {
+            Err(ApiError::invalid(CHOICE, "`tool_choice` needs `tools` to choose from"))
+        }
+        "required" => Ok(Some(Choice::Required)),
+        // The reference server's short form.
+        _ => check_known(&word, functions).map(|()| Some(Choice::Named(word))),
+    }
+}
+
+fn check_known(name: &str, functions: &[Function]) -> Result<(), ApiError> {
+    if functions.iter().any(|function| function.name == name) {
+        return Ok(());
+    }
+    Err(ApiError::invalid(CHOICE, format_args!("`tool_choice` names {name}, which is none of `tools`")))
 }
 
 /// Checks the calls and results of a message.
