@@ -11,7 +11,6 @@ use lockstep_router::shards::fake::{FakeModel, FakeShape};
 use lockstep_router::testing::{TEMPLATE, VOCABULARY_SIZE, byte_level_tokenizer_with, ids};
 use lockstep_router::tokenizer::Tokenizer;
 use lockstep_router::tools::CallSupport;
-use lockstep_router::validation::RequestLimits;
 use serde_json::{Value, json};
 use support::{Server, config, tokens_of};
 
@@ -31,6 +30,10 @@ fn template(open: &str, close: &str) -> String {
 
 /// A server whose model has this template, and these special tokens besides.
 async fn serving(fake: FakeModel, template: &str, marks: &[&str]) -> Server {
+    serving_with(config(), fake, (template, marks)).await
+}
+
+async fn serving_with(config: AppConfig, fake: FakeModel, (template, marks): (&str, &[&str])) -> Server {
     let tokenizer = Tokenizer::from_bytes(byte_level_tokenizer_with(marks).as_bytes()).unwrap();
     let template = ChatTemplate::compile(template, TemplateTokens::default()).unwrap();
     let calls = CallSupport::of(Some(&template), &tokenizer, None);
@@ -41,15 +44,11 @@ async fn serving(fake: FakeModel, template: &str, marks: &[&str]) -> Server {
         max_positions: Some(POSITIONS),
         ..support::model()
     };
-    let AppConfig { mut engine, limits, .. } = config();
-    engine.limits.max_total = POSITIONS;
-    engine.limits.max_queue_tokens = Tokens(100_000);
-    let limits = RequestLimits {
-        max_input_tokens: POSITIONS.saturating_sub(Tokens(1)),
-        max_total_tokens: POSITIONS,
-        ..limits
-    };
-    let config = AppConfig { engine, limits, ..config() };
+    let mut config = config;
+    config.engine.limits.max_total = POSITIONS;
+    config.engine.limits.max_queue_tokens = Tokens(100_000);
+    config.limits.max_total_tokens = POSITIONS;
+    config.limits.max_input_tokens = POSITIONS.saturating_sub(Tokens(1));
     let vocabulary_size = VOCABULARY_SIZE + u32::try_from(marks.len()).unwrap();
     let shape =
         FakeShape { vocabulary_size, max_positions: POSITIONS, block_size: Tokens(16), blocks: 2_000 };
@@ -266,6 +265,30 @@ async fn special_tokens_of_the_syntax_are_read_and_never_shown() {
     assert!(!content.contains("[TOOL_CALLS]"), "special tokens are hidden from other answers: {content}");
 }
 
+#[tokio::test]
+async fn a_call_that_is_told_again_has_an_id_of_its_own() {
+    let app = AppConfig { response_cache_bytes: 1 << 20, ..config() };
+    let script = tokens_of(TWO).into_iter().map(TokenId).collect();
+    let server =
+        serving_with(app, FakeModel::Script(script), (&template("<tool_call>", "</tool_call>"), &[])).await;
+    for stream in [false, true] {
+        let mut told = Vec::new();
+        for hit in ["miss", "hit"] {
+            let reply = server.post(PATH, ask(json!({"stream": stream}))).await;
+            assert_eq!(reply.header("x-cache"), hit);
+            let message = match stream {
+                true => assembled(&reply.events(), 0)["message"].clone(),
+                false => reply.json()["choices"][0]["message"].clone(),
+            };
+            told.push(message);
+        }
+        for place in 0..2 {
+            assert_ne!(told[0]["tool_calls"][place]["id"], told[1]["tool_calls"][place]["id"]);
+        }
+        assert_eq!(steady(told[0].clone()), steady(told[1].clone()));
+    }
+}
+
 /// Whether a call's arguments are what `weather` and `now` take.
 fn is_valid(call: &Value) -> bool {
     let arguments: Value = serde_json::from_str(call["function"]["arguments"].as_str().unwrap()).unwrap();
@@ -309,11 +332,24 @@ async fn whatever_the_model_says_forced_calls_are_valid() {
                 let calls = chosen["message"]["tool_calls"].as_array().unwrap();
                 assert_eq!((calls.len(), &chosen["message"]["content"]), (1, &Value::Null));
                 assert!(is_valid(&calls[0]), "{source}: {calls:?}");
-                if choice == named {
-                    assert_eq!(calls[0]["function"]["name"], "weather");
-                }
+                assert!(choice != named || calls[0]["function"]["name"] == "weather", "{calls:?}");
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn a_choice_may_leave_out_functions() {
+    let server = serving(FakeModel::Seeded, &template("<tool_call>", "</tool_call>"), &[]).await;
+    for (name, seed) in [("weather", 1), ("now", 1), ("weather", 2), ("now", 2)] {
+        let allowed =
+            json!({"mode": "required", "tools": [{"type": "function", "function": {"name": name}}]});
+        let choice = json!({"type": "allowed_tools", "allowed_tools": allowed});
+        let body = ask(
+            json!({"tool_choice": choice, "parallel_tool_calls": false, "temperature": 1, "seed": seed}),
+        );
+        let whole = answer(&server, body).await;
+        assert_eq!(whole["choices"][0]["message"]["tool_calls"][0]["function"]["name"], name);
     }
 }
 
@@ -386,6 +422,11 @@ async fn what_is_wrong_with_tools_is_said_by_name() {
             json!({"tools": function(json!({"name": "a", "parameters": {"properties": {"b": {"format": "c"}}}}))}),
             "tools",
             "is not valid",
+        ),
+        (
+            json!({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "none", "tools": []}}}),
+            "tool_choice",
+            "must be none, auto, required",
         ),
         (json!({"tool_choice": "other"}), "tool_choice", "names other, which is none of `tools`"),
         (json!({"tool_choice": {"type": "custom"}}), "tool_choice", "must be none, auto, required"),

@@ -56,7 +56,9 @@ impl ToolRequest {
         if !support.skills.functions {
             let words = self.words.as_deref();
             introduce(&mut conversation.messages, &self.definitions, (support.style, words));
-        } else if self.words.is_some() {
+            return Ok(());
+        }
+        if self.words.is_some() {
             let message = "`tool_prompt` is not supported: the model's chat template has words of its own";
             return Err(ApiError::invalid(PROMPT, message));
         }
