@@ -96,17 +96,14 @@ impl Writer<'_> {
         self.rule("TEXT", &body);
     }
 
+    /// What keeps a text from being a call that nothing marks.
     fn no_bare_head(&self) -> String {
-        self.bare_heads().iter().map(|head| format!(" & ~/{head}\\{{(?s:.*)/")).collect()
-    }
-
-    /// Heads of calls that nothing marks, for every function.
-    fn bare_heads(&self) -> Vec<String> {
-        let heads = || self.functions().map(|(_, function)| head_regex(&function.name));
+        let names: Vec<String> = self.functions().map(|(_, function)| escaped(&function.name)).collect();
+        let head = head_regex(&names.join("|"));
         match self.style {
-            CallStyle::Llama3 => heads().collect(),
-            CallStyle::Json => heads().map(|head| format!("({LIST_OPENS})?{head}")).collect(),
-            CallStyle::Hermes | CallStyle::Mistral | CallStyle::MistralArgs => Vec::new(),
+            CallStyle::Llama3 => format!(" & ~/{head}\\{{(?s:.*)/"),
+            CallStyle::Json => format!(" & ~/({LIST_OPENS})?{head}\\{{(?s:.*)/"),
+            CallStyle::Hermes | CallStyle::Mistral | CallStyle::MistralArgs => String::new(),
         }
     }
 
@@ -127,29 +124,35 @@ impl Writer<'_> {
 
     /// Calls that an answer begins with, as the model spaces them.
     fn opened_bare(&mut self, answers: &mut Vec<String>) {
-        if self.bare_heads().is_empty() {
+        if !self.style.begins_bare() {
             return;
         }
-        let single: Vec<String> = self
-            .functions()
-            .map(|(at, function)| format!("/{}/ @f{at} TAIL", head_regex(&function.name)))
-            .collect();
-        self.rule("bare", &single.join(" | "));
+        let each = |before: &str| {
+            let one = |(at, function): (usize, &Function)| {
+                format!("/{before}{}/ @f{at} TAIL", head_regex(&escaped(&function.name)))
+            };
+            self.functions().map(one).collect::<Vec<_>>().join(" | ")
+        };
+        let (bare, listed) = (each(""), each(LIST_OPENS));
         self.rule("TAIL", TAIL);
+        self.rule("bare", &bare);
+        let more = match self.rules.parallel {
+            Parallel::One => "",
+            Parallel::Several => "(COMMA bare)*",
+        };
         match (self.style, self.rules.parallel) {
             (CallStyle::Llama3, Parallel::Several) => answers.push("bare (\"; \" call)*".to_owned()),
-            (CallStyle::Json, Parallel::Several) => {
-                let listed: Vec<String> = self
-                    .functions()
-                    .map(|(at, function)| {
-                        format!("/{LIST_OPENS}{}/ @f{at} TAIL", head_regex(&function.name))
-                    })
-                    .collect();
-                self.rule("listed", &listed.join(" | "));
+            (CallStyle::Json, Parallel::Several | Parallel::One) => {
+                self.rule("COMMA", COMMA);
+                self.rule("LIST_CLOSES", LIST_CLOSES);
+                self.rule("listed", &listed);
                 answers.push("bare".to_owned());
-                answers.push(format!("listed ({COMMA} bare)* /{S}\\]/"));
+                answers.push(format!("listed {more} LIST_CLOSES"));
             }
-            _ => answers.push("bare".to_owned()),
+            (CallStyle::Llama3, Parallel::One)
+            | (CallStyle::Hermes | CallStyle::Mistral | CallStyle::MistralArgs, _) => {
+                answers.push("bare".to_owned());
+            }
         }
     }
 
@@ -173,19 +176,19 @@ impl Writer<'_> {
         let each: Vec<String> =
             self.functions().map(|(at, function)| self.call(at, &function.name)).collect();
         self.rule("call", &each.join(" | "));
-        let body = match (self.style, self.rules.parallel) {
-            (CallStyle::Mistral, Parallel::One) => "/ ?\\[/ call \"]\"".to_owned(),
-            (CallStyle::Mistral, Parallel::Several) => "/ ?\\[/ call (\", \" call)* \"]\"".to_owned(),
-            (_, Parallel::One) => "call".to_owned(),
-            (CallStyle::Llama3, Parallel::Several) => "call (\"; \" call)*".to_owned(),
-            (CallStyle::Hermes, Parallel::Several) => {
-                format!("call (\"\\n\" {} call)*", self.mark(hermes::OPEN))
-            }
-            (CallStyle::MistralArgs, Parallel::Several) => {
-                format!("call ({} call)*", self.mark(mistral::OPEN))
-            }
-            (CallStyle::Json, Parallel::Several) => return,
+        let more = match self.style {
+            CallStyle::Llama3 => "\"; \" call".to_owned(),
+            CallStyle::Mistral => "\", \" call".to_owned(),
+            CallStyle::Hermes => format!("\"\\n\" {} call", self.mark(hermes::OPEN)),
+            CallStyle::MistralArgs => format!("{} call", self.mark(mistral::OPEN)),
+            // Its calls are in a list or alone: `forced` says how.
+            CallStyle::Json => return,
         };
+        let all = match self.rules.parallel {
+            Parallel::One => "call".to_owned(),
+            Parallel::Several => format!("call ({more})*"),
+        };
+        let body = if self.style == CallStyle::Mistral { format!("/ ?\\[/ {all} \"]\"") } else { all };
         self.rule("calls", &body);
     }
 
@@ -203,10 +206,10 @@ impl Writer<'_> {
     }
 }
 
-/// White space, a bracket, white space.
+/// What stands before the first call of a list, between two, and behind the last.
 const LIST_OPENS: &str = r"[\x20\n\r\t]*\[";
-const S: &str = r"[\x20\n\r\t]{0,20}";
 const COMMA: &str = r"/[\x20\n\r\t]{0,20},/";
+const LIST_CLOSES: &str = r"/[\x20\n\r\t]{0,20}\]/";
 
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()

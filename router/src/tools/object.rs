@@ -30,12 +30,11 @@ pub(super) fn tail(reader: &mut Reader<'_>) -> Result<(), Stop> {
     reader.expect_all(&["}"])
 }
 
-/// A regular expression for what [`head`] reads of one function, white space before it included.
+/// A regular expression for what [`head`] reads, white space before it included, where the name matches `name`.
 pub(super) fn head_regex(name: &str) -> String {
     const S: &str = r"[\x20\n\r\t]*";
-    let name = escaped(name);
     let kind = format!(r#"("type"{S}:{S}"function"{S},{S})?"#);
-    format!(r#"{S}\{{{S}{kind}"name"{S}:{S}"{name}"{S},{S}"(arguments|parameters)"{S}:{S}"#)
+    format!(r#"{S}\{{{S}{kind}"name"{S}:{S}"({name})"{S},{S}"(arguments|parameters)"{S}:{S}"#)
 }
 
 /// What a model that is made to call begins with.

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::*;
 use crate::engine::{StopStrings, StopText};
-use crate::grammar::{CompiledGrammar, Completeness, Grammars};
+use crate::grammar::{CompiledGrammar, Completeness, Grammar, Grammars};
 use crate::testing::{byte_level_tokenizer, ids};
 use crate::tokenizer::{Detokenizer, Tokenizer};
 
@@ -310,11 +310,15 @@ fn rules(choice: Choice, parallel: Parallel) -> CallRules {
 }
 
 async fn compiled(style: CallStyle, choice: Choice, parallel: Parallel) -> Arc<CompiledGrammar> {
+    compile(rules(choice, parallel).grammar(style, &[])).await
+}
+
+async fn compile(grammar: Grammar) -> Arc<CompiledGrammar> {
     let tokenizer = Tokenizer::from_bytes(byte_level_tokenizer().as_bytes()).unwrap();
     let ends = vec![lockstep_proto::TokenId(ids::IM_END)];
     let grammars = Grammars::start(Arc::clone(tokenizer.vocabulary()), ends, 4).unwrap();
-    let grammar = rules(choice, parallel).grammar(style, &[]);
-    grammars.compile(grammar).await.unwrap_or_else(|error| panic!("{style:?}: {error}")).0
+    let lark = format!("{grammar:?}");
+    grammars.compile(grammar).await.unwrap_or_else(|error| panic!("{error}: {lark}")).0
 }
 
 /// One call, two calls, and one whose arguments are of the wrong kind, as this style's template writes them.
@@ -405,6 +409,27 @@ async fn who_may_call_writes_any_text_that_opens_no_call() {
         for (grammar, answer, allowed) in cases {
             let verdict = grammar.check(answer.as_bytes(), Completeness::Complete);
             assert_eq!(verdict.is_ok(), allowed, "{style:?}: {answer}: {verdict:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_hundred_functions_are_no_trouble() {
+    let parameters = json!({"type": "object", "properties": {
+        "path": {"type": "string", "description": "Where"}, "depth": {"type": "integer", "minimum": 0},
+        "filters": {"type": "array", "items": {"type": "object", "properties": {"key": {"type": "string"},
+            "values": {"type": "array", "items": {"type": "number"}}}, "required": ["key"]}},
+        "mode": {"enum": ["fast", "exact", null]}}, "required": ["path"]});
+    let function =
+        |at: usize| Function { name: format!("server.tool_{at}/run"), parameters: parameters.clone() };
+    let functions: Vec<Function> = (0..100).map(function).collect();
+    for style in STYLES {
+        for choice in [Choice::Auto, Choice::Required, Choice::Named("server.tool_7/run".to_owned())] {
+            let rules = CallRules { functions: functions.clone(), choice, parallel: Parallel::Several };
+            let grammar = compile(rules.grammar(style, &[])).await;
+            let text = b"{\"name\": \"server.tool_7/walk\"}";
+            let verdict = grammar.check(text, Completeness::Complete);
+            assert_eq!(verdict.is_ok(), rules.choice == Choice::Auto, "{style:?}: {verdict:?}");
         }
     }
 }
