@@ -393,33 +393,10 @@ async fn completion_fields() {
     interface.check(&rows).await;
 }
 
-#[tokio::test]
-async fn chat_fields() {
-    let base = json!({"messages": [{"role": "user", "content": "Hi"}], "seed": 1, "max_tokens": 12});
-    let interface = Interface { path: "/v1/chat/completions", base, inside: None, template: WITH_TOOLS };
-    let mut rows = openai();
-    rows.retain(|row| row.field != "seed");
+/// What chats say of tools.
+fn tool_rows() -> Vec<Row> {
     let function = json!({"type": "function", "function": {"name": "f", "parameters": {}}});
-    rows.extend([
-        row("seed").required().honoured(json!(u64::MAX)).refused(json!(-1), 422, "`seed`"),
-        row("messages")
-            .required()
-            .honoured(json!([{"role": "user", "content": [{"type": "text", "text": "Ho"}]}]))
-            .refused(Value::Null, 422, "missing field `messages`")
-            .refused(json!([]), 422, "`messages` cannot be empty"),
-        row("logprobs").neutral(json!(false)).honoured(json!(true)),
-        row("top_logprobs").with(json!({"logprobs": true})).neutral(json!(0)).honoured(json!(2)).refused(
-            json!(9),
-            422,
-            "`top_logprobs` must be >= 0 and <= 5",
-        ),
-        row("max_tokens").required().honoured(json!(3)).refused(json!(0), 422, "`max_tokens` must be"),
-        row("max_completion_tokens").neutral(json!(12)).with(json!({"max_tokens": 12})).refused(
-            json!(3),
-            422,
-            "`max_tokens` and `max_completion_tokens` must be equal",
-        ),
-        row("max_completion_tokens").with(json!({"max_tokens": null})).honoured(json!(3)),
+    vec![
         row("tools")
             .neutral(json!([]))
             .honoured(json!([function]))
@@ -451,10 +428,39 @@ async fn chat_fields() {
                 "max_tokens": 120, "n": 4}))
             .neutral(json!(true))
             .honoured(json!(false)),
-        row("functions").neutral(json!([])).unserved(json!([{"name": "f"}])),
-        row("function_call").neutral(json!("auto")).unserved(json!({"name": "f"})),
         // Without tools there are no calls.
         row("parallel_tool_calls").neutral(json!(true)).neutral(json!(false)),
+    ]
+}
+
+#[tokio::test]
+async fn chat_fields() {
+    let base = json!({"messages": [{"role": "user", "content": "Hi"}], "seed": 1, "max_tokens": 12});
+    let interface = Interface { path: "/v1/chat/completions", base, inside: None, template: WITH_TOOLS };
+    let mut rows = openai();
+    rows.retain(|row| row.field != "seed");
+    rows.extend([
+        row("seed").required().honoured(json!(u64::MAX)).refused(json!(-1), 422, "`seed`"),
+        row("messages")
+            .required()
+            .honoured(json!([{"role": "user", "content": [{"type": "text", "text": "Ho"}]}]))
+            .refused(Value::Null, 422, "missing field `messages`")
+            .refused(json!([]), 422, "`messages` cannot be empty"),
+        row("logprobs").neutral(json!(false)).honoured(json!(true)),
+        row("top_logprobs").with(json!({"logprobs": true})).neutral(json!(0)).honoured(json!(2)).refused(
+            json!(9),
+            422,
+            "`top_logprobs` must be >= 0 and <= 5",
+        ),
+        row("max_tokens").required().honoured(json!(3)).refused(json!(0), 422, "`max_tokens` must be"),
+        row("max_completion_tokens").neutral(json!(12)).with(json!({"max_tokens": 12})).refused(
+            json!(3),
+            422,
+            "`max_tokens` and `max_completion_tokens` must be equal",
+        ),
+        row("max_completion_tokens").with(json!({"max_tokens": null})).honoured(json!(3)),
+        row("functions").neutral(json!([])).unserved(json!([{"name": "f"}])),
+        row("function_call").neutral(json!("auto")).unserved(json!({"name": "f"})),
         row("audio").unserved(json!({"voice": "a"})),
         row("prediction").unserved(json!({"type": "content", "content": "a"})),
         row("reasoning_effort").unserved(json!("high")),
@@ -468,6 +474,7 @@ async fn chat_fields() {
         row("prompt_cache_key").neutral(json!("a")),
         row("safety_identifier").neutral(json!("a")),
     ]);
+    rows.extend(tool_rows());
     has_a_row_for_each(&CHAT, &rows);
     interface.check(&rows).await;
 }
