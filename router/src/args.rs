@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use lockstep_proto::Watermark;
 
 use crate::http::auth::ApiKey;
+use crate::tools::CallStyle;
 
 /// What stands in for sampling parameters that a chat request leaves open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -14,6 +15,37 @@ pub enum GenerationConfig {
     Auto,
     /// Neutral values.
     Ignore,
+}
+
+/// How the model writes the calls it makes of tools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ToolCallStyle {
+    /// As its chat template shows.
+    Auto,
+    /// {"name": …, "parameters": …}, alone or after <|python_tag|>.
+    Llama3,
+    /// <tool_call>{"name": …, "arguments": …}</tool_call>.
+    Hermes,
+    /// [TOOL_CALLS] [{"name": …, "arguments": …}].
+    Mistral,
+    /// [TOOL_CALLS]name[ARGS]{…}.
+    MistralArgs,
+    /// {"name": …, "arguments": …} alone, or a list of such objects.
+    Json,
+}
+
+impl ToolCallStyle {
+    /// The style that was typed; `None` where the template decides.
+    pub fn forced(self) -> Option<CallStyle> {
+        match self {
+            Self::Auto => None,
+            Self::Llama3 => Some(CallStyle::Llama3),
+            Self::Hermes => Some(CallStyle::Hermes),
+            Self::Mistral => Some(CallStyle::Mistral),
+            Self::MistralArgs => Some(CallStyle::MistralArgs),
+            Self::Json => Some(CallStyle::Json),
+        }
+    }
 }
 
 /// Serves HTTP and drives the shards of one model.
@@ -107,6 +139,10 @@ pub struct RouterArgs {
     /// generation_config.json. Its end tokens always count; /generate never samples unless it is asked to.
     #[arg(long, env = "GENERATION_CONFIG", value_enum, default_value_t = GenerationConfig::Auto)]
     pub generation_config: GenerationConfig,
+
+    /// How the model writes the calls it makes of `tools`.
+    #[arg(long, env = "TOOL_CALL_STYLE", value_enum, default_value_t = ToolCallStyle::Auto)]
+    pub tool_call_style: ToolCallStyle,
 
     /// Seconds after which a step counts as hung and its shards as lost.
     #[arg(long, env = "STEP_TIMEOUT", default_value_t = 60)]

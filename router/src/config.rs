@@ -10,7 +10,7 @@ use lockstep_scheduler::{Limits, PrefixCaching};
 use thiserror::Error;
 
 use crate::app::{AppConfig, Patience};
-use crate::args::{GenerationConfig, RouterArgs};
+use crate::args::{GenerationConfig, RouterArgs, ToolCallStyle};
 use crate::engine::EngineConfig;
 use crate::http::admission::parse_timeout;
 use crate::http::auth::{AccessConfig, MetricsAccess};
@@ -112,6 +112,8 @@ pub struct RouterConfig {
     pub max_positions: Option<Tokens>,
     /// What chat requests leave open.
     pub generation_config: GenerationConfig,
+    /// How the model writes calls.
+    pub tool_call_style: ToolCallStyle,
     /// Whose names metrics have besides ours.
     pub aliases: MetricAliases,
     /// Where to report lost groups.
@@ -139,6 +141,7 @@ impl RouterConfig {
             app,
             max_positions: args.max_positions.map(Tokens),
             generation_config: args.generation_config,
+            tool_call_style: args.tool_call_style,
             aliases: if args.vllm_metrics { MetricAliases::Vllm } else { MetricAliases::None },
             loss_reports: args.loss_reports,
             stopping: Stopping {

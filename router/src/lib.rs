@@ -16,6 +16,7 @@ pub mod http;
 pub mod chat;
 pub mod grammar;
 pub mod tokenizer;
+pub mod tools;
 pub mod validation;
 
 pub mod engine;

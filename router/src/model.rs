@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use crate::chat::{ChatTemplate, Clock, SourceError, TemplateError, TemplateTokens, template_sources};
 use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::tools::CallSupport;
 use crate::validation::SamplingDefaults;
 
 /// The model's text side cannot be read.
@@ -42,6 +43,8 @@ pub struct Model {
     pub end_tokens: Vec<TokenId>,
     /// Longest context, if `config.json` tells.
     pub max_positions: Option<Tokens>,
+    /// What it knows of tools.
+    pub calls: CallSupport,
     /// What requests of chat leave open.
     pub sampling_defaults: SamplingDefaults,
 }
@@ -62,12 +65,14 @@ impl Model {
         let sources = template_sources(files, &tokenizer_config)?;
         let template = (!sources.is_empty())
             .then(|| ChatTemplate::of_several(&sources, tokens, Clock::System))
-            .transpose();
+            .transpose()
+            .map_err(ModelError::Template)?;
         Ok(Self {
             id,
             sha: None,
+            calls: CallSupport::of(template.as_ref(), &tokenizer, None),
             tokenizer: Arc::new(tokenizer),
-            template: template.map_err(ModelError::Template)?,
+            template,
             end_tokens,
             max_positions: positions(&config),
             sampling_defaults: SamplingDefaults::from_generation_config(&generation),

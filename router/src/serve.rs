@@ -22,6 +22,7 @@ use crate::engine::GroupState;
 use crate::http::connections;
 use crate::model::{Model, ModelError};
 use crate::shards::RemoteGroup;
+use crate::tools::CallSupport;
 use crate::validation::SamplingDefaults;
 
 /// How often the end of running requests is looked for while draining.
@@ -95,6 +96,9 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     let mut model = Model::load(&config.files, config.model_id)?;
     if config.generation_config == GenerationConfig::Ignore {
         model.sampling_defaults = SamplingDefaults::default();
+    }
+    if let Some(style) = config.tool_call_style.forced() {
+        model.calls = CallSupport::of(model.template.as_ref(), &model.tokenizer, Some(style));
     }
     // A model whose rotation is stretched has more positions than its files name.
     model.max_positions = config.max_positions.or(model.max_positions);

@@ -28,6 +28,11 @@ pub const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + mes
 
 /// A byte-level `tokenizer.json` with a token for each byte and a few longer ones.
 pub fn byte_level_tokenizer() -> String {
+    byte_level_tokenizer_with(&[])
+}
+
+/// The same with more special tokens, of the ids from [`VOCABULARY_SIZE`] on.
+pub fn byte_level_tokenizer_with(marks: &[&str]) -> String {
     let mut vocabulary: Map<String, Value> =
         (0..=u8::MAX).map(|byte| (byte_level_char(byte).to_string(), json!(byte))).collect();
     let euro: String = "€".bytes().take(2).map(byte_level_char).collect();
@@ -45,8 +50,10 @@ pub fn byte_level_tokenizer() -> String {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
                "normalized": false, "special": true})
     };
-    let added: Vec<Value> =
-        [("<|im_start|>", ids::IM_START), ("<|im_end|>", ids::IM_END)].map(special).to_vec();
+    let marks = marks.iter().copied().zip(VOCABULARY_SIZE..);
+    let specials = [("<|im_start|>", ids::IM_START), ("<|im_end|>", ids::IM_END)].into_iter().chain(marks);
+    vocabulary.extend(specials.clone().map(|(mark, id)| (mark.to_owned(), json!(id))));
+    let added: Vec<Value> = specials.map(special).collect();
     let byte_level =
         json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     json!({

@@ -173,8 +173,6 @@ async fn neutral_values_pass() {
 async fn what_is_not_served_is_refused_by_name() {
     let server = Server::saying("Hi").await;
     let cases = [
-        ("tools", json!([{"type": "function"}])),
-        ("tool_choice", json!("required")),
         ("functions", json!([{"name": "f"}])),
         ("audio", json!({})),
         ("prediction", json!({})),

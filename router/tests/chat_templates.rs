@@ -9,7 +9,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use lockstep_router::chat::{
     ChatTemplate, Clock, Conversation, Ending, NamedTemplate, TemplateError, TemplateTokens,
 };
-use serde_json::Value;
+use lockstep_router::tools::{CallStyle, TemplateSkills, introduce, rewrite};
+use serde_json::{Value, json as value};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/chat")
@@ -90,6 +91,69 @@ fn model_styles_render_as_in_transformers() {
             let rendered = template.apply(&conversation(&conversations[name], &tools), *ending);
             if let Some(difference) = difference(&rendered, &case["outcome"]) {
                 writeln!(report, "{style} / {name} / {ending:?}\n{difference}").unwrap();
+            }
+        }
+    }
+    assert!(report.is_empty(), "{report}");
+}
+
+/// Each template's style of calls, and whether it writes functions, calls and results of its own accord.
+const TOOL_STYLES: [(&str, CallStyle, [bool; 3]); 19] = [
+    ("channels", CallStyle::Json, [true, true, true]),
+    ("chatml", CallStyle::Json, [false, false, true]),
+    ("command_r", CallStyle::Json, [true, true, true]),
+    ("deepseek", CallStyle::Json, [false, true, true]),
+    ("gemma2", CallStyle::Json, [false, false, false]),
+    ("gemma3", CallStyle::Json, [false, false, false]),
+    ("granite3", CallStyle::Json, [true, false, true]),
+    ("llama3", CallStyle::Llama3, [true, true, true]),
+    ("mistral1", CallStyle::Json, [false, false, false]),
+    ("mistral3", CallStyle::Mistral, [true, true, true]),
+    ("olmo2", CallStyle::Json, [false, false, false]),
+    ("phi3", CallStyle::Json, [false, false, false]),
+    ("phi4", CallStyle::Json, [false, false, false]),
+    ("qwen2", CallStyle::Hermes, [true, true, true]),
+    ("qwen3", CallStyle::Hermes, [true, true, true]),
+    ("smollm3", CallStyle::Json, [true, false, true]),
+    ("starcoder2", CallStyle::Json, [false, false, false]),
+    ("tekken", CallStyle::MistralArgs, [false, true, true]),
+    ("zephyr", CallStyle::Json, [false, false, false]),
+];
+
+#[test]
+fn every_model_style_is_told_of_functions_calls_and_results() {
+    let (tools, maker) = (json("tools.json"), Maker::of(&json("expected.json")));
+    let tools = tools.as_array().unwrap();
+    let arguments = value!({"place": "Ulm"});
+    let call = value!({"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": arguments}});
+    let asked = [
+        value!({"role": "user", "content": "Weather?"}),
+        value!({"role": "assistant", "content": "", "tool_calls": [call]}),
+        value!({"role": "tool", "content": "5 degrees", "tool_call_id": "abcdefghi", "name": "weather"}),
+    ];
+    let mut report = String::new();
+    for (name, style, expected) in TOOL_STYLES {
+        let source = std::fs::read_to_string(folder().join(format!("templates/{name}.jinja"))).unwrap();
+        let template = maker.compile(&source).unwrap();
+        let skills = TemplateSkills::of(&template);
+        let found = (
+            CallStyle::of_templates(&template.sources()),
+            [skills.functions, skills.calls, skills.results],
+        );
+        if found != (style, expected) {
+            writeln!(report, "{name}: {found:?}").unwrap();
+        }
+        let mut messages = asked.to_vec();
+        rewrite(&mut messages, skills, style);
+        if !skills.functions {
+            introduce(&mut messages, tools, (style, None));
+        }
+        let tools = if skills.functions { tools.clone() } else { Vec::new() };
+        let conversation = Conversation { messages, tools, ..Conversation::default() };
+        let prompt = template.render(&conversation).unwrap_or_else(|error| format!("{error:?}"));
+        for word in ["weather", "search", "filters", "Ulm", "5 degrees"] {
+            if !prompt.contains(word) {
+                writeln!(report, "{name}: no {word} in {prompt}").unwrap();
             }
         }
     }

@@ -1,9 +1,14 @@
 //! Every field of the three interfaces is honoured, which the answer shows, or refused, which a status and a
 //! message say; values that change nothing always pass.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 mod support;
 
+use lockstep_router::chat::{ChatTemplate, TemplateTokens};
+use lockstep_router::model::Model;
 use lockstep_router::shards::fake::FakeModel;
+use lockstep_router::testing::TEMPLATE;
+use lockstep_router::tools::CallSupport;
 use serde_json::{Value, json};
 use support::{Server, config};
 
@@ -52,7 +57,7 @@ const COMPLETIONS: [&str; 18] = [
     "user",
 ];
 
-const CHAT: [&str; 34] = [
+const CHAT: [&str; 35] = [
     "audio",
     "frequency_penalty",
     "function_call",
@@ -81,6 +86,7 @@ const CHAT: [&str; 34] = [
     "stream_options",
     "temperature",
     "tool_choice",
+    "tool_prompt",
     "tools",
     "top_logprobs",
     "top_p",
@@ -88,6 +94,10 @@ const CHAT: [&str; 34] = [
     "verbosity",
     "web_search_options",
 ];
+
+/// A template that knows tools.
+const WITH_TOOLS: &str = "{% for message in messages %}{{ message['role'] + ':' + message['content'] }}{% endfor %}\
+                          {% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}";
 
 /// One field and what becomes of its values.
 struct Row {
@@ -143,6 +153,7 @@ struct Interface {
     base: Value,
     /// Fields of this object instead of the body's own.
     inside: Option<&'static str>,
+    template: &'static str,
 }
 
 impl Interface {
@@ -159,7 +170,12 @@ impl Interface {
     }
 
     async fn check(&self, rows: &[Row]) {
-        let server = Server::start_with(FakeModel::Seeded, config()).await;
+        let template = ChatTemplate::compile(self.template, TemplateTokens::default()).unwrap();
+        let model = Model { template: Some(template), ..support::model() };
+        let calls = CallSupport::of(model.template.as_ref(), &model.tokenizer, None);
+        let server = Server::loading(FakeModel::Seeded, config(), Model { calls, ..model });
+        server.control.come_back();
+        server.app.wait_until_ready().await.unwrap();
         for row in rows {
             let ask = async |value: Option<&Value>| {
                 let reply = server.post(self.path, self.body(row, value)).await;
@@ -199,6 +215,10 @@ fn steady(text: &str) -> String {
         }
         if let Some(details) = body.pointer_mut("/usage/prompt_tokens_details") {
             details.take();
+        }
+        for choice in body.get_mut("choices").and_then(Value::as_array_mut).into_iter().flatten() {
+            let calls = choice.pointer_mut("/message/tool_calls").and_then(Value::as_array_mut);
+            calls.into_iter().flatten().for_each(|call| call["id"] = Value::Null);
         }
         body.to_string()
     });
@@ -299,7 +319,7 @@ fn openai() -> Vec<Row> {
 #[tokio::test]
 async fn native_fields() {
     let base = json!({"inputs": "abc def", "parameters": {"do_sample": true, "seed": 1, "max_new_tokens": 12, "details": true}});
-    let interface = Interface { path: "/generate", base, inside: Some("parameters") };
+    let interface = Interface { path: "/generate", base, inside: Some("parameters"), template: TEMPLATE };
     let mut rows = sampling();
     rows.retain(|row| row.field != "seed");
     rows.extend([
@@ -346,7 +366,7 @@ async fn native_fields() {
 #[tokio::test]
 async fn completion_fields() {
     let base = json!({"prompt": "abc def", "seed": 1, "max_tokens": 12});
-    let interface = Interface { path: "/v1/completions", base, inside: None };
+    let interface = Interface { path: "/v1/completions", base, inside: None, template: TEMPLATE };
     let mut rows = openai();
     rows.retain(|row| row.field != "seed");
     rows.extend([
@@ -379,13 +399,52 @@ async fn completion_fields() {
     interface.check(&rows).await;
 }
 
+/// What chats say of tools.
+fn tool_rows() -> Vec<Row> {
+    let function = json!({"type": "function", "function": {"name": "f", "parameters": {}}});
+    vec![
+        row("tools")
+            .neutral(json!([]))
+            .honoured(json!([function]))
+            .refused(json!([{"type": "web_search"}]), 422, "must be of type function")
+            .refused(json!([{"type": "function", "function": {"name": "a b"}}]), 422, "needs a `name`")
+            .refused(json!([function, function]), 422, "two functions named f"),
+        row("tool_choice").neutral(json!("auto")).neutral(json!("none")).refused(
+            json!("required"),
+            422,
+            "`tool_choice` needs `tools`",
+        ),
+        row("tool_choice")
+            .with(json!({"tools": [function]}))
+            .neutral(json!("auto"))
+            .honoured(json!("none"))
+            .honoured(json!("required"))
+            .honoured(json!("f"))
+            .honoured(json!({"type": "function", "function": {"name": "f"}}))
+            .refused(json!("g"), 422, "`tool_choice` names g, which is none of `tools`")
+            .refused(json!(3), 422, "`tool_choice` must be none, auto, required"),
+        // Where the template has no words for tools, `tools.rs` shows what becomes of it.
+        row("tool_prompt").with(json!({"tools": [function]})).refused(
+            json!("Call:"),
+            422,
+            "the model's chat template has words of its own",
+        ),
+        row("parallel_tool_calls")
+            .with(json!({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required",
+                "max_tokens": 120, "n": 4}))
+            .neutral(json!(true))
+            .honoured(json!(false)),
+        // Without tools there are no calls.
+        row("parallel_tool_calls").neutral(json!(true)).neutral(json!(false)),
+    ]
+}
+
 #[tokio::test]
 async fn chat_fields() {
     let base = json!({"messages": [{"role": "user", "content": "Hi"}], "seed": 1, "max_tokens": 12});
-    let interface = Interface { path: "/v1/chat/completions", base, inside: None };
+    let interface = Interface { path: "/v1/chat/completions", base, inside: None, template: WITH_TOOLS };
     let mut rows = openai();
     rows.retain(|row| row.field != "seed");
-    let function = json!({"type": "function", "function": {"name": "f", "parameters": {}}});
     rows.extend([
         row("seed").required().honoured(json!(u64::MAX)).refused(json!(-1), 422, "`seed`"),
         row("messages")
@@ -406,12 +465,8 @@ async fn chat_fields() {
             "`max_tokens` and `max_completion_tokens` must be equal",
         ),
         row("max_completion_tokens").with(json!({"max_tokens": null})).honoured(json!(3)),
-        row("tools").neutral(json!([])).unserved(json!([function])),
-        row("tool_choice").neutral(json!("auto")).neutral(json!("none")).unserved(json!("required")),
         row("functions").neutral(json!([])).unserved(json!([{"name": "f"}])),
         row("function_call").neutral(json!("auto")).unserved(json!({"name": "f"})),
-        // Without tools there are no calls.
-        row("parallel_tool_calls").neutral(json!(true)).neutral(json!(false)),
         row("audio").unserved(json!({"voice": "a"})),
         row("prediction").unserved(json!({"type": "content", "content": "a"})),
         row("reasoning_effort").unserved(json!("high")),
@@ -425,6 +480,7 @@ async fn chat_fields() {
         row("prompt_cache_key").neutral(json!("a")),
         row("safety_identifier").neutral(json!("a")),
     ]);
+    rows.extend(tool_rows());
     has_a_row_for_each(&CHAT, &rows);
     interface.check(&rows).await;
 }

@@ -81,11 +81,15 @@ fn message(message: &Json) -> Value {
 /// Makes an object of each tool call's arguments: clients of OpenAI's API send them as JSON in a text, templates
 /// write them as objects. What is no such JSON stays as it is.
 pub fn parse_arguments(message: &mut Map<String, Json>) {
+    // Templates take a message with an empty list for one with calls.
+    if message.get("tool_calls").and_then(Json::as_array).is_some_and(Vec::is_empty) {
+        message.shift_remove("tool_calls");
+    }
     let calls = message.get_mut("tool_calls").and_then(Json::as_array_mut);
     for call in calls.into_iter().flatten() {
         let Some(arguments) = call.pointer_mut("/function/arguments") else { continue };
-        let parsed =
-            arguments.as_str().and_then(|text| serde_json::from_str::<Map<String, Json>>(text).ok());
+        let text = arguments.as_str().map(|text| if text.trim().is_empty() { "{}" } else { text });
+        let parsed = text.and_then(|text| serde_json::from_str::<Map<String, Json>>(text).ok());
         if let Some(parsed) = parsed {
             *arguments = Json::Object(parsed);
         }

@@ -84,6 +84,12 @@ impl ChatTemplate {
         template.ok().map(|template| template.source().to_owned())
     }
 
+    /// The text of all templates.
+    pub fn sources(&self) -> String {
+        let templates = self.names.iter().filter_map(|name| self.environment.get_template(name).ok());
+        templates.map(|template| template.source().to_owned()).collect::<Vec<_>>().join("\n")
+    }
+
     /// Whether a prompt may depend on when it is written.
     pub fn reads_clock(&self) -> bool {
         let sources = self.names.iter().filter_map(|name| self.environment.get_template(name).ok());

@@ -73,7 +73,9 @@ impl Core {
             return;
         }
         let (tx, rx) = mpsc::channel::<GenerationEvent>(capacity);
-        self.deliveries.open(sequence, assignment.stops, tx, now);
+        let shown =
+            assignment.grammar.as_ref().map(|grammar| Arc::clone(grammar.shown())).unwrap_or_default();
+        self.deliveries.open(sequence, (assignment.stops, shown), tx, now);
         if let Some(grammar) = assignment.grammar {
             self.masks.open(sequence, grammar);
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use lockstep_proto::{SequenceId, TokenLogprobs, Tokens};
+use lockstep_proto::{SequenceId, TokenId, TokenLogprobs, Tokens};
 use lockstep_scheduler::{self as scheduler, SequenceEvent};
 use tokio::sync::mpsc;
 use tracing::debug;
@@ -35,6 +35,8 @@ struct Delivery {
     tx: mpsc::Sender<GenerationEvent>,
     detokenizer: Detokenizer,
     stops: StopStrings,
+    /// Special tokens whose names are part of the text.
+    shown: Arc<[TokenId]>,
     /// The newest token, until it is known whether it is the last.
     newest: Option<GeneratedToken>,
     submitted: Instant,
@@ -50,12 +52,13 @@ impl Deliveries {
     pub(super) fn open(
         &mut self,
         sequence: SequenceId,
-        stops: StopStrings,
+        (stops, shown): (StopStrings, Arc<[TokenId]>),
         tx: mpsc::Sender<GenerationEvent>,
         now: Instant,
     ) {
         let detokenizer = Detokenizer::new();
-        let delivery = Delivery { tx, detokenizer, stops, newest: None, submitted: now, last_token: None };
+        let delivery =
+            Delivery { tx, detokenizer, stops, shown, newest: None, submitted: now, last_token: None };
         self.open.insert(sequence, delivery);
     }
 
@@ -165,7 +168,8 @@ impl Deliveries {
 impl Delivery {
     fn take(&mut self, token: TokenLogprobs, vocabulary: &Vocabulary) {
         let id = token.token;
-        if vocabulary.is_special(id) {
+        let special = vocabulary.is_special(id);
+        if special && !self.shown.contains(&id) {
             let text = vocabulary.text(id);
             self.newest =
                 Some(GeneratedToken { token, text, delta: String::new(), special: true, finish: None });
@@ -177,7 +181,7 @@ impl Delivery {
         if passed.stopped && self.stops.placement() == StopText::Keep {
             text.clone_from(&passed.text);
         }
-        self.newest = Some(GeneratedToken { token, text, delta: passed.text, special: false, finish });
+        self.newest = Some(GeneratedToken { token, text, delta: passed.text, special, finish });
     }
 
     fn is_stopped(&self) -> bool {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use llguidance::api::{ParserLimits, TopLevelGrammar};
+use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities};
 use llguidance::{Matcher, ParserFactory};
 use lockstep_proto::TokenId;
@@ -11,7 +11,7 @@ use lockstep_proto::TokenId;
 use super::matcher::{Allowed, Following, forced_by};
 use super::spec::MAX_BYTES;
 use super::tokens::tokens_of;
-use super::{Grammar, GrammarError, TokenMatcher};
+use super::{CallGrammar, Grammar, GrammarError, TokenMatcher};
 use crate::cpu_pool::CpuPool;
 use crate::tokenizer::Tokenizer;
 
@@ -49,6 +49,7 @@ pub struct CompiledGrammar {
     bytes: Mutex<Matcher>,
     first: Following,
     is_json: bool,
+    shown: Arc<[TokenId]>,
     pools: Pools,
 }
 
@@ -78,9 +79,9 @@ impl Compiler {
         if found > MAX_BYTES {
             return Err(GrammarError::TooLarge { found, limit: MAX_BYTES });
         }
-        let top = top_level(grammar)?;
-        let mut tokens = matcher(&self.tokens, top.clone())?;
-        let bytes = matcher(&self.bytes, top)?;
+        let (of_tokens, of_bytes) = top_levels(grammar)?;
+        let mut tokens = matcher(&self.tokens, of_tokens)?;
+        let bytes = matcher(&self.bytes, of_bytes)?;
         let nothing = |error| GrammarError::Refused(format!("nothing matches it: {error}"));
         let forced = forced_by(&mut tokens).map_err(nothing)?;
         // Of a copy: what is computed for a mask stays in the matcher.
@@ -95,6 +96,12 @@ impl Compiler {
             bytes: Mutex::new(bytes),
             first,
             is_json: matches!(grammar, Grammar::JsonSchema(_)),
+            shown: match grammar {
+                Grammar::Calls(calls) => calls.shown.as_slice().into(),
+                Grammar::JsonSchema(_) | Grammar::Regex(_) | Grammar::Choice(_) | Grammar::Lark(_) => {
+                    Arc::default()
+                }
+            },
             pools: self.pools.clone(),
         })
     }
@@ -109,6 +116,11 @@ impl CompiledGrammar {
     /// Which tokens an answer must begin with, and which may follow them.
     pub fn first(&self) -> &Following {
         &self.first
+    }
+
+    /// Special tokens whose names are part of the text.
+    pub fn shown(&self) -> &Arc<[TokenId]> {
+        &self.shown
     }
 
     /// Where its masks are computed.
@@ -171,8 +183,9 @@ fn limits() -> ParserLimits {
     }
 }
 
-fn top_level(grammar: &Grammar) -> Result<TopLevelGrammar, GrammarError> {
-    Ok(match grammar {
+/// For tokens, and for bytes.
+fn top_levels(grammar: &Grammar) -> Result<(TopLevelGrammar, TopLevelGrammar), GrammarError> {
+    let same = match grammar {
         Grammar::JsonSchema(text) => TopLevelGrammar::from_json_schema(Grammar::schema_of(text)?),
         Grammar::Regex(regex) => TopLevelGrammar::from_regex(regex),
         Grammar::Choice(texts) => {
@@ -181,7 +194,23 @@ fn top_level(grammar: &Grammar) -> Result<TopLevelGrammar, GrammarError> {
             TopLevelGrammar::from_lark(format!("start: {}", quoted.join(" | ")))
         }
         Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
-    })
+        Grammar::Calls(calls) => return of_calls(calls),
+    };
+    Ok((same.clone(), same))
+}
+
+fn of_calls(calls: &CallGrammar) -> Result<(TopLevelGrammar, TopLevelGrammar), GrammarError> {
+    let mut schemas = Vec::with_capacity(calls.schemas.len());
+    for (at, schema) in calls.schemas.iter().enumerate() {
+        let json_schema = Some(Grammar::schema_of(schema)?);
+        schemas.push(GrammarWithLexer { name: Some(format!("f{at}")), json_schema, lark_grammar: None });
+    }
+    let with = |lark: &str| {
+        let mut top = TopLevelGrammar::from_lark(lark.to_owned());
+        top.grammars.extend_from_slice(&schemas);
+        top
+    };
+    Ok((with(&calls.tokens), with(&calls.bytes)))
 }
 
 fn matcher(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Matcher, GrammarError> {

@@ -20,4 +20,4 @@ mod tokens;
 pub use compile::{CompiledGrammar, Completeness};
 pub use matcher::{Allowed, Following, TokenMatcher};
 pub use service::{CompileError, Grammars};
-pub use spec::{Grammar, GrammarError};
+pub use spec::{CallGrammar, Grammar, GrammarError};

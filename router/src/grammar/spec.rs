@@ -1,5 +1,6 @@
 //! A grammar as asked for, and what can be wrong with it.
 
+use lockstep_proto::TokenId;
 use serde_json::{Value, json};
 use thiserror::Error;
 
@@ -21,6 +22,21 @@ pub enum Grammar {
     Choice(Vec<String>),
     /// A text that a context-free grammar in the library's own dialect of Lark describes.
     Lark(String),
+    /// Text and calls of functions.
+    Calls(CallGrammar),
+}
+
+/// A grammar of texts and calls in the library's own language. `@f0`, `@f1` and so on are the schemas.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CallGrammar {
+    /// Of the model's tokens.
+    pub tokens: String,
+    /// Of bytes: the same texts, special tokens by their names.
+    pub bytes: String,
+    /// Of each function's arguments.
+    pub schemas: Vec<String>,
+    /// Special tokens whose names are part of the text.
+    pub shown: Vec<TokenId>,
 }
 
 /// A grammar that is not served, or an answer that broke one.
@@ -70,6 +86,7 @@ impl Grammar {
         match self {
             Self::JsonSchema(text) | Self::Regex(text) | Self::Lark(text) => text.len(),
             Self::Choice(texts) => texts.iter().map(String::len).sum(),
+            Self::Calls(calls) => calls.tokens.len() + calls.schemas.iter().map(String::len).sum::<usize>(),
         }
     }
 

@@ -11,10 +11,12 @@ use futures::StreamExt;
 use serde_json::Value;
 
 use super::auth::KeyName;
+use super::openai::with_new_call_ids;
 use super::response_cache::{CacheKey, CachedAnswer, is_deterministic};
 use crate::app::App;
 use crate::chat::ChatTemplate;
 use crate::error::ApiError;
+use crate::tools::CallStyle;
 
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 
@@ -53,7 +55,7 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request, next: 
     let Some(key) = key else { return marked(next.run(request).await, "bypass") };
     if let Some(known) = app.responses.get(&key) {
         app.metrics.on_cache_hit();
-        return marked(replay(&known), "hit");
+        return marked(replay(&known, app.model.calls.style), "hit");
     }
     let response = next.run(request).await;
     if !response.status().is_success() {
@@ -155,14 +157,14 @@ impl Keeping {
     }
 }
 
-fn replay(known: &CachedAnswer) -> Response {
+fn replay(known: &CachedAnswer, style: CallStyle) -> Response {
     let mut headers = known.headers.clone();
     for name in TIMES {
         if headers.contains_key(name) {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static("0"));
         }
     }
-    let pieces = renamed(&known.pieces);
+    let pieces = renamed(&known.pieces, style);
     let body = match <[Bytes; 1]>::try_from(pieces) {
         Ok([whole]) => Body::from(whole),
         Err(pieces) => Body::from_stream(futures::stream::iter(
@@ -173,7 +175,7 @@ fn replay(known: &CachedAnswer) -> Response {
 }
 
 /// The pieces with an id of their own where they have one, as OpenAI's answers do: ids are unique.
-fn renamed(pieces: &[Bytes]) -> Vec<Bytes> {
+fn renamed(pieces: &[Bytes], style: CallStyle) -> Vec<Bytes> {
     let first = pieces.first().and_then(|piece| std::str::from_utf8(piece).ok()).unwrap_or_default();
     let Some((_, rest)) = first.split_once("\"id\":\"") else { return pieces.to_vec() };
     let old = rest.split('"').next().unwrap_or_default();
@@ -182,7 +184,7 @@ fn renamed(pieces: &[Bytes]) -> Vec<Bytes> {
     };
     let new = format!("{kind}{}", uuid::Uuid::new_v4().simple());
     let renamed = pieces.iter().map(|piece| match std::str::from_utf8(piece) {
-        Ok(text) => Bytes::from(text.replace(old, &new)),
+        Ok(text) => Bytes::from(with_new_call_ids(&text.replace(old, &new), style)),
         Err(_) => piece.clone(),
     });
     renamed.collect()

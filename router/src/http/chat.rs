@@ -11,8 +11,8 @@ use futures::Stream;
 use super::body::JsonBody;
 use super::intake::{Answer, Arrival, Heard, Running, start};
 use super::openai::{
-    ChatCompletion, ChatRequest, ChatStream, Choice, Delivery, Envelope, Logprobs, Usage, entries,
-    in_openai_words,
+    ChatCompletion, ChatRequest, ChatStream, Choice, Delivery, Envelope, Listener, Logprobs, Usage,
+    entries, in_openai_words,
 };
 use super::record::Record;
 use super::sse::{self, Frame};
@@ -25,16 +25,18 @@ pub(super) async fn completions(
     arrival: Arrival,
     JsonBody(mut body): JsonBody,
 ) -> Result<Response, ApiError> {
-    let ChatRequest { mut text, model, logprobs, delivery } = ChatRequest::parse(&mut body)?;
-    text.sampling.fill(&app.model.sampling_defaults);
-    let running = start(&app, arrival, text).await.map_err(in_openai_words)?;
+    let mut request = ChatRequest::parse(&mut body)?;
+    request.fit(&app.model)?;
+    let ChatRequest { text, model, logprobs, delivery, tools } = request;
+    let running = start(&app, arrival, text).await.map_err(|error| tools.in_words(error))?;
+    let listener = Listener::new(tools.rules.as_ref(), app.model.calls.style);
     let model = model.unwrap_or_else(|| app.model.id.clone());
     let envelope = Envelope::new("chatcmpl", model, app.fingerprint());
     match delivery {
-        Delivery::Whole => whole(&app, running, envelope, logprobs).await,
+        Delivery::Whole => whole(&app, running, envelope, (logprobs, listener)).await,
         Delivery::Stream(usage) => {
             let headers = running.record.stream_headers();
-            let chunks = ChatStream::new(envelope, logprobs, usage, running.choices);
+            let chunks = ChatStream::new(envelope, logprobs, usage, vec![listener; running.choices]);
             let frames = VecDeque::new();
             let stream = Answering { app, running, chunks, frames, is_over: false };
             Ok(sse::respond(stream.frames(), headers))
@@ -46,13 +48,13 @@ async fn whole(
     app: &App,
     mut running: Running,
     envelope: Envelope,
-    logprobs: Logprobs,
+    (logprobs, listener): (Logprobs, Listener),
 ) -> Result<Response, ApiError> {
     let answers = running.collect().await?;
     let vocabulary = app.model.tokenizer.vocabulary();
     let choice = |(index, answer): (u32, Answer)| {
         let logprobs = entries(logprobs, &answer.tokens, vocabulary);
-        Choice::new(index, answer.text, logprobs, answer.finish)
+        Choice::new(index, listener.clone().hear_all(answer.text, answer.finish), logprobs)
     };
     let choices = (0..).zip(answers).map(choice).collect();
     let completion = ChatCompletion::new(envelope, choices, usage(&running.record));

@@ -84,7 +84,8 @@ pub(super) async fn chat_tokenize(
     State(app): State<Arc<App>>,
     JsonBody(mut body): JsonBody,
 ) -> Result<Json<ChatTokens>, ApiError> {
-    let request = ChatRequest::parse(&mut body)?;
+    let mut request = ChatRequest::parse(&mut body)?;
+    request.fit(&app.model)?;
     let (templated_text, tokenize_response) = pieces(&app, request.text.prompt).await?;
     Ok(Json(ChatTokens { tokenize_response, templated_text }))
 }

@@ -19,6 +19,7 @@ use lockstep_router::model::Model;
 use lockstep_router::shards::fake::{FakeControl, FakeGroup, FakeModel, FakeShape};
 use lockstep_router::testing::{TEMPLATE, VOCABULARY_SIZE, byte_level_tokenizer, ids};
 use lockstep_router::tokenizer::Tokenizer;
+use lockstep_router::tools::CallSupport;
 use lockstep_router::validation::{RequestLimits, SamplingDefaults};
 use lockstep_scheduler::{Limits, PrefixCaching};
 use serde_json::Value;
@@ -78,11 +79,14 @@ pub fn config() -> AppConfig {
 
 pub fn model() -> Model {
     let tokens = TemplateTokens { eos: Some("<|im_end|>".to_owned()), ..TemplateTokens::default() };
+    let tokenizer = Tokenizer::from_bytes(byte_level_tokenizer().as_bytes()).unwrap();
+    let template = ChatTemplate::compile(TEMPLATE, tokens).unwrap();
     Model {
         id: "test/model".to_owned(),
         sha: None,
-        tokenizer: Arc::new(Tokenizer::from_bytes(byte_level_tokenizer().as_bytes()).unwrap()),
-        template: Some(ChatTemplate::compile(TEMPLATE, tokens).unwrap()),
+        calls: CallSupport::of(Some(&template), &tokenizer, None),
+        tokenizer: Arc::new(tokenizer),
+        template: Some(template),
         end_tokens: vec![TokenId(ids::IM_END)],
         max_positions: Some(Tokens(200)),
         sampling_defaults: SamplingDefaults::default(),
@@ -99,6 +103,11 @@ impl Server {
     pub fn loading_rows(fake: FakeModel, config: AppConfig, model: Model, vocabulary_size: u32) -> Self {
         let max_positions = Tokens(200);
         let shape = FakeShape { vocabulary_size, max_positions, block_size: Tokens(4), blocks: BLOCKS };
+        Self::loading_shape(fake, config, model, shape)
+    }
+
+    /// The same, of this shape.
+    pub fn loading_shape(fake: FakeModel, config: AppConfig, model: Model, shape: FakeShape) -> Self {
         let (group, control) = FakeGroup::new(fake, shape);
         let tasks = Tasks::new();
         let app = App::start(config, model, group, &tasks).unwrap();

@@ -12,6 +12,8 @@ use crate::http::native::{logit_bias, unknown_adapter, watermark};
 use crate::validation::{EndOfSequence, PromptSource, SamplingRequest, StoppingRequest, TextRequest};
 
 use super::stream::Logprobs;
+use super::tools::{ToolRequest, check_message};
+use crate::model::Model;
 
 /// Which chunks of a stream carry usage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +38,7 @@ pub(in crate::http) struct ChatRequest {
     pub(in crate::http) model: Option<String>,
     pub(in crate::http) logprobs: Logprobs,
     pub(in crate::http) delivery: Delivery,
+    pub(in crate::http) tools: ToolRequest,
 }
 
 impl ChatRequest {
@@ -65,10 +68,41 @@ impl ChatRequest {
             grammar: grammar::openai(body)?,
             watermark: watermark(body)?,
         };
-        let request = Self { text, model: body.take("model")?, logprobs, delivery: delivery(body)? };
+        let tools = ToolRequest::parse(body)?;
+        refuse_what_tools_exclude(&text, &tools)?;
+        let (model, delivery) = (body.take("model")?, delivery(body)?);
+        let request = Self { text, model, logprobs, delivery, tools };
         refuse_what_is_not_served(body)?;
         Ok(request)
     }
+
+    /// Completes what depends on the model: what its template is given, and what answers are held to.
+    pub(in crate::http) fn fit(&mut self, model: &Model) -> Result<(), ApiError> {
+        if let PromptSource::Chat(conversation) = &mut self.text.prompt {
+            self.tools.tell(conversation, &model.calls)?;
+        }
+        if let Some(grammar) = self.tools.grammar(&model.calls) {
+            self.text.grammar = Some(grammar);
+        }
+        self.text.sampling.fill(&model.sampling_defaults);
+        Ok(())
+    }
+}
+
+fn refuse_what_tools_exclude(text: &TextRequest, tools: &ToolRequest) -> Result<(), ApiError> {
+    if tools.rules.is_none() {
+        return Ok(());
+    }
+    if text.grammar.is_some() {
+        let message = "`response_format` cannot be set together with `tools`";
+        return Err(ApiError::invalid("response_format", message));
+    }
+    if text.stopping.end_tokens == EndOfSequence::Ignore {
+        let message =
+            "`ignore_eos` cannot be set together with `tools`: the end of a call is the end of the answer";
+        return Err(ApiError::invalid("ignore_eos", message));
+    }
+    Ok(())
 }
 
 /// `temperature: 0` is greedy; otherwise chat samples, as OpenAI's does.
@@ -160,6 +194,7 @@ fn message(mut message: Map<String, Value>) -> Result<Value, ApiError> {
         }
     };
     message.insert("content".to_owned(), content);
+    check_message(&message)?;
     parse_arguments(&mut message);
     Ok(Value::Object(message))
 }
@@ -180,9 +215,7 @@ fn refuse_what_is_not_served(body: &mut Fields) -> Result<(), ApiError> {
         value.as_str().is_some_and(|word| words.contains(&word))
     }
     body.refuse_unless("best_of", |value| value.as_u64() == Some(1))?;
-    body.refuse_unless("tools", is_empty)?;
     body.refuse_unless("functions", is_empty)?;
-    body.refuse_unless("tool_choice", |value| is_one_of(value, &["none", "auto"]))?;
     body.refuse_unless("function_call", |value| is_one_of(value, &["none", "auto"]))?;
     for name in ["audio", "prediction", "web_search_options", "reasoning_effort"] {
         body.refuse_unless(name, Value::is_null)?;

@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use super::calls::{Said, ToolCall, ToolCallDelta};
 use crate::engine::FinishReason;
 
 /// What every answer and chunk says of itself.
@@ -73,7 +74,10 @@ pub(in crate::http) struct Choice {
 #[derive(Serialize)]
 struct Message {
     role: &'static str,
-    content: String,
+    /// Null where there are calls and no text.
+    content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
 }
 
 /// The log-probabilities of an answer or a chunk.
@@ -104,14 +108,10 @@ impl ChatCompletion {
 }
 
 impl Choice {
-    pub(in crate::http) fn new(
-        index: u32,
-        content: String,
-        logprobs: Option<ChoiceLogprobs>,
-        finish: FinishReason,
-    ) -> Self {
-        let message = Message { role: "assistant", content };
-        Self { index, message, logprobs, finish_reason: finish_reason(finish) }
+    pub(in crate::http) fn new(index: u32, said: Said, logprobs: Option<ChoiceLogprobs>) -> Self {
+        let Said { content, calls, finish_reason } = said;
+        let message = Message { role: "assistant", content, tool_calls: calls };
+        Self { index, message, logprobs, finish_reason }
     }
 }
 
@@ -154,9 +154,21 @@ pub(super) struct Delta {
     pub(super) role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) tool_calls: Vec<ToolCallDelta>,
 }
 
-/// OpenAI's word for why an answer ended.
+impl Delta {
+    pub(super) fn of_content(text: String) -> Self {
+        Self { content: Some(text), ..Self::default() }
+    }
+
+    pub(super) fn of_call(call: ToolCallDelta) -> Self {
+        Self { tool_calls: vec![call], ..Self::default() }
+    }
+}
+
+/// OpenAI's word for why an answer of text ended.
 pub(super) fn finish_reason(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Length => "length",

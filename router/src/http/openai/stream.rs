@@ -3,10 +3,9 @@
 use crate::engine::{FinishReason, GeneratedToken};
 use crate::tokenizer::Vocabulary;
 
+use super::calls::Listener;
 use super::request::Usage as UsageWish;
-use super::response::{
-    Chunk, ChunkChoice, Delta, Envelope, LogprobEntry, TokenLogprob, Usage, finish_reason,
-};
+use super::response::{Chunk, ChunkChoice, Delta, Envelope, LogprobEntry, TokenLogprob, Usage};
 use crate::http::openai::response::ChoiceLogprobs;
 
 /// What stands for the log-probability of something impossible: JSON has no infinity.
@@ -24,8 +23,15 @@ pub(in crate::http) struct ChatStream {
     envelope: Envelope,
     logprobs: Logprobs,
     usage: UsageWish,
-    /// By choice: its role, until its first chunk has told it.
-    roles: Vec<Option<&'static str>>,
+    /// By choice.
+    speakers: Vec<Speaker>,
+}
+
+/// One choice as far as it is told.
+struct Speaker {
+    /// Its role, until its first chunk has told it.
+    role: Option<&'static str>,
+    listener: Listener,
 }
 
 impl ChatStream {
@@ -33,9 +39,10 @@ impl ChatStream {
         envelope: Envelope,
         logprobs: Logprobs,
         usage: UsageWish,
-        choices: usize,
+        listeners: Vec<Listener>,
     ) -> Self {
-        Self { envelope, logprobs, usage, roles: vec![Some("assistant"); choices] }
+        let speaker = |listener| Speaker { role: Some("assistant"), listener };
+        Self { envelope, logprobs, usage, speakers: listeners.into_iter().map(speaker).collect() }
     }
 
     /// What a choice's token adds, if it adds something.
@@ -45,29 +52,30 @@ impl ChatStream {
         vocabulary: &Vocabulary,
         usage: Usage,
     ) -> Vec<Chunk> {
-        let mut chunks = Vec::new();
         let content = entries(self.logprobs, std::slice::from_ref(token), vocabulary);
-        let logprobs = content.filter(|logprobs| !logprobs.content.is_empty());
-        if !token.delta.is_empty() || logprobs.is_some() {
-            let delta = Delta { role: self.take_role(choice), content: Some(token.delta.clone()) };
-            chunks.push(self.chunk(ChunkChoice::new(choice, delta, logprobs, None), usage));
+        let mut logprobs = content.filter(|logprobs| !logprobs.content.is_empty());
+        let Some(speaker) = self.speakers.get_mut(choice) else { return Vec::new() };
+        let (mut deltas, reason) = speaker.listener.hear(&token.delta, token.finish);
+        if deltas.is_empty() && logprobs.is_some() {
+            deltas.push(Delta { content: speaker.listener.silence(), ..Delta::default() });
         }
-        let Some(reason) = token.finish else { return chunks };
-        let role = self.take_role(choice);
-        let delta = Delta { role, content: role.map(|_| String::new()) };
-        let reason = Some(finish_reason(reason));
-        chunks.push(self.chunk(ChunkChoice::new(choice, delta, None, reason), usage));
-        chunks
+        let mut told: Vec<ChunkChoice> = Vec::with_capacity(deltas.len() + 1);
+        for delta in deltas {
+            let delta = Delta { role: speaker.role.take(), ..delta };
+            told.push(ChunkChoice::new(choice, delta, logprobs.take(), None));
+        }
+        if reason.is_some() {
+            let role = speaker.role.take();
+            let delta = Delta { role, content: role.map(|_| String::new()), ..Delta::default() };
+            told.push(ChunkChoice::new(choice, delta, None, reason));
+        }
+        told.into_iter().map(|told| self.chunk(told, usage)).collect()
     }
 
     /// What follows the last token of the last choice.
     pub(in crate::http) fn on_end(&self, usage: Usage) -> Option<Chunk> {
         let chunk = Chunk { choices: Vec::new(), usage: Some(Some(usage)), ..self.empty() };
         self.usage.at_end.then_some(chunk)
-    }
-
-    fn take_role(&mut self, choice: usize) -> Option<&'static str> {
-        self.roles.get_mut(choice).and_then(Option::take)
     }
 
     fn chunk(&self, choice: ChunkChoice, usage: Usage) -> Chunk {
