@@ -18,6 +18,7 @@ use crate::error::ApiError;
 use crate::grammar::Grammars;
 use crate::http::admission::{Place, Places, retry_after_s};
 use crate::http::auth::{AccessConfig, Keys, KeysError};
+use crate::http::fields::UnknownFields;
 use crate::http::response_cache::ResponseCache;
 use crate::http::{self, Registry};
 use crate::metrics::Metrics;
@@ -49,6 +50,8 @@ pub struct AppConfig {
     pub request_timeout: Option<Duration>,
     /// Bytes of answers that are kept for equal requests; 0 keeps none.
     pub response_cache_bytes: usize,
+    /// What becomes of fields that no interface has, and of names of models that are not served.
+    pub unknown_fields: UnknownFields,
     /// Who may ask.
     pub access: AccessConfig,
     /// Value of `x-compute-type`; absent means what the shards say of themselves.

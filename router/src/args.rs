@@ -123,6 +123,10 @@ pub struct RouterArgs {
     #[arg(long, env = "RESPONSE_CACHE_BYTES", default_value_t = 64 << 20)]
     pub response_cache_bytes: usize,
 
+    /// Refuse requests with fields that no interface has, and OpenAI requests for a model that is not served.
+    #[arg(long, env = "STRICT")]
+    pub strict: bool,
+
     /// A key that clients must send as "Authorization: Bearer KEY"; may be repeated.
     #[arg(long = "api-key", env = "API_KEY", hide_env_values = true, value_name = "KEY")]
     pub api_keys: Vec<ApiKey>,

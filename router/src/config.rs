@@ -14,6 +14,7 @@ use crate::engine::EngineConfig;
 use crate::http::admission::parse_timeout;
 use crate::http::auth::{AccessConfig, MetricsAccess};
 use crate::http::cors::OriginError;
+use crate::http::fields::UnknownFields;
 use crate::shards::{AddressError, ShardAddress};
 use crate::validation::RequestLimits;
 
@@ -163,6 +164,7 @@ fn app_config(args: &RouterArgs) -> Result<AppConfig, ConfigError> {
         },
         request_timeout: args.request_timeout.map(request_timeout).transpose()?,
         response_cache_bytes: args.response_cache_bytes,
+        unknown_fields: if args.strict { UnknownFields::Refuse } else { UnknownFields::Ignore },
         access: access_config(args)?,
         compute_type: args.compute_type.clone(),
     })

@@ -10,6 +10,7 @@ use futures::Stream;
 
 use super::body::JsonBody;
 use super::intake::{Answer, Arrival, Heard, Running, start};
+use super::models;
 use super::openai::{
     ChatCompletion, ChatRequest, ChatStream, Choice, Delivery, Envelope, Logprobs, Usage, entries,
     in_openai_words,
@@ -26,9 +27,9 @@ pub(super) async fn completions(
     JsonBody(mut body): JsonBody,
 ) -> Result<Response, ApiError> {
     let ChatRequest { mut text, model, logprobs, delivery } = ChatRequest::parse(&mut body)?;
+    let model = models::name(&app, model)?;
     text.sampling.fill(&app.model.sampling_defaults);
     let running = start(&app, arrival, text).await.map_err(in_openai_words)?;
-    let model = model.unwrap_or_else(|| app.model.id.clone());
     let envelope = Envelope::new("chatcmpl", model, app.fingerprint());
     match delivery {
         Delivery::Whole => whole(&app, running, envelope, logprobs).await,

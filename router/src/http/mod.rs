@@ -7,7 +7,7 @@ mod cached;
 mod chat;
 mod completions;
 pub mod cors;
-mod fields;
+pub mod fields;
 mod frame;
 mod generate;
 mod grammar;

@@ -61,6 +61,8 @@ impl GenerateRequest {
         };
         let wants_details = parameters.flag("details")? || prompt_logprobs == PromptLogprobs::Return;
         refuse_what_is_not_served(&mut parameters)?;
+        parameters.refuse_rest()?;
+        body.refuse_rest()?;
         Ok(Self { text, full_text, wants_details })
     }
 }

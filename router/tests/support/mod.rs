@@ -15,6 +15,7 @@ use lockstep_router::app::{App, AppConfig};
 use lockstep_router::chat::{ChatTemplate, TemplateTokens};
 use lockstep_router::engine::EngineConfig;
 use lockstep_router::http::auth::AccessConfig;
+use lockstep_router::http::fields::UnknownFields;
 use lockstep_router::model::Model;
 use lockstep_router::shards::fake::{FakeControl, FakeGroup, FakeModel, FakeShape};
 use lockstep_router::testing::{TEMPLATE, VOCABULARY_SIZE, byte_level_tokenizer, ids};
@@ -69,6 +70,7 @@ pub fn config() -> AppConfig {
         },
         request_timeout: None,
         response_cache_bytes: 0,
+        unknown_fields: UnknownFields::Ignore,
         access: AccessConfig::default(),
         compute_type: None,
     }
