@@ -31,8 +31,10 @@ const MAX_CONCURRENT_REQUESTS: &str = "max_concurrent_requests";
 const MAX_BATCH_PREFILL_TOKENS: &str = "max_batch_prefill_tokens";
 const MAX_TOTAL_TOKENS: &str = "max_total_tokens";
 
-/// The flag whose value the shards need as well.
+/// The flags whose values the shards need as well.
 const STEP_TIMEOUT: &str = "step_timeout";
+const OTLP_ENDPOINT: &str = "otlp_endpoint";
+const OTLP_SERVICE_NAME: &str = "otlp_service_name";
 
 /// What was typed for the router, ready for its command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +49,10 @@ pub struct RouterFlags {
     pub max_total_tokens: Option<Tokens>,
     /// Seconds after which a step counts as hung, for the router and for the ranks that wait for each other.
     pub step_timeout_s: u64,
+    /// Where spans go, if anywhere.
+    pub otlp_endpoint: Option<String>,
+    /// What the router calls itself on spans.
+    pub otlp_service_name: Option<String>,
 }
 
 impl Args for RouterFlags {
@@ -77,6 +83,8 @@ impl FromArgMatches for RouterFlags {
                 None => None,
             },
             step_timeout_s: number(matches, STEP_TIMEOUT)?,
+            otlp_endpoint: text(matches, OTLP_ENDPOINT),
+            otlp_service_name: text(matches, OTLP_SERVICE_NAME),
         })
     }
 
@@ -92,6 +100,11 @@ fn number<T: FromStr>(matches: &ArgMatches, id: &str) -> Result<T, clap::Error> 
         let flag = id.replace('_', "-");
         clap::Error::raw(ErrorKind::ValueValidation, format!("read --{flag}: a whole number is needed\n"))
     })
+}
+
+fn text(matches: &ArgMatches, id: &str) -> Option<String> {
+    let raw = matches.get_raw(id).and_then(|mut values| values.next());
+    raw.map(|raw| raw.to_string_lossy().into_owned())
 }
 
 fn offered() -> Vec<Arg> {

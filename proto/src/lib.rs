@@ -7,6 +7,7 @@ mod convert;
 mod ids;
 mod sampling;
 mod step;
+mod trace;
 mod units;
 pub mod wire;
 
@@ -17,4 +18,5 @@ pub use step::{
     Outcome, PromptLogprobs, Sampling, SequenceResult, SequenceStart, ShardDescription, Step, StepOutput,
     StepTimings, TokenLogprob, TokenLogprobs, TokenMask, Work, WorkTokens,
 };
+pub use trace::{MAX_STEP_TRACES, TraceParent};
 pub use units::{Blocks, Bytes, Position, Tokens};

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use lockstep_process::tasks::{Fate, Tasks};
+use lockstep_process::traces::Traces;
 use lockstep_scheduler::Tenant;
 use metrics_exporter_prometheus::BuildError;
 use thiserror::Error;
@@ -56,6 +57,8 @@ pub struct AppConfig {
     pub access: AccessConfig,
     /// Value of `x-compute-type`; absent means what the shards say of themselves.
     pub compute_type: Option<String>,
+    /// Where the spans of sampled requests go.
+    pub traces: Traces,
 }
 
 /// Requests of `/tokenize` and `/chat_tokenize` under way; one more is answered 429. Enough to keep every
@@ -147,7 +150,7 @@ impl App {
         .map_err(AppError::Pool)?;
         let stop = tasks.stop_token().clone();
         let (task, engine) = EngineTask::new(group, config.engine, vocabulary, Arc::clone(&metrics), stop);
-        tasks.spawn("engine", Fate::StopServer, task.run());
+        tasks.spawn("engine", Fate::StopServer, task.with_traces(config.traces.clone()).run());
         tasks.spawn("metrics upkeep", Fate::Log, upkeep(Arc::clone(&metrics), tasks.stop_token().clone()));
         let keys = Arc::new(Keys::open(&config.access)?);
         tasks.spawn("api keys", Fate::Log, Arc::clone(&keys).watch(tasks.stop_token().clone()));

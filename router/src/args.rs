@@ -156,6 +156,20 @@ pub struct RouterArgs {
     #[arg(long, env = "VLLM_METRICS")]
     pub vllm_metrics: bool,
 
+    /// Where OpenTelemetry spans go: http://host:port of a gRPC OTLP receiver [default: nowhere]. In its absence
+    /// OTEL_EXPORTER_OTLP_ENDPOINT counts.
+    #[arg(long, env = "OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+
+    /// The router's service.name on spans; ranks have it with ".shard" in place of ".router" [default:
+    /// lockstep.router].
+    #[arg(long, env = "OTLP_SERVICE_NAME", value_name = "NAME")]
+    pub otlp_service_name: Option<String>,
+
+    /// The share of requests that are traced, from 0 to 1, among those whose traceparent does not decide it.
+    #[arg(long, env = "TRACE_SAMPLING_RATIO", default_value_t = 1.0, value_name = "SHARE")]
+    pub trace_sampling_ratio: f64,
+
     /// Process to die with.
     #[arg(long, value_name = "PID")]
     pub parent: Option<u32>,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
+use lockstep_process::traces::{Role, TraceConfig, Traces};
 use lockstep_proto::Tokens;
 use lockstep_scheduler::{Limits, PrefixCaching};
 use thiserror::Error;
@@ -108,6 +109,8 @@ pub struct RouterConfig {
     pub stopping: Stopping,
     /// How to log.
     pub log: LogConfig,
+    /// Where spans go and which.
+    pub traces: TraceConfig,
 }
 
 impl RouterConfig {
@@ -118,6 +121,12 @@ impl RouterConfig {
     pub fn from_args(args: RouterArgs) -> Result<Self, ConfigError> {
         let shards = args.shards.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
         let app = app_config(&args)?;
+        let traces = TraceConfig::new(
+            Role::Router,
+            args.otlp_endpoint,
+            args.otlp_service_name,
+            args.trace_sampling_ratio,
+        );
         let format = if args.json_output { LogFormat::Json } else { LogFormat::Text };
         Ok(Self {
             files: ModelFiles::from_argument(&args.model),
@@ -133,6 +142,7 @@ impl RouterConfig {
                 parent: args.parent,
             },
             log: LogConfig { filter: args.log_level, format },
+            traces,
         })
     }
 }
@@ -167,6 +177,7 @@ fn app_config(args: &RouterArgs) -> Result<AppConfig, ConfigError> {
         unknown_fields: if args.strict { UnknownFields::Refuse } else { UnknownFields::Ignore },
         access: access_config(args)?,
         compute_type: args.compute_type.clone(),
+        traces: Traces::default(),
     })
 }
 

@@ -23,6 +23,7 @@ mod registry;
 pub mod response_cache;
 mod sse;
 mod tokenize;
+mod trace;
 
 use std::sync::Arc;
 
@@ -71,6 +72,6 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(DefaultBodyLimit::max(app.config.payload_limit_bytes))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::require_key))
         .layer(cors::layer(&app.config.access.origins))
-        .layer(middleware::from_fn(frame::frame))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), frame::frame))
         .with_state(app)
 }

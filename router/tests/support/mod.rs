@@ -10,6 +10,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Request};
 use http_body_util::BodyExt;
 use lockstep_process::tasks::Tasks;
+use lockstep_process::traces::Traces;
 use lockstep_proto::{TokenId, Tokens};
 use lockstep_router::app::{App, AppConfig};
 use lockstep_router::chat::{ChatTemplate, TemplateTokens};
@@ -73,6 +74,7 @@ pub fn config() -> AppConfig {
         unknown_fields: UnknownFields::Ignore,
         access: AccessConfig::default(),
         compute_type: None,
+        traces: Traces::default(),
     }
 }
 
