@@ -57,7 +57,7 @@ impl Fields {
     /// Takes fields that are marks for the operator's side: no answer depends on them.
     pub(super) fn pass_over(&mut self, names: &[&str]) {
         for name in names {
-            self.rest.shift_remove(*name);
+            self.take_value(name);
         }
     }
 
@@ -101,6 +101,8 @@ impl Fields {
 
     /// A field's value as it is.
     pub(super) fn take_value(&mut self, name: &str) -> Option<Value> {
+        #[cfg(test)]
+        asked::note(&self.place, name);
         self.rest.shift_remove(name).filter(|value| !value.is_null())
     }
 
@@ -114,5 +116,28 @@ impl Fields {
             Some(value) if !is_neutral(&value) => Err(ApiError::unsupported(name)),
             Some(_) | None => Ok(()),
         }
+    }
+}
+
+/// Which fields a parser asks for, so that a test can compare them with those that are described.
+#[cfg(test)]
+pub(super) mod asked {
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    /// Where a field stands, and its name.
+    pub(in crate::http) type Asked = BTreeSet<(String, String)>;
+
+    thread_local! {
+        static ASKED: RefCell<Asked> = const { RefCell::new(Asked::new()) };
+    }
+
+    pub(super) fn note(place: &str, name: &str) {
+        ASKED.with_borrow_mut(|asked| asked.insert((place.to_owned(), name.to_owned())));
+    }
+
+    /// What this thread has asked for since the last call.
+    pub(in crate::http) fn take() -> Asked {
+        ASKED.take()
     }
 }

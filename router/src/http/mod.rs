@@ -17,6 +17,7 @@ mod invocations;
 mod models;
 mod native;
 mod openai;
+pub mod openapi;
 mod playground;
 mod record;
 mod registry;
@@ -52,6 +53,7 @@ pub fn router(app: Arc<App>) -> Router {
     Router::new()
         .merge(text)
         .merge(playground::routes())
+        .merge(openapi::routes())
         .route("/", get(health::ready))
         .route("/health", get(health::ready))
         .route("/ping", get(health::ready))
