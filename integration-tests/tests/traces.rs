@@ -1,10 +1,12 @@
-//! One request is one connected trace over all processes, as an OTLP receiver gets it; and no receiver is no harm.
+//! One request is one connected trace over all processes, as an OTLP receiver gets it, and a receiver that is
+//! not there does no harm.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 
 use lockstep_integration_tests::cluster::{Cluster, Setup};
+use lockstep_process::tasks::{Fate, Tasks};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -62,7 +64,8 @@ impl Collector {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let server = tonic::transport::Server::builder().add_service(TraceServiceServer::new(self.clone()));
-        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        let serving = server.serve_with_incoming(TcpListenerStream::new(listener));
+        Tasks::new().spawn("collector", Fate::Log, async move { serving.await.expect("it serves") });
         format!("http://{address}")
     }
 
@@ -109,9 +112,10 @@ async fn ask(cluster: &Cluster, id: &str, flags: &str) -> String {
     answer.text().await.expect("the stream ends")
 }
 
-async fn stop(cluster: &mut Cluster) {
+fn stop(cluster: &mut Cluster) {
     cluster.signal(Signal::TERM);
-    assert!(tokio::task::block_in_place(|| cluster.wait()).success());
+    // Blocks this thread alone: the collector has the runtime's.
+    assert!(cluster.wait().success());
 }
 
 /// Names of spans, counted, by who sent them.
@@ -133,7 +137,7 @@ async fn a_request_is_one_trace_over_router_and_ranks() {
     ask(&cluster, "sampled-one", "01").await;
     // The client has decided that this one is not.
     ask(&cluster, "not-sampled", "00").await;
-    stop(&mut cluster).await;
+    stop(&mut cluster);
 
     let spans = collector.spans();
     assert!(!spans.is_empty(), "nothing was received");
@@ -197,7 +201,7 @@ async fn the_ratio_decides_for_clients_that_do_not() {
     let plain = reqwest::Client::new().post(format!("{}/generate", cluster.url())).json(&body(4));
     assert_eq!(plain.send().await.expect("it is served").status(), 200);
     ask(&cluster, "sampled-two", "01").await;
-    stop(&mut cluster).await;
+    stop(&mut cluster);
     let names = names(&collector.spans());
     let senders: Vec<&str> = names.keys().map(|(service, _)| service.as_str()).collect();
     assert_eq!(senders, ["shop", "shop.shard"]);
@@ -214,6 +218,6 @@ async fn a_receiver_that_hangs_holds_nothing_up() {
     let answers = [ask(&cluster, "one", "01").await, ask(&cluster, "two", "00").await];
     assert_eq!(answers[0], answers[1]);
     assert_eq!(answers[0].matches("data: ").count(), 8);
-    stop(&mut cluster).await;
+    stop(&mut cluster);
     assert!(cluster.log().contains("the last spans were not sent in time"), "the loss is told");
 }

@@ -33,8 +33,10 @@ const MAX_TOTAL_TOKENS: &str = "max_total_tokens";
 
 /// The flags whose values the shards need as well.
 const STEP_TIMEOUT: &str = "step_timeout";
-const OTLP_ENDPOINT: &str = "otlp_endpoint";
-const OTLP_SERVICE_NAME: &str = "otlp_service_name";
+/// By falling weight, as the router takes them.
+const OTLP_ENDPOINT: [&str; 3] =
+    ["otlp_endpoint", "otel_exporter_otlp_traces_endpoint", "otel_exporter_otlp_endpoint"];
+const OTLP_SERVICE_NAME: [&str; 2] = ["otlp_service_name", "otel_service_name"];
 
 /// What was typed for the router, ready for its command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,8 +85,8 @@ impl FromArgMatches for RouterFlags {
                 None => None,
             },
             step_timeout_s: number(matches, STEP_TIMEOUT)?,
-            otlp_endpoint: text(matches, OTLP_ENDPOINT),
-            otlp_service_name: text(matches, OTLP_SERVICE_NAME),
+            otlp_endpoint: first_text(matches, &OTLP_ENDPOINT),
+            otlp_service_name: first_text(matches, &OTLP_SERVICE_NAME),
         })
     }
 
@@ -102,8 +104,8 @@ fn number<T: FromStr>(matches: &ArgMatches, id: &str) -> Result<T, clap::Error> 
     })
 }
 
-fn text(matches: &ArgMatches, id: &str) -> Option<String> {
-    let raw = matches.get_raw(id).and_then(|mut values| values.next());
+fn first_text(matches: &ArgMatches, ids: &[&str]) -> Option<String> {
+    let raw = ids.iter().find_map(|id| matches.get_raw(id).and_then(|mut values| values.next()));
     raw.map(|raw| raw.to_string_lossy().into_owned())
 }
 
@@ -149,6 +151,15 @@ mod tests {
         ];
         assert_eq!(pairs, handed_on);
         assert_eq!(parse(&[]).typed, Vec::<OsString>::new());
+    }
+
+    #[test]
+    fn shards_learn_where_spans_go_by_any_name() {
+        let named = parse(&["--otel-exporter-otlp-endpoint", "http://a:1", "--otel-service-name", "shop"]);
+        assert_eq!(named.otlp_endpoint.as_deref(), Some("http://a:1"));
+        assert_eq!(named.otlp_service_name.as_deref(), Some("shop"));
+        let both = parse(&["--otel-exporter-otlp-endpoint", "http://a:1", "--otlp-endpoint", "http://b:1"]);
+        assert_eq!(both.otlp_endpoint.as_deref(), Some("http://b:1"));
     }
 
     #[test]

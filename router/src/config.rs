@@ -121,12 +121,12 @@ impl RouterConfig {
     pub fn from_args(args: RouterArgs) -> Result<Self, ConfigError> {
         let shards = args.shards.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
         let app = app_config(&args)?;
-        let traces = TraceConfig::new(
-            Role::Router,
-            args.otlp_endpoint,
-            args.otlp_service_name,
-            args.trace_sampling_ratio,
-        );
+        let endpoint = args
+            .otlp_endpoint
+            .or(args.otel_exporter_otlp_traces_endpoint)
+            .or(args.otel_exporter_otlp_endpoint);
+        let service = args.otlp_service_name.or(args.otel_service_name);
+        let traces = TraceConfig::new(Role::Router, endpoint, service, args.trace_sampling_ratio);
         let format = if args.json_output { LogFormat::Json } else { LogFormat::Text };
         Ok(Self {
             files: ModelFiles::from_argument(&args.model),

@@ -128,9 +128,13 @@ fn schema(path: &str, method: &str, status: u16, streams: bool) -> Value {
 }
 
 fn requests() -> Vec<(&'static str, Value)> {
-    let native = json!({"inputs": "abc", "parameters": {"max_new_tokens": 4, "details": true, "top_n_tokens": 2, "decoder_input_details": true}});
-    let best = json!({"inputs": "abc", "parameters": {"max_new_tokens": 4, "details": true, "best_of": 2, "do_sample": true}});
-    let chat = json!({"messages": [{"role": "user", "content": "a"}], "max_tokens": 4, "logprobs": true, "top_logprobs": 2});
+    let detailed =
+        json!({"max_new_tokens": 4, "details": true, "top_n_tokens": 2, "decoder_input_details": true});
+    let native = json!({"inputs": "abc", "parameters": detailed});
+    let best = json!({"max_new_tokens": 4, "details": true, "best_of": 2, "do_sample": true});
+    let best = json!({"inputs": "abc", "parameters": best});
+    let messages = json!([{"role": "user", "content": "a"}]);
+    let chat = json!({"messages": messages, "max_tokens": 4, "logprobs": true, "top_logprobs": 2});
     let completion = json!({"prompt": "abc", "max_tokens": 4, "logprobs": 2, "echo": true});
     vec![
         ("/generate", native.clone()),
@@ -172,7 +176,10 @@ async fn events_are_as_described() {
     let native =
         json!({"inputs": "abc", "parameters": {"max_new_tokens": 4, "details": true, "top_n_tokens": 2}});
     let options = json!({"include_usage": true});
-    let chat = json!({"messages": [{"role": "user", "content": "a"}], "max_tokens": 4, "logprobs": true, "stream": true, "stream_options": options});
+    let mut chat =
+        json!({"messages": [{"role": "user", "content": "a"}], "max_tokens": 4, "logprobs": true});
+    chat["stream"] = json!(true);
+    chat["stream_options"] = options.clone();
     let completion =
         json!({"prompt": "abc", "max_tokens": 4, "logprobs": 2, "stream": true, "stream_options": options});
     for (path, body) in

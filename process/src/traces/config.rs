@@ -1,4 +1,4 @@
-//! What was said of spans, on the command line and in the variables that OpenTelemetry names.
+//! What was said of spans.
 
 /// The base of the names services have where none is given.
 const SERVICE: &str = "lockstep";
@@ -29,14 +29,10 @@ pub struct TraceConfig {
 }
 
 impl TraceConfig {
-    /// What `role` does with `endpoint` and `service` as typed. Where they are absent,
-    /// `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, `OTEL_EXPORTER_OTLP_ENDPOINT` and `OTEL_SERVICE_NAME` count.
+    /// What `role` does with `endpoint` and `service` as typed.
     pub fn new(role: Role, endpoint: Option<String>, service: Option<String>, sampling_ratio: f64) -> Self {
-        let endpoint = endpoint
-            .or_else(|| variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
-            .or_else(|| variable("OTEL_EXPORTER_OTLP_ENDPOINT"));
         let endpoint = endpoint.filter(|endpoint| !endpoint.is_empty()).map(with_scheme);
-        let service = role.service(service.or_else(|| variable("OTEL_SERVICE_NAME")));
+        let service = role.service(service);
         Self { endpoint, service, instance: role.instance(), sampling_ratio }
     }
 }
@@ -59,10 +55,6 @@ impl Role {
             Self::Shard { rank } => format!("shard-{rank}"),
         }
     }
-}
-
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// Many write `host:port`.

@@ -1,9 +1,9 @@
 //! `GET /api-doc/openapi.json`: all routes, fields, headers, statuses, errors and events as one document, and
 //! `GET /docs`, a page that shows it.
 //!
-//! Requests are read field by field, so the document has tables of its own. Tests hold them to the parser (every
-//! field that is asked for is described, and no other), to the route table, to the table of errors and to what a
-//! server answers.
+//! Requests are read field by field, so the document has tables of its own. Tests hold them to the parser
+//! (every field that is asked for is described, and no other), to the route table, to the table of errors
+//! and to what a server answers.
 
 mod answers;
 mod requests;
@@ -38,6 +38,11 @@ static ASSETS: [Asset; 3] = [
     },
 ];
 
+const ABOUT: &str = "Text generation over the interfaces of the Hugging Face Inference API, \
+                     text-generation-inference and OpenAI. Fields that are described here are honoured or \
+                     refused with a message that names them; fields that are not pass, unless the server \
+                     runs with --strict.";
+
 /// The routes of the document and its page.
 pub(super) fn routes() -> axum::Router<Arc<App>> {
     let text: Arc<str> = document().to_string().into();
@@ -58,15 +63,12 @@ pub fn document() -> Value {
         "info": {
             "title": "Lockstep",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Text generation over the interfaces of the Hugging Face Inference API, \
-                            text-generation-inference and OpenAI. Fields that are described here are honoured or \
-                            refused with a message that names them; fields that are not pass, unless the server \
-                            runs with --strict.",
+            "description": ABOUT,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
         "tags": [
-            {"name": "native", "description": "Text generation as the Inference API and text-generation-inference know it"},
+            {"name": "native", "description": "The Inference API and text-generation-inference"},
             {"name": "openai", "description": "OpenAI's interface"},
             {"name": "tokens", "description": "What the tokenizer does"},
             {"name": "server", "description": "What is served, and how it fares"},

@@ -53,7 +53,11 @@ fn parameters() -> Value {
         ("return_full_text", optional("boolean", "Repeat the prompt before the answer")),
         (
             "stop",
-            json!({"type": ["array", "null"], "items": {"type": "string"}, "description": "Texts that end the answer, which keeps them"}),
+            ruled(
+                "array",
+                "Texts that end the answer, which keeps them",
+                json!({"items": {"type": "string"}}),
+            ),
         ),
         (
             "truncate",
@@ -77,7 +81,7 @@ fn parameters() -> Value {
 
 /// What all interfaces say of sampling.
 fn sampling() -> Vec<Field> {
-    vec![
+    let mut fields = vec![
         (
             "temperature",
             ruled(
@@ -111,6 +115,14 @@ fn sampling() -> Vec<Field> {
                 json!({"minimum": 0, "maximum": 1}),
             ),
         ),
+    ];
+    fields.extend(penalties());
+    fields
+}
+
+/// What changes logits before a token is drawn, and what decides the draw.
+fn penalties() -> Vec<Field> {
+    vec![
         (
             "repetition_penalty",
             ruled(

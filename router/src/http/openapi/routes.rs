@@ -9,15 +9,15 @@ const OF_BODIES: [u16; 5] = [400, 401, 413, 415, 422];
 /// Statuses of routes that generate, besides.
 const OF_TEXT: [u16; 7] = [404, 409, 424, 429, 500, 503, 504];
 
-/// Headers of requests for text.
-const TEXT_HEADERS: [&str; 7] = [
-    "x-request-id",
-    "x-use-cache",
-    "x-wait-for-model",
-    "x-priority",
-    "x-tenant",
-    "x-request-timeout",
-    "traceparent",
+/// Headers of requests for text: name, type, meaning.
+const TEXT_HEADERS: [(&str, &str, &str); 7] = [
+    ("x-request-id", "string", "Names the request in answer, logs and spans, and to DELETE /requests/{id}"),
+    ("x-use-cache", "string", "`false` or `0`: compute the answer even if it is known"),
+    ("x-wait-for-model", "string", "`true` or `1`: wait for a model that is loading, instead of 503"),
+    ("x-priority", "string", "`high`, `normal`, `low` or -100 to 100, among the tenant's own requests"),
+    ("x-tenant", "string", "Whose share of the machine it takes [default: the key's name]"),
+    ("x-request-timeout", "number", "Seconds it may take; 504 afterwards, 429 where that is clear at once"),
+    ("traceparent", "string", "The span it comes from (W3C Trace Context)"),
 ];
 /// Headers of answers that come whole, besides those of streams.
 const WHOLE_HEADERS: [&str; 8] = [
@@ -53,17 +53,13 @@ pub(super) fn paths() -> Map<String, Value> {
 }
 
 /// Headers of requests.
-pub(super) fn parameters() -> Value {
-    let header = |name: &str, schema: &str, about: &str| json!({"name": name, "in": "header", "description": about, "schema": {"type": schema}});
-    json!({
-        "x-request-id": header("x-request-id", "string", "Names the request in its answer, in logs and spans, and for DELETE /requests/{id}"),
-        "x-use-cache": header("x-use-cache", "string", "`false` or `0`: compute the answer even if it is known"),
-        "x-wait-for-model": header("x-wait-for-model", "string", "`true` or `1`: wait for a model that is loading, instead of 503"),
-        "x-priority": header("x-priority", "string", "`high`, `normal`, `low` or a whole number from -100 to 100, among the tenant's own requests"),
-        "x-tenant": header("x-tenant", "string", "Whose share of the machine it takes [default: the key's name]"),
-        "x-request-timeout": header("x-request-timeout", "number", "Seconds it may take; 504 afterwards, 429 where that is clear at once"),
-        "traceparent": header("traceparent", "string", "The span it comes from (W3C Trace Context)"),
-    })
+pub(super) fn parameters() -> Map<String, Value> {
+    let header = |(name, kind, about): (&str, &str, &str)| {
+        let schema = json!({"type": kind});
+        let header = json!({"name": name, "in": "header", "description": about, "schema": schema});
+        (name.to_owned(), header)
+    };
+    TEXT_HEADERS.into_iter().map(header).collect()
 }
 
 /// Headers of answers.
@@ -95,7 +91,8 @@ fn text_paths() -> Vec<(&'static str, Value)> {
     let array = || Some(list("An array of one", named("GenerateResponse")));
     let any =
         json!({"anyOf": [named("CompatibleRequest"), named("ChatRequest"), named("CompletionRequest")]});
-    let any_answer = json!({"anyOf": [list("", named("GenerateResponse")), named("ChatCompletion"), named("Completion")]});
+    let array_of_one = list("", named("GenerateResponse"));
+    let any_answer = json!({"anyOf": [array_of_one, named("ChatCompletion"), named("Completion")]});
     let any_event =
         json!({"anyOf": [named("StreamResponse"), named("ChatChunk"), named("CompletionChunk")]});
     let generate = native("Continue a text", named("GenerateRequest"), generated(), None);
@@ -145,8 +142,8 @@ impl Text {
             content.insert("application/json".to_owned(), json!({"schema": schema}));
         }
         if let Some(event) = event {
-            let about = "Server-sent events without names. Each has one JSON object as its data, described by \
-                         x-event; OpenAI's streams end with `data: [DONE]`";
+            let about = "Server-sent events without names, each with one JSON object that x-event describes; \
+                         OpenAI's streams end with `data: [DONE]`";
             let schema = json!({"type": "string", "description": about, "x-event": event});
             content.insert("text/event-stream".to_owned(), json!({"schema": schema}));
         }
@@ -157,7 +154,7 @@ impl Text {
         json!({
             "summary": summary,
             "tags": [tag],
-            "parameters": TEXT_HEADERS.map(|name| reference("parameters", name)),
+            "parameters": TEXT_HEADERS.map(|(name, ..)| reference("parameters", name)),
             "requestBody": body(&request),
             "responses": responses(&answer, errors),
         })
@@ -190,22 +187,20 @@ fn token_paths() -> Vec<(&'static str, Value)> {
 }
 
 fn server_paths() -> Vec<(&'static str, Value)> {
-    let page = |summary: &str, media_type: &str| {
-        let schema = json!({"type": "string"});
-        let answer = json!({"description": "Done", "content": {media_type: {"schema": schema}}});
-        json!({"get": {"summary": summary, "tags": ["server"], "security": [{}], "responses": {"200": answer}}})
+    let open = |summary: &str, media_type: &str, kind: &str| {
+        let answer = json!({"description": "Done", "content": {media_type: {"schema": {"type": kind}}}});
+        let responses = json!({"200": answer});
+        json!({"get": {"summary": summary, "tags": ["server"], "security": [{}], "responses": responses}})
     };
-    let document = |summary: &str| {
-        let schema = json!({"type": "object"});
-        let answer = json!({"description": "Done", "content": {"application/json": {"schema": schema}}});
-        json!({"get": {"summary": summary, "tags": ["server"], "security": [{}], "responses": {"200": answer}}})
-    };
+    let page = |summary, media_type| open(summary, media_type, "string");
+    let document = |summary| open(summary, "application/json", "object");
     let one_probe = |summary| json!({"get": probe(summary)});
     let done =
         json!({"description": "Done", "content": {"application/json": {"schema": named("Cancelled")}}});
+    let answers = responses(&done, [401, 404]);
     let cancel = json!({
         "parameters": [path_parameter("id", "The request's x-request-id")],
-        "delete": {"summary": "Cancel a request", "tags": ["server"], "responses": responses(&done, [401, 404])},
+        "delete": {"summary": "Cancel a request", "tags": ["server"], "responses": answers},
     });
     vec![
         ("/requests/{id}", cancel),
