@@ -119,13 +119,36 @@ fn stop(cluster: &mut Cluster) {
 }
 
 /// Names of spans, counted, by who sent them.
-fn names(spans: &[Received]) -> BTreeMap<(String, String), BTreeMap<String, usize>> {
-    let mut names: BTreeMap<_, BTreeMap<String, usize>> = BTreeMap::new();
+type Names = BTreeMap<(String, String), BTreeMap<String, usize>>;
+
+fn names(spans: &[Received]) -> Names {
+    let mut names = Names::new();
     for Received { service, instance, span } in spans {
         let of_sender = names.entry((service.clone(), instance.clone())).or_default();
         *of_sender.entry(span.name.clone()).or_default() += 1;
     }
     names
+}
+
+/// Everyone has sent what it should: the router each part of the request, every rank each step.
+fn check_names(names: &Names) {
+    let of = |service: &str, instance: &str| {
+        let sent = names.get(&(service.to_owned(), instance.to_owned()));
+        sent.unwrap_or_else(|| panic!("{service} {instance} sent nothing: {names:?}"))
+    };
+    let router = of("lockstep.router", "router");
+    let chunks = router.get("prefill").copied().unwrap_or_default();
+    assert!(chunks >= 2, "the prompt is cut: {router:?}");
+    for name in ["POST /generate_stream", "queue", "decode"] {
+        assert_eq!(router.get(name), Some(&1), "{router:?}");
+    }
+    // A step for each chunk, of which the last gives the first token, and one for each token more.
+    let steps = chunks + 7;
+    for rank in ["shard-0", "shard-1"] {
+        let expected =
+            ["step", "forward", "communication", "sampling"].map(|name| (name.to_owned(), steps));
+        assert_eq!(of("lockstep.shard", rank), &BTreeMap::from(expected), "{rank}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -153,25 +176,7 @@ async fn a_request_is_one_trace_over_router_and_ranks() {
         assert!(!format!("{span:?}").contains("Rex"), "{} shows the prompt", span.name);
     }
 
-    let names = names(&spans);
-    let of = |service: &str, instance: &str| {
-        let sent = names.get(&(service.to_owned(), instance.to_owned()));
-        sent.unwrap_or_else(|| panic!("{service} {instance} sent nothing: {names:?}"))
-    };
-    let router = of("lockstep.router", "router");
-    let chunks = router.get("prefill").copied().unwrap_or_default();
-    assert!(chunks >= 2, "the prompt is cut: {router:?}");
-    for name in ["POST /generate_stream", "queue", "decode"] {
-        assert_eq!(router.get(name), Some(&1), "{router:?}");
-    }
-    // A step for each chunk, of which the last gives the first token, and one for each token more.
-    let steps = chunks + 7;
-    for rank in ["shard-0", "shard-1"] {
-        let expected =
-            ["step", "forward", "communication", "sampling"].map(|name| (name.to_owned(), steps));
-        assert_eq!(of("lockstep.shard", rank), &BTreeMap::from(expected), "{rank}");
-    }
-
+    check_names(&names(&spans));
     let named =
         |name: &str| spans.iter().find(|received| received.span.name == name).map(|found| &found.span);
     let request = named("POST /generate_stream").expect("it is there");
