@@ -80,17 +80,13 @@ fn attribute<'a>(attributes: &'a [KeyValue], name: &str) -> Option<&'a Attribute
 }
 
 fn text(attributes: &[KeyValue], name: &str) -> String {
-    match attribute(attributes, name) {
-        Some(Attribute::StringValue(text)) => text.clone(),
-        _ => String::new(),
-    }
+    let Some(Attribute::StringValue(text)) = attribute(attributes, name) else { return String::new() };
+    text.clone()
 }
 
 fn number(span: &Span, name: &str) -> Option<i64> {
-    match attribute(&span.attributes, name) {
-        Some(Attribute::IntValue(number)) => Some(*number),
-        _ => None,
-    }
+    let Some(Attribute::IntValue(number)) = attribute(&span.attributes, name) else { return None };
+    Some(*number)
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -68,9 +68,9 @@ fn check(root: &Value, schema: &Value, value: &Value) -> Option<(String, String)
     if schema.get("enum").and_then(Value::as_array).is_some_and(|values| !values.contains(value)) {
         return failed(format!("not one of {}", schema["enum"]));
     }
-    let kinds: Vec<&str> = match &schema["type"] {
-        Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).collect(),
-        kind => kind.as_str().into_iter().collect(),
+    let kinds: Vec<&str> = match schema["type"].as_array() {
+        Some(kinds) => kinds.iter().filter_map(Value::as_str).collect(),
+        None => schema["type"].as_str().into_iter().collect(),
     };
     if !kinds.is_empty() && !kinds.iter().any(|kind| is_a(kind, value)) {
         return failed(format!("no {kinds:?}"));
