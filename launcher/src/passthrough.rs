@@ -31,8 +31,12 @@ const MAX_CONCURRENT_REQUESTS: &str = "max_concurrent_requests";
 const MAX_BATCH_PREFILL_TOKENS: &str = "max_batch_prefill_tokens";
 const MAX_TOTAL_TOKENS: &str = "max_total_tokens";
 
-/// The flag whose value the shards need as well.
+/// The flags whose values the shards need as well.
 const STEP_TIMEOUT: &str = "step_timeout";
+/// By falling weight, as the router takes them.
+const OTLP_ENDPOINT: [&str; 3] =
+    ["otlp_endpoint", "otel_exporter_otlp_traces_endpoint", "otel_exporter_otlp_endpoint"];
+const OTLP_SERVICE_NAME: [&str; 2] = ["otlp_service_name", "otel_service_name"];
 
 /// What was typed for the router, ready for its command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +51,10 @@ pub struct RouterFlags {
     pub max_total_tokens: Option<Tokens>,
     /// Seconds after which a step counts as hung, for the router and for the ranks that wait for each other.
     pub step_timeout_s: u64,
+    /// Where spans go, if anywhere.
+    pub otlp_endpoint: Option<String>,
+    /// What the router calls itself on spans.
+    pub otlp_service_name: Option<String>,
 }
 
 impl Args for RouterFlags {
@@ -77,6 +85,8 @@ impl FromArgMatches for RouterFlags {
                 None => None,
             },
             step_timeout_s: number(matches, STEP_TIMEOUT)?,
+            otlp_endpoint: first_text(matches, &OTLP_ENDPOINT),
+            otlp_service_name: first_text(matches, &OTLP_SERVICE_NAME),
         })
     }
 
@@ -92,6 +102,11 @@ fn number<T: FromStr>(matches: &ArgMatches, id: &str) -> Result<T, clap::Error> 
         let flag = id.replace('_', "-");
         clap::Error::raw(ErrorKind::ValueValidation, format!("read --{flag}: a whole number is needed\n"))
     })
+}
+
+fn first_text(matches: &ArgMatches, ids: &[&str]) -> Option<String> {
+    let raw = ids.iter().find_map(|id| matches.get_raw(id).and_then(|mut values| values.next()));
+    raw.map(|raw| raw.to_string_lossy().into_owned())
 }
 
 fn offered() -> Vec<Arg> {
@@ -136,6 +151,15 @@ mod tests {
         ];
         assert_eq!(pairs, handed_on);
         assert_eq!(parse(&[]).typed, Vec::<OsString>::new());
+    }
+
+    #[test]
+    fn shards_learn_where_spans_go_by_any_name() {
+        let named = parse(&["--otel-exporter-otlp-endpoint", "http://a:1", "--otel-service-name", "shop"]);
+        assert_eq!(named.otlp_endpoint.as_deref(), Some("http://a:1"));
+        assert_eq!(named.otlp_service_name.as_deref(), Some("shop"));
+        let both = parse(&["--otel-exporter-otlp-endpoint", "http://a:1", "--otlp-endpoint", "http://b:1"]);
+        assert_eq!(both.otlp_endpoint.as_deref(), Some("http://b:1"));
     }
 
     #[test]

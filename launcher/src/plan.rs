@@ -87,6 +87,12 @@ pub fn shard(config: &ServeConfig, place: &Place, incarnation: &ShardIncarnation
     line.option("--kv-cache-bytes", place.kv_cache_per_rank.0.to_string());
     line.option("--threads", place.threads_per_rank.to_string());
     line.option("--step-timeout", config.router.step_timeout_s.to_string());
+    for (name, value) in [
+        ("--otlp-endpoint", &config.router.otlp_endpoint),
+        ("--otlp-service-name", &config.router.otlp_service_name),
+    ] {
+        value.iter().for_each(|value| line.option(name, value));
+    }
     line.option("--parent", place.launcher.to_string());
     line.logging(&config.log);
     CommandLine { process: format!("shard-{rank}"), arguments: line.arguments }

@@ -28,6 +28,8 @@ fn config(ranks: u32) -> ServeConfig {
             max_batch_prefill_tokens: Tokens(4096),
             max_total_tokens: None,
             step_timeout_s: 60,
+            otlp_endpoint: None,
+            otlp_service_name: None,
         },
         program: PathBuf::from("/proc/self/exe"),
         runtime_folder: None,
@@ -100,6 +102,8 @@ fn what_was_typed_reaches_the_roles() {
     config.dtype = Dtype::Float32;
     config.log = LogConfig { filter: "debug".to_owned(), format: LogFormat::Json };
     config.router.typed = vec!["--max-best-of".into(), "3".into()];
+    config.router.otlp_endpoint = Some("http://collector:4317".to_owned());
+    config.router.otlp_service_name = Some("shop".to_owned());
     insta::assert_snapshot!(written(&plan::router(&config, &place())), @r"
     router: router
       --model /models/small
@@ -128,6 +132,8 @@ fn what_was_typed_reaches_the_roles() {
       --kv-cache-bytes 1073741824
       --threads 2
       --step-timeout 60
+      --otlp-endpoint http://collector:4317
+      --otlp-service-name shop
       --parent 42
       --log-level debug
       --json-output

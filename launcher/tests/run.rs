@@ -36,6 +36,8 @@ fn config(program: PathBuf, runtime_folder: PathBuf) -> ServeConfig {
             max_concurrent_requests: 1,
             max_batch_prefill_tokens: Tokens(4096),
             step_timeout_s: 60,
+            otlp_endpoint: None,
+            otlp_service_name: None,
         },
         program,
         runtime_folder: Some(runtime_folder),

@@ -1,6 +1,7 @@
-//! What every role needs of its process: telemetry, tasks with a fate, shutdown.
+//! What every role needs of its process: telemetry, traces, tasks with a fate, shutdown.
 
 pub mod loss_report;
 pub mod shutdown;
 pub mod tasks;
 pub mod telemetry;
+pub mod traces;

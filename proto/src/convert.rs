@@ -65,6 +65,8 @@ impl From<Step> for wire::Step {
                 .map(|mask| wire::TokenMask { sequence: mask.sequence.0, allowed: mask.allowed })
                 .collect(),
             releases: step.releases.into_iter().map(|sequence| sequence.0).collect(),
+            // Beside the step: no rank computes anything else because of them.
+            trace_parents: Vec::new(),
         }
     }
 }

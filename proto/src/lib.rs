@@ -7,6 +7,7 @@ mod convert;
 mod ids;
 mod sampling;
 mod step;
+mod trace;
 mod units;
 mod watermark;
 pub mod wire;
@@ -18,5 +19,6 @@ pub use step::{
     ContextLogprobs, Outcome, PromptLogprobs, Sampling, SequenceResult, SequenceStart, ShardDescription,
     Step, StepOutput, StepTimings, TokenLogprob, TokenLogprobs, TokenMask, Work, WorkTokens,
 };
+pub use trace::{MAX_STEP_TRACES, TraceParent};
 pub use units::{Blocks, Bytes, Position, Tokens};
 pub use watermark::{GreenList, Watermark};

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use lockstep_process::tasks::{Fate, Tasks};
+use lockstep_process::traces::Traces;
 use lockstep_scheduler::Tenant;
 use metrics_exporter_prometheus::BuildError;
 use thiserror::Error;
@@ -18,6 +19,7 @@ use crate::error::ApiError;
 use crate::grammar::Grammars;
 use crate::http::admission::{Place, Places, retry_after_s};
 use crate::http::auth::{AccessConfig, Keys, KeysError};
+use crate::http::fields::UnknownFields;
 use crate::http::response_cache::ResponseCache;
 use crate::http::resume::Streams;
 use crate::http::{self, Registry};
@@ -46,21 +48,25 @@ pub struct AppConfig {
     pub limits: RequestLimits,
     /// How the engine is run.
     pub engine: EngineConfig,
-    /// How long a request may take that names no time itself; absent means as long as it takes.
-    pub request_timeout: Option<Duration>,
-    /// How patient to be with clients.
+    /// How patient to be.
     pub patience: Patience,
     /// Bytes of answers that are kept for equal requests; 0 keeps none.
     pub response_cache_bytes: usize,
+    /// What becomes of fields that no interface has, and of names of models that are not served.
+    pub unknown_fields: UnknownFields,
     /// Who may ask.
     pub access: AccessConfig,
     /// Value of `x-compute-type`; absent means what the shards say of themselves.
     pub compute_type: Option<String>,
+    /// Where the spans of sampled requests go.
+    pub traces: Traces,
 }
 
-/// How long clients may take.
+/// How long requests and their clients may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
+    /// A request that names no time itself; absent means as long as it takes.
+    pub request_timeout: Option<Duration>,
     /// To send a head or the next piece of a body, and to read the next piece of an answer.
     pub client_timeout: Duration,
     /// To come back for a stream whose connection broke; absent where its request ends with it.
@@ -158,7 +164,7 @@ impl App {
         .map_err(AppError::Pool)?;
         let stop = tasks.stop_token().clone();
         let (task, engine) = EngineTask::new(group, config.engine, vocabulary, Arc::clone(&metrics), stop);
-        tasks.spawn("engine", Fate::StopServer, task.run());
+        tasks.spawn("engine", Fate::StopServer, task.with_traces(config.traces.clone()).run());
         tasks.spawn("metrics upkeep", Fate::Log, upkeep(Arc::clone(&metrics), tasks.stop_token().clone()));
         let keys = Arc::new(Keys::open(&config.access)?);
         tasks.spawn("api keys", Fate::Log, Arc::clone(&keys).watch(tasks.stop_token().clone()));

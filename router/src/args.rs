@@ -178,6 +178,10 @@ pub struct RouterArgs {
     #[arg(long, env = "RESPONSE_CACHE_BYTES", default_value_t = 64 << 20)]
     pub response_cache_bytes: usize,
 
+    /// Refuse requests with fields that no interface has, and OpenAI requests for a model that is not served.
+    #[arg(long, env = "STRICT")]
+    pub strict: bool,
+
     /// A key that clients must send as "Authorization: Bearer KEY"; may be repeated.
     #[arg(long = "api-key", env = "API_KEY", hide_env_values = true, value_name = "KEY")]
     pub api_keys: Vec<ApiKey>,
@@ -210,6 +214,32 @@ pub struct RouterArgs {
     /// Socket to report lost groups to.
     #[arg(long, value_name = "PATH")]
     pub loss_reports: Option<PathBuf>,
+
+    /// Where OpenTelemetry spans go: http://host:port of a gRPC OTLP receiver [default: what
+    /// OTEL_EXPORTER_OTLP_ENDPOINT says, or nowhere].
+    #[arg(long, env = "OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+
+    /// The same by the names of OpenTelemetry's variables.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", hide = true)]
+    pub otel_exporter_otlp_traces_endpoint: Option<String>,
+
+    /// The same for all that is exported.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide = true)]
+    pub otel_exporter_otlp_endpoint: Option<String>,
+
+    /// The router's service.name on spans; ranks have it with ".shard" in place of ".router" [default: what
+    /// OTEL_SERVICE_NAME says, or lockstep.router].
+    #[arg(long, env = "OTLP_SERVICE_NAME", value_name = "NAME")]
+    pub otlp_service_name: Option<String>,
+
+    /// The same by the name of OpenTelemetry's variable.
+    #[arg(long, env = "OTEL_SERVICE_NAME", hide = true)]
+    pub otel_service_name: Option<String>,
+
+    /// The share of requests that are traced, from 0 to 1, among those whose traceparent does not decide it.
+    #[arg(long, env = "TRACE_SAMPLING_RATIO", default_value_t = 1.0, value_name = "SHARE")]
+    pub trace_sampling_ratio: f64,
 
     /// Process to die with.
     #[arg(long, value_name = "PID")]

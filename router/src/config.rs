@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
+use lockstep_process::traces::{Role, TraceConfig, Traces};
 use lockstep_proto::{Tokens, Watermark};
 use lockstep_scheduler::{Limits, PrefixCaching};
 use thiserror::Error;
@@ -15,6 +16,7 @@ use crate::engine::EngineConfig;
 use crate::http::admission::parse_timeout;
 use crate::http::auth::{AccessConfig, MetricsAccess};
 use crate::http::cors::OriginError;
+use crate::http::fields::UnknownFields;
 use crate::shards::{AddressError, ShardAddress};
 use crate::validation::{OutOfRange, RequestLimits, check_watermark};
 
@@ -122,6 +124,8 @@ pub struct RouterConfig {
     pub stopping: Stopping,
     /// How to log.
     pub log: LogConfig,
+    /// Where spans go and which.
+    pub traces: TraceConfig,
 }
 
 impl RouterConfig {
@@ -132,6 +136,12 @@ impl RouterConfig {
     pub fn from_args(args: RouterArgs) -> Result<Self, ConfigError> {
         let shards = args.shards.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
         let app = app_config(&args)?;
+        let endpoint = args
+            .otlp_endpoint
+            .or(args.otel_exporter_otlp_traces_endpoint)
+            .or(args.otel_exporter_otlp_endpoint);
+        let service = args.otlp_service_name.or(args.otel_service_name);
+        let traces = TraceConfig::new(Role::Router, endpoint, service, args.trace_sampling_ratio);
         let format = if args.json_output { LogFormat::Json } else { LogFormat::Text };
         Ok(Self {
             files: ModelFiles::from_argument(&args.model),
@@ -149,6 +159,7 @@ impl RouterConfig {
                 parent: args.parent,
             },
             log: LogConfig { filter: args.log_level, format },
+            traces,
         })
     }
 }
@@ -179,14 +190,16 @@ fn app_config(args: &RouterArgs) -> Result<AppConfig, ConfigError> {
             step_timeout: Duration::from_secs(args.step_timeout),
             group_loss_timeout: Duration::from_secs(args.group_loss_timeout),
         },
-        request_timeout: args.request_timeout.map(request_timeout).transpose()?,
         patience: Patience {
+            request_timeout: args.request_timeout.map(request_timeout).transpose()?,
             client_timeout: Duration::from_secs(args.client_timeout),
             resume_window: (args.resume_window > 0).then(|| Duration::from_secs(args.resume_window)),
         },
         response_cache_bytes: args.response_cache_bytes,
+        unknown_fields: if args.strict { UnknownFields::Refuse } else { UnknownFields::Ignore },
         access: access_config(args)?,
         compute_type: args.compute_type.clone(),
+        traces: Traces::default(),
     })
 }
 

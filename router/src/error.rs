@@ -33,6 +33,8 @@ pub enum ErrorKind {
     TemplateVariable,
     /// There is no such route, model or request.
     NotFound,
+    /// A request names a model that is not served.
+    ModelNotFound,
     /// The route is there, with another method.
     MethodNotAllowed,
     /// As many requests as are allowed are under way.
@@ -62,7 +64,7 @@ pub enum ErrorKind {
 }
 
 /// All kinds, for tests and documents.
-pub const ALL_KINDS: [ErrorKind; 23] = [
+pub const ALL_KINDS: [ErrorKind; 24] = [
     ErrorKind::Validation,
     ErrorKind::BatchSize,
     ErrorKind::Suffix,
@@ -73,6 +75,7 @@ pub const ALL_KINDS: [ErrorKind; 23] = [
     ErrorKind::Template,
     ErrorKind::TemplateVariable,
     ErrorKind::NotFound,
+    ErrorKind::ModelNotFound,
     ErrorKind::MethodNotAllowed,
     ErrorKind::Overloaded,
     ErrorKind::Timeout,
@@ -109,9 +112,8 @@ impl ErrorKind {
         let (status, error_type) = self.status_and_type();
         let (openai_type, metric, level) = match self {
             Self::Validation | Self::MalformedBody | Self::MediaType | Self::TooLarge => CLIENT,
-            Self::SlowBody | Self::NotFound | Self::MethodNotAllowed | Self::BatchSize | Self::Suffix => {
-                CLIENT
-            }
+            Self::SlowBody | Self::NotFound | Self::ModelNotFound | Self::MethodNotAllowed => CLIENT,
+            Self::BatchSize | Self::Suffix => CLIENT,
             Self::Template | Self::TemplateVariable => ("invalid_request_error", "template", Level::INFO),
             Self::Cancelled => ("invalid_request_error", "dropped", Level::INFO),
             Self::Overloaded => ("rate_limit_error", "overloaded", Level::WARN),
@@ -139,6 +141,7 @@ impl ErrorKind {
             Self::Template => (StatusCode::UNPROCESSABLE_ENTITY, "template_error"),
             Self::TemplateVariable => (StatusCode::UNPROCESSABLE_ENTITY, "missing_template_variable"),
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
+            Self::ModelNotFound => (StatusCode::NOT_FOUND, "model_not_found"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "overloaded"),
             Self::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
@@ -201,6 +204,8 @@ pub struct ApiError {
     pub message: String,
     /// The field of the request that is to blame.
     pub param: Option<&'static str>,
+    /// The field that is to blame where no interface has it, so that its name is the client's own.
+    pub unknown_field: Option<String>,
     /// When to try again, in seconds.
     pub retry_after_s: Option<u32>,
     /// When the model should be there, in seconds.
@@ -213,7 +218,14 @@ const HEADER_MESSAGE_BYTES: usize = 500;
 impl ApiError {
     /// An error with nothing but a message.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), param: None, retry_after_s: None, estimated_time_s: None }
+        Self {
+            kind,
+            message: message.into(),
+            param: None,
+            unknown_field: None,
+            retry_after_s: None,
+            estimated_time_s: None,
+        }
     }
 
     /// A broken rule about `param`.
@@ -225,6 +237,13 @@ impl ApiError {
     /// A field of the interface that this server does not serve.
     pub fn unsupported(param: &'static str) -> Self {
         Self::invalid(param, format_args!("`{param}` is not supported"))
+    }
+
+    /// A field that is in no interface of this server, which refuses such.
+    pub fn unknown_field(name: String) -> Self {
+        let message =
+            format!("Input validation error: unknown field `{name}`; this server runs with --strict");
+        Self { unknown_field: Some(name), ..Self::new(ErrorKind::Validation, message) }
     }
 
     /// As many requests as are allowed are under way.
@@ -272,7 +291,7 @@ impl ApiError {
                 "error": {
                     "message": self.message,
                     "type": row.openai_type,
-                    "param": self.param,
+                    "param": self.unknown_field.as_deref().or(self.param),
                     "code": row.error_type,
                 },
                 "error_type": row.error_type,

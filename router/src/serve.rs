@@ -9,13 +9,14 @@ use lockstep_process::loss_report::report_loss;
 use lockstep_process::shutdown::{ParentState, StopSignal, die_with_parent};
 use lockstep_process::tasks::{Fate, Tasks};
 use lockstep_process::telemetry::{self, TelemetryError};
+use lockstep_process::traces::{TraceError, Traces};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::app::{App, AppError};
+use crate::app::{App, AppConfig, AppError};
 use crate::args::{GenerationConfig, RouterArgs};
 use crate::config::{ConfigError, Listen, MetricAliases, RouterConfig, Stopping};
 use crate::engine::GroupState;
@@ -29,6 +30,8 @@ use crate::validation::SamplingDefaults;
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// How long connections may take to send their last bytes once all requests have ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the last spans may take to be sent.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The router cannot start or go on.
 #[derive(Debug, Error)]
@@ -39,6 +42,9 @@ pub enum RouterError {
     /// Logging cannot be set up.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
+    /// Spans cannot be sent.
+    #[error(transparent)]
+    Traces(#[from] TraceError),
     /// The launcher is gone.
     #[error("start under process {parent}: it is gone")]
     Orphaned {
@@ -104,7 +110,8 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     model.max_positions = config.max_positions.or(model.max_positions);
     let tasks = Tasks::new();
     let group = RemoteGroup::new(config.shards);
-    let app = App::start(config.app, model, group, &tasks)?;
+    let traces = Traces::start(&config.traces)?;
+    let app = App::start(AppConfig { traces: traces.clone(), ..config.app }, model, group, &tasks)?;
     if config.aliases == MetricAliases::Vllm {
         app.metrics.alias_for_vllm(&app.model.id);
     }
@@ -116,10 +123,13 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     tasks.spawn("http", Fate::StopServer, connections);
     info!(%address, model = app.model.id, "listening");
     let cause = wait_for_stop(&app, &tasks, &config.stopping).await?;
+    // Before the ranks see the router leave, and leave as well: the launcher waits for no rank that is alone.
+    traces.flush(FLUSH_TIMEOUT);
     // The engine ends what still runs, which ends the streams, which lets connections close.
     if tokio::time::timeout(CLOSE_TIMEOUT, tasks.stop_and_wait()).await.is_err() {
         warn!("some connections did not close in time");
     }
+    traces.stop(FLUSH_TIMEOUT);
     match cause {
         StopCause::Asked => {
             info!("stopped");

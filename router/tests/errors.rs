@@ -35,6 +35,7 @@ fn every_kind_has_its_status_type_and_label() {
         "Template 422 template_error template INFO",
         "TemplateVariable 422 missing_template_variable template INFO",
         "NotFound 404 not_found validation INFO",
+        "ModelNotFound 404 model_not_found validation INFO",
         "MethodNotAllowed 405 method_not_allowed validation INFO",
         "Overloaded 429 overloaded overloaded WARN",
         "Timeout 504 timeout timeout WARN",

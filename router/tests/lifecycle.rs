@@ -212,7 +212,7 @@ async fn what_arrives_when_the_wait_is_over_is_refused_at_once() {
         service: Service::default(),
     };
     let stops = StopStrings::new(&[], StopText::Keep);
-    let late = Assignment { submission, stops, grammar: None };
+    let late = Assignment { submission, stops, grammar: None, trace: None };
     let refused = server.app.engine.submit(late).await.err();
     assert_eq!(refused, Some(EngineError::GroupLost { waited: Duration::from_millis(50) }));
     server.control.resume();

@@ -8,7 +8,6 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Request;
 use lockstep_proto::Tokens;
-use lockstep_router::app::AppConfig;
 use lockstep_router::shards::fake::FakeModel;
 use serde_json::{Value, json};
 use support::{Server, config, post};
@@ -84,7 +83,9 @@ async fn a_deadline_ends_what_runs_with_a_typed_error() {
 #[tokio::test]
 async fn the_configured_timeout_holds_where_none_is_named() {
     let request_timeout = Some(Duration::from_millis(50));
-    let server = Server::start_with(FakeModel::Hash, AppConfig { request_timeout, ..config() }).await;
+    let mut config = config();
+    config.patience.request_timeout = request_timeout;
+    let server = Server::start_with(FakeModel::Hash, config).await;
     server.control.pause();
     assert_eq!(server.post("/generate", short("a")).await.status, 504);
     let longer = server.send(asking("/generate", &short("a"), &[("x-request-timeout", "600")]));

@@ -94,7 +94,7 @@ impl Shard for FakeRank {
                 let output = group
                     .group
                     .as_mut()?
-                    .step(step)
+                    .step(step, &[])
                     .await
                     .map_err(|error| Status::unavailable(error.to_string()));
                 let answer = output.map(|mut output| {

@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::sync::Arc;
+
 use lockstep_proto::{TokenId, Tokens};
 use lockstep_router::app::AppConfig;
 use lockstep_router::chat::{ChatTemplate, TemplateTokens};
@@ -38,7 +40,7 @@ async fn serving_with(config: AppConfig, fake: FakeModel, (template, marks): (&s
     let template = ChatTemplate::compile(template, TemplateTokens::default()).unwrap();
     let calls = CallSupport::of(Some(&template), &tokenizer, None);
     let model = Model {
-        tokenizer,
+        tokenizer: Arc::new(tokenizer),
         template: Some(template),
         calls,
         max_positions: Some(POSITIONS),

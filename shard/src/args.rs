@@ -50,6 +50,14 @@ pub struct ShardArgs {
           value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub step_timeout: u64,
 
+    /// Where OpenTelemetry spans go, as the router's
+    #[arg(long, value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+
+    /// The router's service.name on spans; this rank's is beside it
+    #[arg(long, value_name = "NAME")]
+    pub otlp_service_name: Option<String>,
+
     /// End when the process of this id, which must be the parent, ends
     #[arg(long, value_name = "PID")]
     pub parent: Option<u32>,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
+use lockstep_process::traces::{Role, TraceConfig};
 use lockstep_proto::{Bytes, Epoch, Rank};
 use thiserror::Error;
 
@@ -36,6 +37,8 @@ pub struct Config {
     pub parent: Option<u32>,
     /// How to log.
     pub log: LogConfig,
+    /// Where spans go.
+    pub traces: TraceConfig,
 }
 
 /// Where the router connects.
@@ -112,6 +115,9 @@ impl Config {
         let membership = Membership::new(Rank(args.rank), args.world_size)?;
         let watchdog = Duration::from_secs(args.step_timeout);
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let role = Role::Shard { rank: args.rank };
+        // What is sampled is the router's decision.
+        let traces = TraceConfig::new(role, args.otlp_endpoint, args.otlp_service_name, 1.0);
         let format = if args.json_output { LogFormat::Json } else { LogFormat::Text };
         Ok(Self {
             model: args.model,
@@ -123,6 +129,7 @@ impl Config {
             threads: if args.threads == 0 { cores } else { args.threads },
             parent: args.parent,
             log: LogConfig { filter: args.log_level, format },
+            traces,
         })
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 
 use lockstep_process::telemetry::TelemetryError;
+use lockstep_process::traces::TraceError;
 use thiserror::Error;
 use tonic::{Code, Status};
 
@@ -21,6 +22,9 @@ pub enum ShardError {
     /// Logging cannot be set up.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
+    /// Spans cannot be sent.
+    #[error(transparent)]
+    Traces(#[from] TraceError),
     /// Whoever started it has gone.
     #[error("start under process {parent}: it has gone")]
     ParentGone {

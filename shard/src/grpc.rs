@@ -161,6 +161,7 @@ impl Feed {
                 Ok(None) => return StreamEnd::Closed,
                 Err(status) => return StreamEnd::Broken(status.message().to_owned()),
             };
+            let traces = step.trace_parents.iter().copied().map(Into::into).collect();
             let step = match Step::try_from(step) {
                 Ok(step) => step,
                 Err(error) => {
@@ -169,7 +170,7 @@ impl Feed {
                     return why;
                 }
             };
-            let command = Command::Step { stream: self.stream, step, answer };
+            let command = Command::Step { stream: self.stream, step, traces, answer };
             if self.commands.send(command).await.is_err() {
                 return StreamEnd::Broken("this rank's worker has ended".to_owned());
             }

@@ -23,6 +23,7 @@ pub mod sampling;
 mod serve;
 #[doc(hidden)]
 pub mod testing;
+mod traces;
 mod weights;
 mod worker;
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use lockstep_process::shutdown::{ParentState, die_with_parent, stop_signal};
 use lockstep_process::tasks::{Fate, Tasks};
 use lockstep_process::telemetry;
+use lockstep_process::traces::Traces;
 use lockstep_proto::wire::shard_server::ShardServer;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
@@ -29,6 +30,12 @@ use crate::worker::{self, StartError, Worker, WorkerError};
 
 /// How long a shard that was told to stop may take to finish its step and close its connections.
 const LEAVE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long the last spans may take to be sent.
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
+
+/// The same of a shard whose place is waited for.
+const FAILED_FLUSH_LIMIT: Duration = Duration::from_millis(200);
 
 /// How long a shard that cannot go on may take to say so. Until it has ended nothing takes its place.
 const FAILED_LEAVE_LIMIT: Duration = Duration::from_secs(1);
@@ -65,21 +72,26 @@ pub fn run(args: ShardArgs) -> Result<(), ShardError> {
                 signal = stop_signal() => info!(?signal, "told to stop"),
             }
         });
-        serve(listen, &tasks, move || load::load(&config)).await
+        let traces = Traces::start(&config.traces)?;
+        let served = serve(listen, &tasks, traces.clone(), move || load::load(&config)).await;
+        traces.stop(if served.is_ok() { FLUSH_LIMIT } else { FAILED_FLUSH_LIMIT });
+        served
     })
 }
 
-/// Serves the engine that `load` makes at `listen`, until `tasks` are stopped or the engine ends.
+/// Serves the engine that `load` makes at `listen`, until `tasks` are stopped or the engine ends. Spans of sampled
+/// steps go to `traces`.
 ///
 /// # Errors
 /// When the engine cannot be loaded, cannot go on, or nothing can be served there.
 pub async fn serve<M: Model + 'static>(
     listen: ListenAddress,
     tasks: &Tasks,
+    traces: Traces,
     load: impl FnOnce() -> Result<Engine<M>, LoadError> + Send + 'static,
 ) -> Result<(), ShardError> {
     let stop = tasks.stop_token().clone();
-    let starting = worker::start(load).map_err(|source| ShardError::Threads { source })?;
+    let starting = worker::start(load, traces).map_err(|source| ShardError::Threads { source })?;
     let loaded = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),

@@ -7,12 +7,14 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use lockstep_proto::{ShardDescription, Step, StepId, StepOutput, WireError};
+use lockstep_process::traces::Traces;
+use lockstep_proto::{ShardDescription, Step, StepId, StepOutput, TraceParent, WireError};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::comm::{Communicator, Timed};
 use crate::engine::{Configuration, ConfigureError, Engine, FatalError, InvalidStep, Model, StepError};
+use crate::traces::StepTrace;
 
 /// Commands that wait for the worker. Each stream has at most [`STEPS_IN_FLIGHT`] steps on their way; two
 /// streams, of which one takes over from the other, and some calls of `Configure` fit without waiting.
@@ -32,8 +34,8 @@ pub(crate) enum Command {
     Configure(Configuration, oneshot::Sender<Result<(), ConfigureError>>),
     /// A router begins to send steps; those of earlier streams are refused from here on.
     OpenStream(StreamId),
-    /// Compute a step. The permit is the place its answer goes to, so that answering never waits.
-    Step { stream: StreamId, step: Step, answer: Answer },
+    /// Compute a step, whose span hangs on `traces`. The permit is the place its answer goes to, so that answering never waits.
+    Step { stream: StreamId, step: Step, traces: Vec<TraceParent>, answer: Answer },
 }
 
 /// Where the answer to a step goes.
@@ -117,12 +119,14 @@ pub(crate) enum StartError<E> {
     Worker(WorkerError),
 }
 
-/// Starts the worker; `load` runs on its thread, so that a model never changes threads.
+/// Starts the worker; `load` runs on its thread, so that a model never changes threads. Spans of sampled steps go
+/// to `traces`.
 ///
 /// # Errors
 /// When the system has no thread left.
 pub(crate) fn start<M, E>(
     load: impl FnOnce() -> Result<Engine<M>, E> + Send + 'static,
+    traces: Traces,
 ) -> std::io::Result<Starting<E>>
 where
     M: Model + 'static,
@@ -133,7 +137,7 @@ where
     let (end_tx, end) = oneshot::channel();
     let work = move || {
         // Nobody listens to the end only where the process is ending anyway.
-        let _ = end_tx.send(live(load, loaded_tx, inbox));
+        let _ = end_tx.send(live(load, loaded_tx, inbox, &traces));
     };
     std::thread::Builder::new().name("engine".to_owned()).spawn(work)?;
     Ok(Starting { commands, loaded, end })
@@ -159,6 +163,7 @@ fn live<M: Model, E>(
     load: impl FnOnce() -> Result<Engine<M>, E>,
     loaded: oneshot::Sender<Result<Loaded, E>>,
     inbox: mpsc::Receiver<Command>,
+    traces: &Traces,
 ) -> Result<(), WorkerError> {
     let loading =
         catch_unwind(AssertUnwindSafe(load)).map_err(|panic| WorkerError::Panicked(message(&*panic)))?;
@@ -172,7 +177,7 @@ fn live<M: Model, E>(
     };
     let comm = engine.comm();
     let _ = loaded.send(Ok(Loaded { description: engine.describe(), comm: Arc::clone(&comm) }));
-    let end = catch_unwind(AssertUnwindSafe(|| do_commands(&mut engine, inbox)))
+    let end = catch_unwind(AssertUnwindSafe(|| do_commands(&mut engine, inbox, traces)))
         .unwrap_or_else(|panic| Err(WorkerError::Panicked(message(&*panic))));
     // The other ranks wait for this one in vain: they are told before anybody is.
     if end.is_err() {
@@ -184,7 +189,9 @@ fn live<M: Model, E>(
 fn do_commands<M: Model>(
     engine: &mut Engine<M>,
     mut inbox: mpsc::Receiver<Command>,
+    traces: &Traces,
 ) -> Result<(), WorkerError> {
+    let rank = engine.describe().rank;
     let mut current = None;
     while let Some(command) = inbox.blocking_recv() {
         match command {
@@ -197,26 +204,50 @@ fn do_commands<M: Model>(
                 engine.on_stream_opened();
                 current = Some(stream);
             }
-            Command::Step { stream, step: _, answer } if current != Some(stream) => {
+            Command::Step { stream, answer, .. } if current != Some(stream) => {
                 answer.send(Err(StepRefusal::StreamEnded));
             }
-            Command::Step { stream: _, step, answer } => match engine.run_step(step) {
-                Ok(output) => {
-                    answer.send(Ok(output));
-                }
-                Err(StepError::Invalid { step, reason }) => {
-                    let reason = Arc::new(reason);
-                    answer.send(Err(StepRefusal::Invalid { step, reason: Arc::clone(&reason) }));
-                    return Err(WorkerError::Refused { step, reason });
-                }
-                Err(StepError::Fatal { step, reason }) => {
-                    answer.send(Err(StepRefusal::RankLost { step }));
-                    return Err(WorkerError::Fatal { step, reason });
-                }
-            },
+            Command::Step { stream: _, step, traces: parents, answer } => {
+                let trace = StepTrace::begin(traces, rank, &step, &parents);
+                run_step(engine, step, trace, answer)?;
+            }
         }
     }
     Ok(())
+}
+
+fn run_step<M: Model>(
+    engine: &mut Engine<M>,
+    step: Step,
+    trace: Option<StepTrace<'_>>,
+    answer: Answer,
+) -> Result<(), WorkerError> {
+    match engine.run_step(step) {
+        Ok(output) => {
+            let timings = output.timings;
+            // The router waits; the spans do not hold it up.
+            answer.send(Ok(output));
+            if let Some(trace) = trace {
+                trace.end(&timings);
+            }
+            Ok(())
+        }
+        Err(StepError::Invalid { step, reason }) => {
+            let reason = Arc::new(reason);
+            answer.send(Err(StepRefusal::Invalid { step, reason: Arc::clone(&reason) }));
+            if let Some(trace) = trace {
+                trace.fail();
+            }
+            Err(WorkerError::Refused { step, reason })
+        }
+        Err(StepError::Fatal { step, reason }) => {
+            answer.send(Err(StepRefusal::RankLost { step }));
+            if let Some(trace) = trace {
+                trace.fail();
+            }
+            Err(WorkerError::Fatal { step, reason })
+        }
+    }
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {

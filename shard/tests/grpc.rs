@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lockstep_process::tasks::Tasks;
+use lockstep_process::traces::Traces;
 use lockstep_proto::wire::shard_client::ShardClient;
 use lockstep_proto::{
     BlockId, Bytes, Epoch, Outcome, Position, Sampling, SequenceStart, ShardDescription, Step, StepId,
@@ -52,7 +53,7 @@ impl Shard {
                 let model = FakeModel::new(Arc::clone(&timed) as Arc<dyn Communicator>);
                 Ok(Engine::new(model, Group { comm: timed, epoch: EPOCH, kv_budget: Bytes(6400) }))
             };
-            serve(listen, &serving, load).await
+            serve(listen, &serving, Traces::default(), load).await
         });
         Self { folder, tasks, end }
     }

@@ -74,6 +74,22 @@ pub struct Step {
     /// Sequences to forget, before anything else in this step.
     #[prost(uint64, repeated, tag = "6")]
     pub releases: ::prost::alloc::vec::Vec<u64>,
+    /// Spans of sampled requests that this step computes for, at most 8. The rank's span of the step is a child of
+    /// the first and links to the others.
+    #[prost(message, repeated, tag = "20")]
+    pub trace_parents: ::prost::alloc::vec::Vec<TraceParent>,
+}
+/// A span in a sampled trace (W3C Trace Context).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TraceParent {
+    /// The trace id's first eight bytes, big-endian.
+    #[prost(fixed64, tag = "1")]
+    pub trace_id_high: u64,
+    /// Its last eight.
+    #[prost(fixed64, tag = "2")]
+    pub trace_id_low: u64,
+    #[prost(fixed64, tag = "3")]
+    pub span_id: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SequenceStart {

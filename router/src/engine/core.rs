@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::deliver::{Deliveries, channel_capacity_events};
 use super::masks::{Found, Masks, Ready, Settled};
+use super::traces::SequenceTraces;
 use super::{Command, EngineError, GenerationEvent};
 use crate::metrics::{Metrics, StepKind};
 use crate::shards::GroupFacts;
@@ -21,6 +22,7 @@ pub(super) struct Core {
     scheduler: Scheduler,
     deliveries: Deliveries,
     masks: Masks,
+    traces: SequenceTraces,
     metrics: Arc<Metrics>,
     in_flight: Option<InFlight>,
     /// Entries in a row of the group's logits.
@@ -43,6 +45,7 @@ impl Core {
             scheduler,
             deliveries,
             masks: Masks::default(),
+            traces: SequenceTraces::default(),
             metrics,
             in_flight: None,
             vocabulary_size: 0,
@@ -79,6 +82,9 @@ impl Core {
         if let Some(grammar) = assignment.grammar {
             self.masks.open(sequence, grammar);
         }
+        if let Some(origin) = assignment.trace {
+            self.traces.open(sequence, origin);
+        }
         // If nobody takes the receiver, it is closed and the sequence is swept up.
         let _ = reply.send(Ok(rx));
         self.observe();
@@ -107,6 +113,7 @@ impl Core {
             self.metrics.on_batch_joined(now.elapsed());
         }
         self.in_flight = Some(InFlight { started: now, kind });
+        self.traces.on_step_planned(&step);
         self.metrics.on_step_planned(kind, step.work.len());
         self.observe();
         Some(step)
@@ -116,6 +123,7 @@ impl Core {
     pub(super) fn on_step_done(&mut self, output: &StepOutput, now: Instant) -> Result<(), StepMismatch> {
         check_ids(output, self.vocabulary_size)?;
         let events = self.scheduler.on_step_done(output, now)?;
+        self.traces.on_step_done();
         let in_flight = self.in_flight.take();
         if let Some(InFlight { started, kind }) = in_flight {
             self.metrics.on_step_done(kind, now.saturating_duration_since(started), &output.timings);
@@ -162,6 +170,7 @@ impl Core {
         if let Some(InFlight { kind, .. }) = self.in_flight.take() {
             self.metrics.on_step_failed(kind);
         }
+        self.traces.on_group_lost();
         self.metrics.on_group_lost();
         let events = self.scheduler.on_group_lost();
         self.hand_on(events, now);
@@ -175,6 +184,11 @@ impl Core {
             self.cancel(sequence);
         }
         self.observe();
+    }
+
+    /// The spans of sampled sequences.
+    pub(super) fn traces(&mut self) -> &mut SequenceTraces {
+        &mut self.traces
     }
 
     /// The masks that are being found out.
@@ -209,6 +223,7 @@ impl Core {
 
     fn hand_on(&mut self, events: Vec<SequenceEvent>, now: Instant) {
         let tokens = self.note_grammars(&events);
+        self.traces.on_events(&events);
         for sequence in self.deliveries.on_events(events, now) {
             self.cancel(sequence);
         }
@@ -273,6 +288,7 @@ impl Core {
 
     fn cancel(&mut self, sequence: SequenceId) {
         self.masks.close(sequence);
+        self.traces.close(sequence);
         self.scheduler.on_cancel(sequence);
     }
 

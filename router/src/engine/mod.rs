@@ -7,6 +7,7 @@ mod generations;
 mod masks;
 mod run;
 mod stop;
+mod traces;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,6 +26,7 @@ use crate::shards::GroupFacts;
 pub use generations::Generations;
 pub use run::{EngineConfig, EngineTask};
 pub use stop::{StopStrings, StopText};
+pub use traces::TraceOrigin;
 
 /// Why a sequence was not taken, or cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -130,6 +132,8 @@ pub struct Assignment {
     pub stops: StopStrings,
     /// What its text must be.
     pub grammar: Option<Arc<CompiledGrammar>>,
+    /// The span of the request it is for, where that is sampled.
+    pub trace: Option<TraceOrigin>,
 }
 
 pub(crate) enum Command {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+use lockstep_process::traces::Traces;
 use lockstep_proto::{Epoch, Step, StepOutput};
 use lockstep_scheduler::Limits;
 use tokio::sync::{Notify, mpsc, watch};
@@ -13,6 +14,7 @@ use tracing::{error, warn};
 
 use super::core::Core;
 use super::deliver::Deliveries;
+use super::traces::SequenceTraces;
 use super::{Command, Engine, EngineError, GroupState};
 use crate::metrics::Metrics;
 use crate::shards::{ShardError, ShardGroup, bring_up};
@@ -92,6 +94,12 @@ impl<G: ShardGroup> EngineTask<G> {
         };
         let inputs = Inputs { commands: queue, wake, stop };
         (Self { group, config, core, inputs, state }, engine)
+    }
+
+    /// Tells `traces` what becomes of sampled sequences.
+    pub fn with_traces(mut self, traces: Traces) -> Self {
+        *self.core.traces() = SequenceTraces::new(traces);
+        self
     }
 
     /// Serves until the process stops, through any number of groups.
@@ -216,7 +224,8 @@ impl<G: ShardGroup> EngineTask<G> {
     async fn step(&mut self, step: Step) -> Result<StepOutput, Left> {
         let Self { group, config, core, inputs, .. } = self;
         let limit = config.step_timeout;
-        let mut computing = pin!(tokio::time::timeout(limit, group.step(step)));
+        let traces = core.traces().parents();
+        let mut computing = pin!(tokio::time::timeout(limit, group.step(step, &traces)));
         loop {
             tokio::select! {
                 biased;

@@ -27,6 +27,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Routes that never need a key.
 const PROBES: [&str; 6] = ["/", "/health", "/ping", "/livez", "/readyz", "/startupz"];
 
+/// Pages that anyone may see, with the files below them; they ask for a key where one is needed.
+const PAGES: [&str; 4] = ["/playground", "/docs", "/api-doc/openapi.json", "/openapi.json"];
+
 /// Who may ask, as configured.
 #[derive(Clone, Debug, Default)]
 pub struct AccessConfig {
@@ -163,7 +166,9 @@ impl Keys {
     /// Whether `path` is for everyone.
     fn is_open(&self, path: &str, is_read: bool) -> bool {
         // The page where a key is typed holds none.
-        let is_page = path == "/playground" || path.starts_with("/playground/");
+        let is_page = PAGES.iter().any(|page| {
+            path.strip_prefix(page).is_some_and(|below| below.is_empty() || below.starts_with('/'))
+        });
         let is_metrics = path == "/metrics" && self.metrics == MetricsAccess::Open;
         is_read && (PROBES.contains(&path) || is_page || is_metrics)
     }

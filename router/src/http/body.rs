@@ -34,7 +34,7 @@ impl FromRequest<Arc<App>> for JsonBody {
             )
         })?;
         match value {
-            Value::Object(fields) => Ok(Self(Fields::new(fields))),
+            Value::Object(fields) => Ok(Self(Fields::new(fields, app.config.unknown_fields))),
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
                 let message = "Failed to parse the request body: expected a JSON object";
                 Err(ApiError::new(ErrorKind::MalformedBody, message))

@@ -10,6 +10,7 @@ use futures::Stream;
 
 use super::body::JsonBody;
 use super::intake::{Answer, Arrival, Heard, Running, start};
+use super::models;
 use super::openai::{
     ChatCompletion, ChatRequest, ChatStream, Choice, Delivery, Envelope, Listener, Logprobs, Usage,
     entries, in_openai_words,
@@ -28,9 +29,9 @@ pub(super) async fn completions(
     let mut request = ChatRequest::parse(&mut body)?;
     request.fit(&app.model)?;
     let ChatRequest { text, model, logprobs, delivery, tools } = request;
+    let model = models::name(&app, model)?;
     let running = start(&app, arrival, text).await.map_err(|error| tools.in_words(error))?;
     let listener = Listener::new(tools.rules.as_ref(), app.model.calls.style);
-    let model = model.unwrap_or_else(|| app.model.id.clone());
     let envelope = Envelope::new("chatcmpl", model, app.fingerprint());
     match delivery {
         Delivery::Whole => whole(&app, running, envelope, (logprobs, listener)).await,

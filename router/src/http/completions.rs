@@ -12,6 +12,7 @@ use super::body::JsonBody;
 use super::chat::usage;
 use super::generate::mean_logprob;
 use super::intake::{Answer, Arrival, Heard, Running, RunningPrompt, start_all};
+use super::models;
 use super::openai::{
     Completion, CompletionChoice, CompletionChunk, CompletionLimits, CompletionLogprobs, CompletionRequest,
     Delivery, Echo, Envelope, UsageWish, in_completion_words,
@@ -31,9 +32,10 @@ pub(super) async fn completions(
         CompletionLimits { prompts: app.config.max_client_batch_size, best_of: app.limits().max_best_of };
     let request = CompletionRequest::parse(&mut body, limits)?;
     let CompletionRequest { mut texts, model, delivery, echo, logprobs, answers } = request;
+    let model = models::name(&app, model)?;
     texts.iter_mut().for_each(|text| text.sampling.fill(&app.model.sampling_defaults));
     let running = start_all(&app, arrival, texts).await.map_err(in_completion_words)?;
-    let envelope = Envelope::new("cmpl", model.unwrap_or_else(|| app.model.id.clone()), app.fingerprint());
+    let envelope = Envelope::new("cmpl", model, app.fingerprint());
     let shape = Shape { app, envelope, echo, logprobs };
     match delivery {
         Delivery::Whole => whole(shape, running, answers as usize).await,

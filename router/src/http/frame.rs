@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use tracing::{Instrument, Level};
 
 use super::cors;
+use super::trace::RequestTrace;
 use crate::app::App;
 use crate::error::{ApiError, ErrorKind, Family};
 
@@ -31,13 +32,18 @@ impl RequestId {
 }
 
 /// Gives a request its id, and its errors the shape of the route's family.
-pub(super) async fn frame(mut request: Request, next: Next) -> Response {
+pub(super) async fn frame(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let id = RequestId::of(request.headers());
     let family = Family::of_path(request.uri().path());
-    let span = tracing::info_span!("request", id = %id.0, path = request.uri().path());
+    let trace = RequestTrace::begin(&app, &request, &id);
+    let span =
+        tracing::info_span!("request", id = %id.0, path = request.uri().path(), trace_id = trace.id());
     request.extensions_mut().insert(id.clone());
+    request.extensions_mut().insert(trace.clone());
     let mut response = next.run(request).instrument(span.clone()).await;
-    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+    let error = response.extensions_mut().remove::<ApiError>();
+    trace.on_response(response.status(), error.as_ref().map(|error| error.kind.error_type()));
+    if let Some(error) = error {
         span.in_scope(|| log(&error));
         let family = response.extensions_mut().remove::<Family>().unwrap_or(family);
         let mut rendered = error.render(family);

@@ -30,9 +30,10 @@ pub(super) async fn compile(app: &App, grammar: Grammar) -> Result<Arc<CompiledG
 pub(super) fn native(parameters: &mut Fields) -> Result<Option<Grammar>, ApiError> {
     const NAME: &str = "grammar";
     let Some(value) = parameters.take_value(NAME) else { return Ok(None) };
-    let mut fields = object(NAME, value)?;
-    match typed(NAME, &mut fields)? {
-        Some(grammar) => Ok(Some(grammar)),
+    let mut fields = parameters.inside(NAME, object(NAME, value)?);
+    let kind = kind(&mut fields);
+    match typed(NAME, &kind, &mut fields)? {
+        Some(grammar) => fields.refuse_rest().map(|()| Some(grammar)),
         None => Err(ApiError::invalid(NAME, "`grammar` needs a `value`")),
     }
 }
@@ -51,12 +52,13 @@ pub(super) fn openai(body: &mut Fields) -> Result<Option<Grammar>, ApiError> {
     found.extend(response_format(body)?);
     found.extend(native(body)?);
     if let Some(value) = body.take_value("structured_outputs") {
-        let mut fields = Fields::new(object("structured_outputs", value)?);
+        let mut fields = body.inside("structured_outputs", object("structured_outputs", value)?);
         found.extend(structured("structured_outputs", &mut fields)?);
     }
     for (name, word) in GUIDED {
         let Some(value) = body.take_value(name) else { continue };
-        found.extend(structured(name, &mut Fields::new(Map::from_iter([(word.to_owned(), value)])))?);
+        let mut fields = body.inside(name, Map::from_iter([(word.to_owned(), value)]));
+        found.extend(structured(name, &mut fields)?);
     }
     // Clients of vLLM say the same in its old and its new fields.
     found.dedup();
@@ -71,35 +73,48 @@ pub(super) fn openai(body: &mut Fields) -> Result<Option<Grammar>, ApiError> {
 fn response_format(body: &mut Fields) -> Result<Option<Grammar>, ApiError> {
     const NAME: &str = "response_format";
     let Some(value) = body.take_value(NAME) else { return Ok(None) };
-    let mut fields = object(NAME, value)?;
-    if fields.get("type").and_then(Value::as_str) == Some("text") {
-        return Ok(None);
-    }
-    let is_any_object = fields.get("type").and_then(Value::as_str) == Some("json_object");
-    match typed(NAME, &mut fields)? {
-        Some(grammar) => Ok(Some(grammar)),
-        None if is_any_object => Ok(Some(Grammar::any_object())),
-        None => Err(ApiError::invalid(NAME, format_args!("`{NAME}` needs a `json_schema` or a `value`"))),
+    let mut fields = body.inside(NAME, object(NAME, value)?);
+    let kind = kind(&mut fields);
+    let grammar = if kind == "text" { None } else { typed(NAME, &kind, &mut fields)? };
+    match (grammar, kind.as_str()) {
+        (Some(grammar), _) => fields.refuse_rest().map(|()| Some(grammar)),
+        (None, "text") => fields.refuse_rest().map(|()| None),
+        (None, "json_object") => fields.refuse_rest().map(|()| Some(Grammar::any_object())),
+        (None, _) => {
+            Err(ApiError::invalid(NAME, format_args!("`{NAME}` needs a `json_schema` or a `value`")))
+        }
     }
 }
 
+/// The `type`; empty where there is none.
+fn kind(fields: &mut Fields) -> String {
+    let kind = fields.take_value("type");
+    kind.as_ref().and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
 /// `{type, value}`; OpenAI keeps the value of `json_schema` in a field of that name.
-fn typed(name: &'static str, fields: &mut Map<String, Value>) -> Result<Option<Grammar>, ApiError> {
+fn typed(name: &'static str, kind: &str, fields: &mut Fields) -> Result<Option<Grammar>, ApiError> {
     let invalid = |message: &str| ApiError::invalid(name, format_args!("`{name}` {message}"));
-    let kind = fields.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let mut take = |key| fields.shift_remove(key).filter(|value: &Value| !value.is_null());
-    match kind.as_str() {
-        "json" | "json_object" => take("value").map(|value| schema(name, value)).transpose(),
+    match kind {
+        "json" | "json_object" => fields.take_value("value").map(|value| schema(name, value)).transpose(),
         "json_schema" => {
-            let Some(value) = take("json_schema").or_else(|| take("value")) else { return Ok(None) };
-            let mut wrapper = object(name, value)?;
-            match wrapper.shift_remove("schema").filter(|value| !value.is_null()) {
+            let Some((key, value)) =
+                ["json_schema", "value"].into_iter().find_map(|key| Some((key, fields.take_value(key)?)))
+            else {
+                return Ok(None);
+            };
+            let mut wrapper = fields.inside(key, object(name, value)?);
+            let inner = wrapper.take_value("schema");
+            // Words about the schema. `strict` is always so: no answer breaks it.
+            wrapper.pass_over(&["name", "description", "strict"]);
+            wrapper.refuse_rest()?;
+            match inner {
                 Some(inner) => Ok(Some(schema(name, inner)?)),
                 // OpenAI's schema may be left out; ours says which.
                 None => Err(invalid("of type json_schema needs a `schema`")),
             }
         }
-        "regex" => match take("value") {
+        "regex" => match fields.take_value("value") {
             Some(Value::String(regex)) => Ok(Some(Grammar::Regex(regex))),
             Some(_) => Err(invalid("of type regex needs a string as its `value`")),
             None => Ok(None),
@@ -116,6 +131,7 @@ fn structured(name: &'static str, fields: &mut Fields) -> Result<Option<Grammar>
     let regex = fields.take("regex")?.map(Grammar::Regex);
     let choice = fields.take("choice")?.map(Grammar::Choice);
     let lark = fields.take("grammar")?.map(Grammar::Lark);
+    fields.refuse_rest()?;
     let mut found = [json, object, regex, choice, lark].into_iter().flatten();
     match (found.next(), found.next()) {
         (Some(Grammar::Choice(texts)), None) if texts.iter().all(String::is_empty) => {

@@ -14,6 +14,7 @@ use super::frame::RequestId;
 use super::grammar;
 use super::record::{PromptSize, Record};
 use super::registry::Registration;
+use super::trace::RequestTrace;
 use crate::app::App;
 use crate::chat::TemplateError;
 use crate::cpu_pool::PoolError;
@@ -36,6 +37,7 @@ pub(super) struct Arrival {
     pub(super) at: Instant,
     pub(super) when_loading: WhenLoading,
     pub(super) service: Service,
+    pub(super) trace: RequestTrace,
 }
 
 impl FromRequestParts<Arc<App>> for Arrival {
@@ -49,8 +51,9 @@ impl FromRequestParts<Arc<App>> for Arrival {
             header.is_some_and(|value| matches!(value.trim().to_ascii_lowercase().as_str(), "true" | "1"));
         let when_loading = if waits { WhenLoading::Wait } else { WhenLoading::Refuse };
         let at = Instant::now();
-        let service = admission::service(parts, app.config.request_timeout, at)?;
-        Ok(Self { id, at, when_loading, service })
+        let service = admission::service(parts, app.config.patience.request_timeout, at)?;
+        let trace = parts.extensions.get().cloned().unwrap_or_default();
+        Ok(Self { id, at, when_loading, service, trace })
     }
 }
 
@@ -112,7 +115,7 @@ pub(super) async fn start_all(
     let choices = requests.first().map_or(1, |request| request.choices);
     let permit = app.admit(&arrival.service.tenant, sequences(app, requests.len(), choices)?)?;
     // From here on a client that leaves is counted, whatever its request waits for.
-    let mut record = Record::new(Arc::clone(app), arrival.id.clone(), arrival.at);
+    let mut record = Record::new(Arc::clone(app), arrival.id.clone(), arrival.at, arrival.trace.clone());
     let started = begin(app, arrival, requests, &mut record).await;
     let Begun { generations, registration, prompts } = started.inspect_err(|_| record.fail())?;
     let generations = Generations::new(generations);
@@ -152,9 +155,11 @@ async fn begin(
         let valid = validate(app, request).await?;
         size.characters += valid.prompt_text.chars().count();
         size.tokens += Tokens::of_len(valid.prompt_tokens.len());
+        arrival.trace.on_valid(&valid);
         ready.push((valid, keep));
     }
     record.on_submitted(size);
+    let origin = arrival.trace.origin(&arrival.id);
     let registration = Registration::new(Arc::clone(app), arrival.id);
     let mut begun = Begun { generations: Vec::new(), registration, prompts: Vec::new() };
     for (valid, keep) in ready {
@@ -164,6 +169,7 @@ async fn begin(
         begun.prompts.push(prompt);
         for mut assignment in valid.assignments {
             assignment.submission.service = arrival.service.clone();
+            assignment.trace.clone_from(&origin);
             let generation = app.engine.submit(assignment).await;
             let generation = generation.map_err(|error| of_engine(app, &error))?;
             debug!(sequence = %generation.sequence(), "queued");

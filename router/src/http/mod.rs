@@ -8,7 +8,7 @@ mod chat;
 mod completions;
 pub mod connections;
 pub mod cors;
-mod fields;
+pub mod fields;
 mod frame;
 mod generate;
 mod grammar;
@@ -18,6 +18,7 @@ mod invocations;
 mod models;
 mod native;
 mod openai;
+pub mod openapi;
 mod playground;
 mod record;
 mod registry;
@@ -25,6 +26,7 @@ pub mod response_cache;
 pub mod resume;
 mod sse;
 mod tokenize;
+mod trace;
 
 use std::sync::Arc;
 
@@ -56,6 +58,7 @@ pub fn router(app: Arc<App>) -> Router {
     Router::new()
         .merge(text)
         .merge(playground::routes())
+        .merge(openapi::routes())
         .route("/", get(health::ready))
         .route("/health", get(health::ready))
         .route("/ping", get(health::ready))
@@ -78,6 +81,6 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(DefaultBodyLimit::max(app.config.payload_limit_bytes))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::require_key))
         .layer(cors::layer(&app.config.access.origins))
-        .layer(middleware::from_fn(frame::frame))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), frame::frame))
         .with_state(app)
 }

@@ -7,8 +7,12 @@ use axum::extract::{Path, State};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::fields::UnknownFields;
 use crate::app::App;
 use crate::error::{ApiError, ErrorKind};
+
+/// What the reference server's clients call whatever model is served.
+const ANY_MODEL: &str = "tgi";
 
 /// What `/info` tells; the names are the reference server's.
 #[derive(Serialize)]
@@ -51,6 +55,21 @@ pub(super) async fn info(State(app): State<Arc<App>>) -> Json<Info> {
         sha: None,
         docker_label: None,
     })
+}
+
+/// The name an OpenAI answer gives its model: the client's own, or ours.
+///
+/// # Errors
+/// When names of models that are not served are refused, and this is one.
+pub(super) fn name(app: &App, asked: Option<String>) -> Result<String, ApiError> {
+    let Some(asked) = asked else { return Ok(app.model.id.clone()) };
+    match app.config.unknown_fields {
+        UnknownFields::Refuse if asked != app.model.id && asked != ANY_MODEL => {
+            let message = format!("The model {asked} is not served; {} is", app.model.id);
+            Err(ApiError { param: Some("model"), ..ApiError::new(ErrorKind::ModelNotFound, message) })
+        }
+        UnknownFields::Refuse | UnknownFields::Ignore => Ok(asked),
+    }
 }
 
 /// `GET /v1/models`

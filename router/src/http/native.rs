@@ -64,6 +64,8 @@ impl GenerateRequest {
         };
         let wants_details = parameters.flag("details")? || prompt_logprobs == PromptLogprobs::Return;
         unknown_adapter(parameters.take("adapter_id")?)?;
+        parameters.refuse_rest()?;
+        body.refuse_rest()?;
         Ok(Self { text, full_text, wants_details })
     }
 }
@@ -105,8 +107,11 @@ pub(super) fn watermark(fields: &mut Fields) -> Result<Option<WatermarkRequest>,
         None | Some(Value::Bool(false)) => Ok(None),
         Some(Value::Bool(true)) => Ok(Some(WatermarkRequest::default())),
         Some(Value::Object(strength)) => {
-            let mut strength = Fields::new(strength);
-            Ok(Some(WatermarkRequest { gamma: strength.take("gamma")?, delta: strength.take("delta")? }))
+            let mut strength = fields.inside(NAME, strength);
+            let request =
+                WatermarkRequest { gamma: strength.take("gamma")?, delta: strength.take("delta")? };
+            strength.refuse_rest()?;
+            Ok(Some(request))
         }
         Some(Value::Null | Value::Number(_) | Value::String(_) | Value::Array(_)) => {
             let message = "`watermark` must be a boolean, or an object of `gamma` and `delta`";

@@ -15,11 +15,11 @@ use crate::error::NOT_MODIFIED;
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// A file of the page.
-struct Asset {
-    path: &'static str,
-    media_type: &'static str,
-    text: &'static str,
+/// A file of a page.
+pub(super) struct Asset {
+    pub(super) path: &'static str,
+    pub(super) media_type: &'static str,
+    pub(super) text: &'static str,
 }
 
 static ASSETS: [Asset; 6] = [
@@ -59,7 +59,12 @@ static ASSETS: [Asset; 6] = [
 pub(super) fn routes() -> Router<Arc<App>> {
     // The page names its files relative to itself, which works behind a path prefix but not below a slash.
     let page = Router::new().route("/playground/", get(|| async { Redirect::permanent("../playground") }));
-    ASSETS.iter().fold(page, |router, asset| {
+    page.merge(serve(&ASSETS))
+}
+
+/// A route for each of `assets`.
+pub(super) fn serve(assets: &'static [Asset]) -> Router<Arc<App>> {
+    assets.iter().fold(Router::new(), |router, asset| {
         let etag = asset.etag();
         let answer = move |headers: HeaderMap| std::future::ready(asset.respond(&etag, &headers));
         router.route(asset.path, get(answer))

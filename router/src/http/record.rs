@@ -8,6 +8,7 @@ use lockstep_proto::Tokens;
 use tracing::{info, warn};
 
 use super::frame::RequestId;
+use super::trace::{RequestTrace, TracedUsage};
 use crate::app::App;
 use crate::engine::FinishReason;
 use crate::error::ApiError;
@@ -23,7 +24,10 @@ pub(super) struct Record {
     queued: Option<Duration>,
     cached: Tokens,
     generated_tokens: u32,
+    first_token: Option<Instant>,
     is_over: bool,
+    // Dropped last: the request's span covers all of its answer.
+    trace: RequestTrace,
 }
 
 /// A prompt's size.
@@ -37,7 +41,7 @@ pub(super) struct PromptSize {
 
 impl Record {
     /// A request that has just got its place.
-    pub(super) fn new(app: Arc<App>, id: RequestId, arrived: Instant) -> Self {
+    pub(super) fn new(app: Arc<App>, id: RequestId, arrived: Instant, trace: RequestTrace) -> Self {
         Self {
             app,
             id,
@@ -47,7 +51,9 @@ impl Record {
             queued: None,
             cached: Tokens::ZERO,
             generated_tokens: 0,
+            first_token: None,
             is_over: false,
+            trace,
         }
     }
 
@@ -65,6 +71,9 @@ impl Record {
 
     pub(super) fn on_token(&mut self) {
         self.generated_tokens += 1;
+        if self.first_token.is_none() {
+            self.first_token = Some(Instant::now());
+        }
     }
 
     /// The answer is complete.
@@ -73,8 +82,17 @@ impl Record {
         let numbers = self.numbers();
         self.app.metrics.on_success(&numbers);
         self.app.load.on_finished(numbers.total);
+        self.trace.on_finished(&TracedUsage {
+            input_tokens: self.prompt.tokens.0,
+            output_tokens: self.generated_tokens,
+            cached_tokens: self.cached.0,
+            arrived: self.arrived,
+            first_token: self.first_token,
+            finish: reason,
+        });
         info!(
             id = self.id.0,
+            trace_id = self.trace.id(),
             prompt_tokens = self.prompt.tokens.0,
             cached_tokens = self.cached.0,
             generated_tokens = self.generated_tokens,
@@ -91,8 +109,10 @@ impl Record {
     pub(super) fn fail_in_stream(&mut self, error: &ApiError) {
         self.is_over = true;
         self.app.metrics.on_failure(error.kind);
+        self.trace.on_broken(error.kind.error_type());
         warn!(
             id = self.id.0,
+            trace_id = self.trace.id(),
             error_type = error.kind.error_type(),
             message = error.message,
             "stream failed"
@@ -157,8 +177,10 @@ impl Drop for Record {
     fn drop(&mut self) {
         if !self.is_over {
             self.app.metrics.on_dropped();
+            self.trace.on_broken("client_left");
             info!(
                 id = self.id.0,
+                trace_id = self.trace.id(),
                 prompt_tokens = self.prompt.tokens.0,
                 generated_tokens = self.generated_tokens,
                 total_ms = millis(self.arrived.elapsed()),

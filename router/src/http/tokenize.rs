@@ -43,6 +43,9 @@ pub(super) async fn tokenize(
             Some(false) => SpecialTokens::Skip,
             Some(true) | None => SpecialTokens::Add,
         };
+        // There is one tokenizer.
+        body.pass_over(&["model"]);
+        body.refuse_rest()?;
         let (_, tokens) = pieces(&app, PromptSource::Text { text, special }).await?;
         let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();
         let most = app.limits().max_total_tokens.0;
@@ -59,6 +62,8 @@ pub(super) async fn detokenize(
     JsonBody(mut body): JsonBody,
 ) -> Result<Json<Value>, ApiError> {
     let ids: Vec<u32> = body.require("tokens")?;
+    body.pass_over(&["model"]);
+    body.refuse_rest()?;
     let tokens: Vec<TokenId> = ids.into_iter().map(TokenId).collect();
     Ok(Json(json!({"prompt": decode(&app.model, &tokens)})))
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use lockstep_proto::wire::shard_client::ShardClient;
-use lockstep_proto::{Rank, ShardDescription, Step, StepOutput, wire};
+use lockstep_proto::{Rank, ShardDescription, Step, StepOutput, TraceParent, wire};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -76,11 +76,17 @@ impl RankClient {
     }
 
     /// Computes one step.
-    pub(super) async fn step(&mut self, step: Step) -> Result<StepOutput, ShardError> {
+    pub(super) async fn step(
+        &mut self,
+        step: Step,
+        traces: &[TraceParent],
+    ) -> Result<StepOutput, ShardError> {
         let rank = self.rank;
         let (epoch, step_id) = (step.epoch, step.step_id);
         let run = self.run.as_mut().ok_or(ShardError::StreamEnded { rank })?;
-        run.steps.send(step.into()).await.map_err(|_| ShardError::StreamEnded { rank })?;
+        let mut message = wire::Step::from(step);
+        message.trace_parents = traces.iter().copied().map(Into::into).collect();
+        run.steps.send(message).await.map_err(|_| ShardError::StreamEnded { rank })?;
         let answer = run.outputs.message().await.map_err(|status| failed(&self.address, "Run", &status))?;
         let answer = answer.ok_or(ShardError::StreamEnded { rank })?;
         let output = StepOutput::try_from(answer).map_err(|source| ShardError::Wire { rank, source })?;

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lockstep_proto::{
     Bytes, ContextLogprobs, Epoch, Outcome, Rank, Sampling, SamplingParams, SequenceId, SequenceResult,
-    ShardDescription, Step, StepOutput, StepTimings, TokenId, TokenLogprob, TokenLogprobs, Tokens, Work,
-    WorkTokens,
+    ShardDescription, Step, StepOutput, StepTimings, TokenId, TokenLogprob, TokenLogprobs, Tokens,
+    TraceParent, Work, WorkTokens,
 };
 use tokio::sync::{Semaphore, watch};
 
@@ -188,7 +188,7 @@ impl ShardGroup for FakeGroup {
         Ok(())
     }
 
-    async fn step(&mut self, step: Step) -> Result<StepOutput, ShardError> {
+    async fn step(&mut self, step: Step, _traces: &[TraceParent]) -> Result<StepOutput, ShardError> {
         let shared = Arc::clone(&self.shared);
         let mut epoch = shared.epoch.subscribe();
         tokio::select! {

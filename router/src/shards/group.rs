@@ -3,7 +3,7 @@
 use futures::StreamExt;
 use futures::future::try_join_all;
 use futures::stream::FuturesUnordered;
-use lockstep_proto::{Rank, ShardDescription, Step, StepOutput, StepTimings};
+use lockstep_proto::{Rank, ShardDescription, Step, StepOutput, StepTimings, TraceParent};
 
 use super::client::RankClient;
 use super::{GroupConfig, ShardAddress, ShardError, ShardGroup};
@@ -37,8 +37,8 @@ impl ShardGroup for RemoteGroup {
         Ok(())
     }
 
-    async fn step(&mut self, step: Step) -> Result<StepOutput, ShardError> {
-        let computing = self.ranks.iter_mut().map(|rank| rank.step(step.clone()));
+    async fn step(&mut self, step: Step, traces: &[TraceParent]) -> Result<StepOutput, ShardError> {
+        let computing = self.ranks.iter_mut().map(|rank| rank.step(step.clone(), traces));
         let outputs = try_join_all(computing).await?;
         self.timings.clear();
         self.timings.extend(outputs.iter().map(|output| output.timings));

@@ -9,7 +9,9 @@ mod group;
 use std::future::Future;
 use std::time::Duration;
 
-use lockstep_proto::{Blocks, Epoch, Rank, ShardDescription, Step, StepOutput, StepTimings, WireError};
+use lockstep_proto::{
+    Blocks, Epoch, Rank, ShardDescription, Step, StepOutput, StepTimings, TraceParent, WireError,
+};
 use thiserror::Error;
 
 pub use address::{AddressError, ShardAddress};
@@ -107,7 +109,11 @@ pub trait ShardGroup: Send + 'static {
 
     /// Computes one step on every rank; the output is rank 0's. The first rank to fail fails the step.
     /// Not cancellation-safe: a step that is dropped is a lost group.
-    fn step(&mut self, step: Step) -> impl Future<Output = Result<StepOutput, ShardError>> + Send;
+    fn step(
+        &mut self,
+        step: Step,
+        traces: &[TraceParent],
+    ) -> impl Future<Output = Result<StepOutput, ShardError>> + Send;
 
     /// What the last step cost each rank, in their order.
     fn timings(&self) -> &[StepTimings];

@@ -316,7 +316,7 @@ async fn compiled(style: CallStyle, choice: Choice, parallel: Parallel) -> Arc<C
 async fn compile(grammar: Grammar) -> Arc<CompiledGrammar> {
     let tokenizer = Tokenizer::from_bytes(byte_level_tokenizer().as_bytes()).unwrap();
     let ends = vec![lockstep_proto::TokenId(ids::IM_END)];
-    let grammars = Grammars::start(&tokenizer, ends, 4).unwrap();
+    let grammars = Grammars::start(Arc::new(tokenizer), ends, 4).unwrap();
     let lark = format!("{grammar:?}");
     grammars.compile(grammar).await.unwrap_or_else(|error| panic!("{error}: {lark}")).0
 }

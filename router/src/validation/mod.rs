@@ -238,6 +238,7 @@ impl AwaitingPrompt {
             },
             stops: StopStrings::new(&stopping.stop, stopping.stop_text),
             grammar: None,
+            trace: None,
         };
         let assignments = (0..choices).map(assignment).collect();
         Ok(ValidRequest {

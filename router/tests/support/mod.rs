@@ -10,11 +10,13 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Request};
 use http_body_util::BodyExt;
 use lockstep_process::tasks::Tasks;
+use lockstep_process::traces::Traces;
 use lockstep_proto::{TokenId, Tokens, Watermark};
 use lockstep_router::app::{App, AppConfig, Patience};
 use lockstep_router::chat::{ChatTemplate, TemplateTokens};
 use lockstep_router::engine::EngineConfig;
 use lockstep_router::http::auth::AccessConfig;
+use lockstep_router::http::fields::UnknownFields;
 use lockstep_router::model::Model;
 use lockstep_router::shards::fake::{FakeControl, FakeGroup, FakeModel, FakeShape};
 use lockstep_router::testing::{TEMPLATE, VOCABULARY_SIZE, byte_level_tokenizer, ids};
@@ -69,11 +71,16 @@ pub fn config() -> AppConfig {
             step_timeout: Duration::from_secs(60),
             group_loss_timeout: Duration::from_secs(120),
         },
-        request_timeout: None,
-        patience: Patience { client_timeout: Duration::from_secs(60), resume_window: None },
+        patience: Patience {
+            request_timeout: None,
+            client_timeout: Duration::from_secs(60),
+            resume_window: None,
+        },
         response_cache_bytes: 0,
+        unknown_fields: UnknownFields::Ignore,
         access: AccessConfig::default(),
         compute_type: None,
+        traces: Traces::default(),
     }
 }
 

@@ -74,9 +74,12 @@ impl CompletionRequest {
             watermark: watermark(body)?,
         };
         refuse_what_is_not_served(body)?;
+        let model = body.take("model")?;
+        body.pass_over(&["user"]);
+        body.refuse_rest()?;
         let texts = prompts.into_iter().map(|prompt| TextRequest { prompt, ..first.clone() }).collect();
         let logprobs = top_logprobs.is_some();
-        Ok(Self { texts, model: body.take("model")?, delivery, echo, logprobs, answers })
+        Ok(Self { texts, model, delivery, echo, logprobs, answers })
     }
 }
 

@@ -73,6 +73,14 @@ impl ChatRequest {
         let (model, delivery) = (body.take("model")?, delivery(body)?);
         let request = Self { text, model, logprobs, delivery, tools };
         refuse_what_is_not_served(body)?;
+        body.pass_over(&[
+            "user",
+            "metadata",
+            "safety_identifier",
+            "prompt_cache_key",
+            "parallel_tool_calls",
+        ]);
+        body.refuse_rest()?;
         Ok(request)
     }
 
@@ -139,6 +147,9 @@ pub(super) fn delivery(body: &mut Fields) -> Result<Delivery, ApiError> {
     let mut options = body.object("stream_options")?;
     let usage =
         Usage { at_end: options.flag("include_usage")?, always: options.flag("continuous_usage_stats")? };
+    // Whether events are padded against eavesdroppers: ours never are.
+    options.refuse_unless("include_obfuscation", |value| value == &Value::Bool(false))?;
+    options.refuse_rest()?;
     Ok(if body.flag("stream")? { Delivery::Stream(usage) } else { Delivery::Whole })
 }
 

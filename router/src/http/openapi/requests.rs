@@ -1,0 +1,429 @@
+//! What requests consist of.
+
+use serde_json::{Map, Value, json};
+
+use super::schema::{Field, always, constant, list, named, one_of, optional, refused, request, ruled};
+
+/// Every schema of requests by its name.
+pub(super) fn schemas() -> Map<String, Value> {
+    let schemas = [
+        ("GenerateRequest", generate(Vec::new())),
+        ("CompatibleRequest", generate(vec![("stream", optional("boolean", "Answer with events"))])),
+        ("GenerateParameters", parameters()),
+        ("Grammar", grammar()),
+        ("ChatRequest", chat()),
+        ("CompletionRequest", completion()),
+        ("Message", message()),
+        ("StreamOptions", stream_options()),
+        ("ResponseFormat", response_format()),
+        ("StructuredOutputs", structured_outputs()),
+        ("TokenizePromptRequest", tokenize_prompt()),
+        ("DetokenizeRequest", detokenize()),
+    ];
+    schemas.into_iter().map(|(name, schema)| (name.to_owned(), schema)).collect()
+}
+
+fn generate(more: Vec<Field>) -> Value {
+    let mut fields = vec![
+        ("inputs", always("string", "The text to continue")),
+        ("parameters", json!({"anyOf": [named("GenerateParameters"), {"type": "null"}]})),
+    ];
+    fields.extend(more);
+    request("A text to continue", &["inputs"], fields)
+}
+
+fn parameters() -> Value {
+    let mut fields = vec![
+        (
+            "do_sample",
+            optional("boolean", "Draw tokens at random. Absent: if a parameter of sampling is set"),
+        ),
+        (
+            "max_new_tokens",
+            ruled(
+                "integer",
+                "Tokens of the answer at most [default: what is left of the context]",
+                json!({"minimum": 1}),
+            ),
+        ),
+        (
+            "best_of",
+            ruled("integer", "Answers computed, of which the most probable is sent", json!({"minimum": 1})),
+        ),
+        ("return_full_text", optional("boolean", "Repeat the prompt before the answer")),
+        (
+            "stop",
+            ruled(
+                "array",
+                "Texts that end the answer, which keeps them",
+                json!({"items": {"type": "string"}}),
+            ),
+        ),
+        (
+            "truncate",
+            ruled("integer", "Keep so many tokens of the prompt, the last ones", json!({"minimum": 1})),
+        ),
+        ("details", optional("boolean", "Send tokens, finish reason and seed")),
+        (
+            "decoder_input_details",
+            optional("boolean", "Send the log-probabilities of the prompt; not on streams"),
+        ),
+        (
+            "top_n_tokens",
+            ruled("integer", "The most probable tokens of each position", json!({"minimum": 0})),
+        ),
+        ("grammar", json!({"anyOf": [named("Grammar"), {"type": "null"}]})),
+    ];
+    fields.extend(sampling());
+    fields.extend(extensions());
+    request("How to continue", &[], fields)
+}
+
+/// What all interfaces say of sampling.
+fn sampling() -> Vec<Field> {
+    let mut fields = vec![
+        (
+            "temperature",
+            ruled(
+                "number",
+                "How flat the distribution is made; OpenAI's routes take 0 for greedy",
+                json!({"minimum": 0}),
+            ),
+        ),
+        ("top_k", ruled("integer", "Draw from so many of the most probable tokens", json!({"minimum": 1}))),
+        (
+            "top_p",
+            ruled(
+                "number",
+                "Draw from the most probable tokens of so much probability",
+                json!({"exclusiveMinimum": 0, "maximum": 1}),
+            ),
+        ),
+        (
+            "typical_p",
+            ruled(
+                "number",
+                "Draw from the most typical tokens of so much probability",
+                json!({"exclusiveMinimum": 0, "maximum": 1}),
+            ),
+        ),
+        (
+            "min_p",
+            ruled(
+                "number",
+                "Draw from tokens with at least this share of the highest probability",
+                json!({"minimum": 0, "maximum": 1}),
+            ),
+        ),
+    ];
+    fields.extend(penalties());
+    fields
+}
+
+/// What changes logits before a token is drawn, and what decides the draw.
+fn penalties() -> Vec<Field> {
+    vec![
+        (
+            "repetition_penalty",
+            ruled(
+                "number",
+                "Divides what is known to the prompt and the answer",
+                json!({"exclusiveMinimum": 0}),
+            ),
+        ),
+        (
+            "frequency_penalty",
+            ruled(
+                "number",
+                "Taken off for each time a token was generated",
+                json!({"minimum": -2, "maximum": 2}),
+            ),
+        ),
+        (
+            "presence_penalty",
+            ruled("number", "Taken off if a token was generated", json!({"minimum": -2, "maximum": 2})),
+        ),
+        (
+            "logit_bias",
+            ruled(
+                "object",
+                "Token ids with what is added to their logits",
+                json!({"additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}}),
+            ),
+        ),
+        ("seed", ruled("integer", "Equal seeds give equal answers", json!({"minimum": 0}))),
+    ]
+}
+
+/// What all interfaces take beyond their specifications.
+fn extensions() -> Vec<Field> {
+    vec![
+        ("ignore_eos", optional("boolean", "Go on after the end-of-sequence token")),
+        ("watermark", watermark()),
+        ("adapter_id", optional("string", "An adapter that is loaded; 404 for others")),
+    ]
+}
+
+fn watermark() -> Value {
+    let gamma = json!({"exclusiveMinimum": 0, "exclusiveMaximum": 1});
+    let strength = request(
+        "A strength of its own",
+        &[],
+        vec![
+            ("gamma", ruled("number", "The share of the vocabulary that is favoured", gamma)),
+            (
+                "delta",
+                ruled("number", "What is added to its logits", json!({"minimum": 0, "maximum": 100})),
+            ),
+        ],
+    );
+    json!({"description": "Mark the answer", "anyOf": [{"type": ["boolean", "null"]}, strength]})
+}
+
+/// `{type, value}` of one kind.
+fn typed(kind: &str, value: Value) -> Value {
+    request("", &["type", "value"], vec![("type", constant(kind)), ("value", value)])
+}
+
+/// A schema with words about it.
+fn wrapped() -> Value {
+    request(
+        "A schema with a name",
+        &["schema"],
+        vec![
+            ("name", optional("string", "For people")),
+            ("description", optional("string", "For people")),
+            ("strict", optional("boolean", "Always so")),
+            ("schema", json!({"description": "A JSON Schema, or its text"})),
+        ],
+    )
+}
+
+fn grammar() -> Value {
+    let schema = || json!({"description": "A JSON Schema, or its text"});
+    let openai = request(
+        "OpenAI's form",
+        &["type", "json_schema"],
+        vec![("type", constant("json_schema")), ("json_schema", wrapped())],
+    );
+    one_of(
+        "What the answer must be",
+        vec![
+            typed("json", schema()),
+            typed("json_object", schema()),
+            typed("regex", always("string", "A regular expression")),
+            typed("json_schema", wrapped()),
+            openai,
+        ],
+    )
+}
+
+fn response_format() -> Value {
+    let object = request("Any JSON object", &["type"], vec![("type", constant("json_object"))]);
+    let text = request("Any text", &["type"], vec![("type", constant("text"))]);
+    json!({"description": "What the answer must be", "anyOf": [text, object, named("Grammar")]})
+}
+
+fn structured_outputs() -> Value {
+    request(
+        "What the answer must be, as other servers write it: one of these",
+        &[],
+        vec![
+            ("json", json!({"description": "A JSON Schema, or its text"})),
+            ("json_object", optional("boolean", "Any JSON object")),
+            ("regex", optional("string", "A regular expression")),
+            ("choice", json!({"type": ["array", "null"], "items": {"type": "string"}})),
+            ("grammar", refused("null")),
+            ("structural_tag", refused("null")),
+        ],
+    )
+}
+
+fn stream_options() -> Value {
+    request(
+        "What a stream has besides text",
+        &[],
+        vec![
+            ("include_usage", optional("boolean", "One more chunk at the end, with usage")),
+            ("continuous_usage_stats", optional("boolean", "Usage in every chunk")),
+            ("include_obfuscation", refused("false")),
+        ],
+    )
+}
+
+/// What both of OpenAI's routes take.
+fn openai() -> Vec<Field> {
+    let text_or_list = json!({
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}],
+        "description": "Texts that end the answer, which does not keep them",
+    });
+    let or_null = |name: &str| json!({"anyOf": [named(name), {"type": "null"}]});
+    let mut fields = vec![
+        ("model", optional("string", "Echoed; with --strict it must be the one that is served")),
+        ("max_tokens", ruled("integer", "Tokens of the answer at most", json!({"minimum": 0}))),
+        ("n", ruled("integer", "Answers", json!({"minimum": 1}))),
+        (
+            "best_of",
+            ruled(
+                "integer",
+                "Answers computed, of which the `n` most probable are sent",
+                json!({"minimum": 1}),
+            ),
+        ),
+        ("stop", text_or_list),
+        ("stream", optional("boolean", "Answer with events")),
+        ("stream_options", or_null("StreamOptions")),
+        ("response_format", or_null("ResponseFormat")),
+        ("grammar", or_null("Grammar")),
+        ("structured_outputs", or_null("StructuredOutputs")),
+        ("guided_json", json!({"description": "A JSON Schema, or its text"})),
+        ("guided_regex", optional("string", "A regular expression")),
+        ("guided_choice", json!({"type": ["array", "null"], "items": {"type": "string"}})),
+        ("guided_grammar", refused("null")),
+        ("user", optional("string", "A mark for the operator: no answer depends on it")),
+    ];
+    fields.extend(sampling());
+    fields.extend(extensions());
+    fields
+}
+
+fn chat() -> Value {
+    let mut fields = vec![
+        ("messages", json!({"type": "array", "minItems": 1, "items": named("Message")})),
+        ("documents", json!({"type": ["array", "null"], "description": "For the model's template"})),
+        ("chat_template_kwargs", optional("object", "Switches of the model's template")),
+        ("logprobs", optional("boolean", "Send log-probabilities")),
+        (
+            "top_logprobs",
+            ruled("integer", "The most probable tokens of each position", json!({"minimum": 0})),
+        ),
+        (
+            "max_completion_tokens",
+            ruled("integer", "`max_tokens` by its other name", json!({"minimum": 1})),
+        ),
+    ];
+    fields.extend(openai());
+    fields.extend(tools());
+    fields.extend(chat_marks());
+    request("A conversation to continue", &["messages"], fields)
+}
+
+fn tools() -> Vec<Field> {
+    let function = request(
+        "A function",
+        &["name"],
+        vec![
+            ("name", always("string", "")),
+            ("description", optional("string", "For the model")),
+            ("parameters", json!({"description": "A JSON Schema"})),
+            ("strict", optional("boolean", "Hold arguments to the schema")),
+        ],
+    );
+    let tool = request(
+        "A tool",
+        &["type", "function"],
+        vec![("type", constant("function")), ("function", function)],
+    );
+    let mut tools = list("Functions the model may call", tool);
+    tools["type"] = json!(["array", "null"]);
+    vec![
+        ("tools", tools),
+        ("tool_choice", json!({"description": "`auto`, `none`, `required`, or the function to call"})),
+        ("parallel_tool_calls", optional("boolean", "Several calls in one answer")),
+        (
+            "tool_prompt",
+            optional("string", "What comes before the functions, where the template names none"),
+        ),
+    ]
+}
+
+/// Fields of OpenAI's chat that change no answer here, or that are not served.
+fn chat_marks() -> Vec<Field> {
+    let mark = || json!({"description": "A mark for the operator: no answer depends on it"});
+    vec![
+        ("metadata", mark()),
+        ("safety_identifier", mark()),
+        ("prompt_cache_key", mark()),
+        ("functions", refused("empty")),
+        ("function_call", refused("`none` or `auto`")),
+        ("audio", refused("null")),
+        ("prediction", refused("null")),
+        ("web_search_options", refused("null")),
+        ("reasoning_effort", refused("null")),
+        ("modalities", refused("[\"text\"]")),
+        ("verbosity", refused("`medium`")),
+        ("service_tier", refused("`auto` or `default`")),
+        ("store", refused("false")),
+        ("echo", refused("false")),
+    ]
+}
+
+fn completion() -> Value {
+    let prompt = json!({
+        "description": "A text, a list of texts, token ids or a list of lists of token ids",
+        "anyOf": [
+            {"type": "string"},
+            {"type": "array", "items": {"type": "string"}},
+            {"type": "array", "items": {"type": "integer", "minimum": 0}},
+            {"type": "array", "items": {"type": "array", "items": {"type": "integer", "minimum": 0}}},
+        ],
+    });
+    let mut fields = vec![
+        ("prompt", prompt),
+        ("echo", optional("boolean", "Repeat the prompt before the answer")),
+        (
+            "logprobs",
+            ruled("integer", "Log-probabilities of so many rivals of each token", json!({"minimum": 0})),
+        ),
+        ("suffix", refused("empty")),
+    ];
+    fields.extend(openai());
+    request("Texts to continue", &["prompt"], fields)
+}
+
+fn message() -> Value {
+    let part = request(
+        "A piece of text",
+        &["type", "text"],
+        vec![("type", constant("text")), ("text", always("string", ""))],
+    );
+    let content =
+        json!({"anyOf": [{"type": "string"}, {"type": "array", "items": part}, {"type": "null"}]});
+    request(
+        "A message; the model's template sees all of its fields",
+        &["role"],
+        vec![
+            ("role", always("string", "`system`, `user`, `assistant`, `tool` or what the template knows")),
+            ("content", content),
+            ("tool_calls", json!({"type": ["array", "null"], "items": {"type": "object"}})),
+            ("tool_call_id", optional("string", "The call a `tool` message answers")),
+            ("name", optional("string", "Who speaks")),
+        ],
+    )
+}
+
+fn tokenize_prompt() -> Value {
+    request(
+        "A text to tokenize, as other servers write it",
+        &["prompt"],
+        vec![
+            ("prompt", always("string", "The text")),
+            (
+                "add_special_tokens",
+                optional("boolean", "Add those the tokenizer puts around a text [default: true]"),
+            ),
+            ("model", optional("string", "Passed over")),
+        ],
+    )
+}
+
+fn detokenize() -> Value {
+    request(
+        "Tokens to read",
+        &["tokens"],
+        vec![
+            ("tokens", list("Token ids", json!({"type": "integer", "minimum": 0}))),
+            ("model", optional("string", "Passed over")),
+        ],
+    )
+}
