@@ -79,6 +79,15 @@ pub struct Listen {
     pub port: u16,
 }
 
+/// How the model is talked to in chats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChatConfig {
+    /// What chat requests leave open.
+    pub generation_config: GenerationConfig,
+    /// How the model writes calls.
+    pub tool_call_style: ToolCallStyle,
+}
+
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopping {
@@ -112,10 +121,8 @@ pub struct RouterConfig {
     pub app: AppConfig,
     /// The longest context the shards compute, where it is not what the model's files say.
     pub max_positions: Option<Tokens>,
-    /// What chat requests leave open.
-    pub generation_config: GenerationConfig,
-    /// How the model writes calls.
-    pub tool_call_style: ToolCallStyle,
+    /// How the model is talked to in chats.
+    pub chats: ChatConfig,
     /// Whose names metrics have besides ours.
     pub aliases: MetricAliases,
     /// Where to report lost groups.
@@ -150,8 +157,10 @@ impl RouterConfig {
             listen: Listen { hostname: args.hostname, port: args.port },
             app,
             max_positions: args.max_positions.map(Tokens),
-            generation_config: args.generation_config,
-            tool_call_style: args.tool_call_style,
+            chats: ChatConfig {
+                generation_config: args.generation_config,
+                tool_call_style: args.tool_call_style,
+            },
             aliases: if args.vllm_metrics { MetricAliases::Vllm } else { MetricAliases::None },
             loss_reports: args.loss_reports,
             stopping: Stopping {

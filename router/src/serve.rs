@@ -100,10 +100,10 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     let listener = listen(&config.listen).await?;
     let address = listener.local_addr()?;
     let mut model = Model::load(&config.files, config.model_id)?;
-    if config.generation_config == GenerationConfig::Ignore {
+    if config.chats.generation_config == GenerationConfig::Ignore {
         model.sampling_defaults = SamplingDefaults::default();
     }
-    if let Some(style) = config.tool_call_style.forced() {
+    if let Some(style) = config.chats.tool_call_style.forced() {
         model.calls = CallSupport::of(model.template.as_ref(), &model.tokenizer, Some(style));
     }
     // A model whose rotation is stretched has more positions than its files name.
