@@ -177,3 +177,22 @@ async fn a_client_that_leaves_cancels_every_choice() {
         })
         .await;
 }
+
+/// Each sequence takes a place, and what can never have as many is told what is too much.
+#[tokio::test]
+async fn more_sequences_than_places_are_refused_by_name() {
+    let mut config = config();
+    config.max_concurrent_requests = 1;
+    config.limits.max_best_of = 4;
+    let server = Server::start_with(FakeModel::Hash, config).await;
+    let refusals = [
+        ("/generate", json!({"inputs": "a", "parameters": {"best_of": 2, "do_sample": true}}), "best_of"),
+        ("/v1/completions", json!({"prompt": "a", "n": 2}), "n"),
+        ("/v1/completions", json!({"prompt": ["a", "b"]}), "prompt"),
+    ];
+    for (path, body, name) in refusals {
+        let reply = server.post(path, body).await;
+        assert_eq!(reply.status, 422, "{}", reply.text);
+        assert!(reply.text.contains(&format!("`{name}` must")), "{}", reply.text);
+    }
+}

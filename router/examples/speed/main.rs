@@ -7,6 +7,7 @@
 mod clients;
 mod cpu;
 mod floor;
+mod in_process;
 mod shard;
 
 use std::error::Error;
@@ -41,16 +42,22 @@ fn main() -> Result<(), Box<dyn Error>> {
     let socket = folder.path().join("shard.sock");
     let address = free_address()?;
     shard::serve(socket.clone())?;
-    start_router(&socket, address)?;
+    let args = router_args(&socket, address)?;
+    let alone = in_process::serve(args.clone())?;
+    start_router(args)?;
     let load = Load { address, time: Duration::from_secs(seconds) };
-    clients::wait_until_ready(address)?;
 
-    let floor = clients::ask(Load { address: floor::serve()?, ..load }, RATE, CONNECTIONS)?;
-    report_latencies("nothing but sockets", &floor);
-    let before = CpuTimes::read()?;
-    let latencies = clients::ask(load, RATE, CONNECTIONS)?;
-    report_latencies("through the router", &latencies);
-    report_cpu(&before, latencies.count(), "request")?;
+    for (path, address) in [
+        ("nothing but sockets", floor::serve()?),
+        ("router, its shard in the same process", alone),
+        ("router, its shard behind gRPC", address),
+    ] {
+        clients::wait_until_ready(address)?;
+        let before = CpuTimes::read()?;
+        let latencies = clients::ask(Load { address, ..load }, RATE, CONNECTIONS)?;
+        report_latencies(path, &latencies);
+        report_cpu(&before, latencies.count(), "request")?;
+    }
 
     let before = CpuTimes::read()?;
     let streamed = clients::stream(load, STREAMS, STREAM_TOKENS)?;
@@ -67,15 +74,18 @@ fn free_address() -> Result<SocketAddr, Box<dyn Error>> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
-/// The router as it is served, in threads of this process.
-fn start_router(socket: &Path, address: SocketAddr) -> Result<(), Box<dyn Error>> {
+fn router_args(socket: &Path, address: SocketAddr) -> Result<RouterArgs, clap::Error> {
     let shard = format!("unix:{}", socket.display());
     let (host, port) = (address.ip().to_string(), address.port().to_string());
     let arguments = ["router", "--shard", &shard, "--hostname", &host, "--port", &port];
     let limits = ["--max-concurrent-requests", "512", "--response-cache-bytes", "0"];
-    let command = Command::try_parse_from(arguments.into_iter().chain(limits))?;
+    Ok(Command::try_parse_from(arguments.into_iter().chain(limits))?.router)
+}
+
+/// The router as it is served, in threads of this process.
+fn start_router(args: RouterArgs) -> Result<(), Box<dyn Error>> {
     std::thread::Builder::new().name("router-main".to_owned()).spawn(move || {
-        if let Err(error) = lockstep_router::run(command.router) {
+        if let Err(error) = lockstep_router::run(args) {
             // The clients find nobody, and that is how the program ends.
             println!("failed to {error}");
         }

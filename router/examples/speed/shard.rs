@@ -13,7 +13,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status, Streaming};
 
 /// An ordinary word of the demo model's vocabulary.
-const TOKEN: u32 = 1_000;
+pub(crate) const TOKEN: u32 = 1_000;
 
 struct AtOnce;
 

@@ -113,7 +113,7 @@ pub(super) async fn start_all(
 ) -> Result<Running, ApiError> {
     debug!("received");
     let choices = requests.first().map_or(1, |request| request.choices);
-    let permit = app.admit(&arrival.service.tenant, sequences(app, requests.len(), choices)?)?;
+    let permit = app.admit(&arrival.service.tenant, sequences(app, &requests)?)?;
     // From here on a client that leaves is counted, whatever its request waits for.
     let mut record = Record::new(Arc::clone(app), arrival.id.clone(), arrival.at, arrival.trace.clone());
     let started = begin(app, arrival, requests, &mut record).await;
@@ -123,12 +123,21 @@ pub(super) async fn start_all(
 }
 
 /// How many sequences a request is. One that needs more places than there are could wait for ever.
-fn sequences(app: &App, prompts: usize, choices: u32) -> Result<u32, ApiError> {
-    let places = app.config.max_concurrent_requests;
-    let most = u32::try_from(places / prompts.max(1)).unwrap_or(u32::MAX);
+fn sequences(app: &App, requests: &[TextRequest]) -> Result<u32, ApiError> {
+    let (prompts, places) = (requests.len().max(1), app.config.max_concurrent_requests);
+    if prompts > places {
+        let message = format!("`prompt` must have <= {places} texts. Given: {prompts}");
+        return Err(ApiError::invalid("prompt", message));
+    }
+    let choices = requests.first().map_or(1, |request| request.choices);
+    let most = u32::try_from(places / prompts).unwrap_or(u32::MAX);
     if !(1..=most).contains(&choices) {
-        let message = format!("`n` must be >= 1 and <= {most}. Given: {choices}");
-        return Err(ApiError::invalid("n", message));
+        let best_of = requests.first().and_then(|request| request.sampling.best_of);
+        let name = if best_of.is_some_and(|best_of| best_of > 1) { "best_of" } else { "n" };
+        return Err(ApiError::invalid(
+            name,
+            format_args!("`{name}` must be >= 1 and <= {most}. Given: {choices}"),
+        ));
     }
     Ok(choices.saturating_mul(u32::try_from(prompts).unwrap_or(u32::MAX)))
 }

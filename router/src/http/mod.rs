@@ -50,11 +50,13 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/invocations", post(invocations::invocations))
         .route("/v1/chat/completions", post(chat::completions))
         .route("/v1/completions", post(completions::completions))
-        .route_layer(CatchPanicLayer::custom(frame::on_panic))
-        .route_layer(middleware::from_fn_with_state(Arc::clone(&app), cached::answer))
-        .route_layer(middleware::from_fn_with_state(Arc::clone(&app), frame::count))
-        // Outermost: what is taken up again is the same request, and a kept answer has other ids each time.
-        .route_layer(middleware::from_fn_with_state(Arc::clone(&app), resume::resume));
+        .route_layer((
+            // Outermost: what is taken up again is the same request, and a kept answer has other ids each time.
+            middleware::from_fn_with_state(Arc::clone(&app), resume::resume),
+            middleware::from_fn_with_state(Arc::clone(&app), frame::count),
+            middleware::from_fn_with_state(Arc::clone(&app), cached::answer),
+            CatchPanicLayer::custom(frame::on_panic),
+        ));
     Router::new()
         .merge(text)
         .merge(playground::routes())
@@ -76,11 +78,15 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/requests/{id}", delete(registry::cancel))
         .fallback(frame::no_route)
         .method_not_allowed_fallback(frame::no_method)
-        .layer(CatchPanicLayer::custom(frame::on_panic))
-        .layer(RequestBodyTimeoutLayer::new(app.config.patience.client_timeout))
-        .layer(DefaultBodyLimit::max(app.config.payload_limit_bytes))
-        .layer(middleware::from_fn_with_state(Arc::clone(&app), auth::require_key))
-        .layer(cors::layer(&app.config.access.origins))
-        .layer(middleware::from_fn_with_state(Arc::clone(&app), frame::frame))
+        // One after the other from the outside in, and one service: axum copies a service of its own for each
+        // call of `layer` and request.
+        .layer((
+            middleware::from_fn_with_state(Arc::clone(&app), frame::frame),
+            cors::layer(&app.config.access.origins),
+            middleware::from_fn_with_state(Arc::clone(&app), auth::require_key),
+            DefaultBodyLimit::max(app.config.payload_limit_bytes),
+            RequestBodyTimeoutLayer::new(app.config.patience.client_timeout),
+            CatchPanicLayer::custom(frame::on_panic),
+        ))
         .with_state(app)
 }

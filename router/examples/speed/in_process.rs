@@ -1,0 +1,92 @@
+//! The router with a group in its own process: what it costs without the way to a rank and back.
+
+use std::error::Error;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use lockstep_process::tasks::Tasks;
+use lockstep_proto::{
+    Bytes, Epoch, Outcome, Rank, Sampling, SequenceResult, ShardDescription, Step, StepOutput, StepTimings,
+    TokenId, TokenLogprobs, Tokens, TraceParent, Work,
+};
+use lockstep_router::RouterArgs;
+use lockstep_router::app::App;
+use lockstep_router::config::RouterConfig;
+use lockstep_router::http::connections;
+use lockstep_router::model::Model;
+use lockstep_router::shards::{GroupConfig, ShardError, ShardGroup};
+use tokio::net::TcpListener;
+
+use crate::shard::TOKEN;
+
+/// Answers every step with the same token, at once.
+struct AtOnce;
+
+impl ShardGroup for AtOnce {
+    async fn describe(&mut self) -> Result<Vec<ShardDescription>, ShardError> {
+        Ok(vec![ShardDescription {
+            rank: Rank(0),
+            world_size: 1,
+            epoch: Epoch(1),
+            vocabulary_size: 4_096,
+            max_positions: Tokens(2_048),
+            block_size: Tokens(16),
+            block_bytes: Bytes(1 << 10),
+            kv_budget: Bytes(1 << 26),
+            weights: Bytes(1 << 20),
+            arithmetic: "none".to_owned(),
+        }])
+    }
+
+    async fn configure(&mut self, _: GroupConfig) -> Result<(), ShardError> {
+        Ok(())
+    }
+
+    async fn step(&mut self, step: Step, _: &[TraceParent]) -> Result<StepOutput, ShardError> {
+        let result = |work: &Work| SequenceResult {
+            sequence: work.sequence,
+            prompt: Vec::new(),
+            outcome: match work.sampling {
+                Sampling::Sample => Outcome::Sampled(TokenLogprobs {
+                    token: TokenId(TOKEN),
+                    logprob: -0.5,
+                    top: Vec::new(),
+                }),
+                Sampling::Skip => Outcome::Computed,
+            },
+        };
+        Ok(StepOutput {
+            epoch: step.epoch,
+            step_id: step.step_id,
+            results: step.work.iter().map(result).collect(),
+            timings: StepTimings::default(),
+        })
+    }
+
+    fn timings(&self) -> &[StepTimings] {
+        &[]
+    }
+
+    async fn lost(&mut self) -> ShardError {
+        std::future::pending().await
+    }
+}
+
+/// Serves for as long as the process lives; returns where.
+pub(crate) fn serve(args: RouterArgs) -> Result<SocketAddr, Box<dyn Error>> {
+    let config = RouterConfig::from_args(args)?;
+    let model = Model::load(&config.files, config.model_id)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("router alone").build()?;
+    let (listener, app, tasks) = runtime.block_on(async {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let tasks = Tasks::new();
+        let app = App::start(config.app, model, AtOnce, &tasks)?;
+        Ok::<_, Box<dyn Error>>((listener, app, tasks))
+    })?;
+    let address = listener.local_addr()?;
+    let patience = app.config.patience.client_timeout;
+    std::thread::spawn(move || {
+        runtime.block_on(connections::serve(listener, app.router(), patience, tasks))
+    });
+    Ok(address)
+}
