@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import re
 import shutil
 import socket
 import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -180,3 +182,13 @@ def test_promtool_complains_of_the_kept_names_alone(page):
     complaints += [COUNT.format(name) for name in KEPT if name.endswith("_count")]
     complaints += [COLON.format(name) for name in ALIASES]
     assert sorted(lint.stderr.splitlines()) == sorted(complaints)
+
+
+def test_the_endpoint_picker_is_told_names_that_are_there():
+    """What `deploy/endpoint-picker.yaml` names is on the page."""
+    text = (Path(__file__).parents[2] / "deploy" / "endpoint-picker.yaml").read_text()
+    named = re.findall(r'Spec: "([^"]+)"', text)
+    assert len(named) == 4
+    with Server("--vllm-metrics") as server:
+        told = {series.split("{")[0] for series in server.series()}
+    assert set(named) <= told
