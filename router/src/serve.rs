@@ -235,9 +235,9 @@ impl StopSignals {
     }
 }
 
-/// Waits until no request is under way.
+/// Waits until no request is under way and nobody reads what is left of one.
 pub async fn drained(app: &App) {
-    while app.requests_under_way() > 0 {
+    while app.requests_under_way() > 0 || app.streams.are_read() {
         tokio::time::sleep(DRAIN_POLL).await;
     }
 }

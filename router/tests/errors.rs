@@ -187,6 +187,10 @@ async fn a_request_may_wait_for_the_model() {
     let mut request =
         support::post("/generate", &json!({"inputs": "a", "parameters": {"max_new_tokens": 2}}));
     request.headers_mut().insert("x-wait-for-model", "true".parse().unwrap());
+    let mut hurried = support::post("/generate", &json!({"inputs": "a"}));
+    hurried.headers_mut().insert("x-wait-for-model", "true".parse().unwrap());
+    hurried.headers_mut().insert("x-request-timeout", "0.02".parse().unwrap());
+    assert_eq!(server.send(hurried).await.status, 504, "a deadline holds while the model is waited for");
     let (reply, ()) = futures::join!(server.send(request), async { server.control.come_back() });
     assert_eq!(reply.status, 200, "{}", reply.text);
 }

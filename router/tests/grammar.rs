@@ -248,6 +248,18 @@ async fn a_grammar_that_is_too_much_is_refused() {
         assert_eq!(reply.status, 422, "{shown}: {}", reply.text);
         assert!(reply.text.len() < 2000, "{}", reply.text);
     }
+    let chain = |name: &str, count: usize| {
+        let rules: String = (0..count).map(|at| format!("{name}{at}: {name}{}\n", at + 1)).collect();
+        format!("start: {name}0\n{rules}{name}{count}: \"a\"\n")
+    };
+    for lark in [chain("r", 15_000), chain("T", 15_000), "start: \"a\" <[200]> \"b\"".to_owned()] {
+        let reply = server.post("/v1/completions", json!({"prompt": "a", "guided_grammar": lark})).await;
+        assert_eq!(reply.status, 422, "{}", reply.text);
+        assert!(reply.text.len() < 2000, "{}", reply.text);
+    }
+    let reply =
+        server.post("/v1/completions", json!({"prompt": "a", "guided_grammar": chain("r", 990)})).await;
+    assert_eq!(reply.status, 200, "{}", reply.text);
     // Whatever is made of these, the server goes on.
     let repeats = json!({"type": "regex", "value": "((a{1000}){1000}){1000}b"});
     for grammar in [json!({"type": "json", "value": deep}), repeats] {

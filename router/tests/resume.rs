@@ -104,7 +104,24 @@ async fn a_client_that_stays_away_is_given_up() {
     let events = first(&server, 2).await;
     server.until(async |server| server.app.requests_under_way() == 0).await;
     assert_eq!(server.metric("tgi_request_failure{err=\"dropped\"}").await, 1.0);
-    server.until(async |server| come_back(server, &events[1].0).await.status == 404).await;
+    assert_eq!(come_back(&server, &events[1].0).await.status, 404, "half an answer is no answer");
+}
+
+#[tokio::test]
+async fn a_server_that_stops_says_so() {
+    let server = patient().await;
+    server.control.pause();
+    server.control.allow_steps(3);
+    let mut stream = open(&server, post("/generate_stream", &story())).await;
+    let mut text = String::new();
+    let reading = async {
+        while let Some(piece) = stream.next().await {
+            text.push_str(std::str::from_utf8(&piece).unwrap());
+        }
+    };
+    futures::join!(reading, server.tasks.stop_and_wait());
+    let events = parse(&text);
+    assert!(events.last().unwrap().1.contains("shutting_down"), "{text}");
 }
 
 #[tokio::test]

@@ -193,7 +193,10 @@ fn top_levels(grammar: &Grammar) -> Result<(TopLevelGrammar, TopLevelGrammar), G
                 texts.iter().map(|text| serde_json::Value::from(text.as_str()).to_string()).collect();
             TopLevelGrammar::from_lark(format!("start: {}", quoted.join(" | ")))
         }
-        Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
+        Grammar::Lark(text) => {
+            Grammar::check_lark(text)?;
+            TopLevelGrammar::from_lark(text.clone())
+        }
         Grammar::Calls(calls) => return of_calls(calls),
     };
     Ok((same.clone(), same))

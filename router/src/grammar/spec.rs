@@ -7,6 +7,10 @@ use thiserror::Error;
 /// Bytes of a grammar at most.
 pub(super) const MAX_BYTES: usize = 256 * 1024;
 
+/// Most rules of a client's grammar in Lark. The library follows one into the other recursively, at a few
+/// kilobytes of stack each, and the threads that compile have 64 MiB.
+const MAX_LARK_RULES: usize = 1_000;
+
 /// Whitespace between two JSON tokens: enough to print nested values prettily, and an end to it for a model
 /// that would go on for ever.
 const WHITESPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
@@ -79,6 +83,24 @@ impl Grammar {
     /// A JSON value for `schema`.
     pub fn of_schema(schema: &Value) -> Self {
         Self::JsonSchema(schema.to_string())
+    }
+
+    /// A client's grammar in Lark, within what the library can take.
+    ///
+    /// # Errors
+    /// When it has more rules than the library can follow one into the other, or names tokens by number, which
+    /// mean nothing where answers are checked.
+    pub(super) fn check_lark(text: &str) -> Result<(), GrammarError> {
+        let found = text.lines().filter(|line| line.contains(':')).count();
+        if found > MAX_LARK_RULES {
+            let reason = format!("it has {found} rules, at most {MAX_LARK_RULES} are allowed; use fewer");
+            return Err(GrammarError::Refused(reason));
+        }
+        if text.contains("<[") {
+            let reason = "it names tokens by number; write the text that is meant instead of <[...]>";
+            return Err(GrammarError::Refused(reason.to_owned()));
+        }
+        Ok(())
     }
 
     /// How much of it there is, in bytes.

@@ -84,8 +84,8 @@ fn is_json(headers: &HeaderMap) -> bool {
 /// Whom an answer is kept for: nobody learns from the time it takes what others have asked.
 fn tenant(headers: &HeaderMap, key: Option<&KeyName>) -> String {
     let named = headers.get("x-tenant").and_then(|value| value.to_str().ok());
-    let name = named.or(key.map(|key| &*key.0));
-    name.unwrap_or_default().to_owned()
+    // Names have no line breaks, so that no key and tenant look like others.
+    format!("{}\n{}", key.map_or("", |key| &*key.0), named.unwrap_or_default())
 }
 
 fn marked(mut response: Response, state: &'static str) -> Response {

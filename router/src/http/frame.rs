@@ -66,13 +66,17 @@ pub(super) async fn count(State(app): State<Arc<App>>, request: Request, next: N
     response
 }
 
-/// Says an error once, as loud as its kind is.
+/// Says an error once, as loud as its kind is. What a client did wrong may quote its prompt, which is nobody's
+/// business: the message is for those who debug.
 pub(super) fn log(error: &ApiError) {
     let (error_type, message) = (error.kind.error_type(), error.message.as_str());
     match error.kind.level() {
         Level::ERROR => tracing::error!(error_type, message, "request failed"),
         Level::WARN => tracing::warn!(error_type, message, "request failed"),
-        Level::INFO => tracing::info!(error_type, message, "request failed"),
+        Level::INFO => {
+            tracing::info!(error_type, field = error.param, "request refused");
+            tracing::debug!(message, "why it is refused");
+        }
         _ => tracing::debug!(error_type, message, "request failed"),
     }
 }

@@ -155,7 +155,7 @@ async fn begin(
     requests: Vec<TextRequest>,
     record: &mut Record,
 ) -> Result<Begun, ApiError> {
-    wait_for_model(app, arrival.when_loading).await?;
+    wait_for_model(app, &arrival).await?;
     // All are checked before the first is computed.
     let mut ready = Vec::with_capacity(requests.len());
     let mut size = PromptSize::default();
@@ -287,15 +287,21 @@ impl Running {
 }
 
 /// Waits, or refuses, until the shards are there.
-async fn wait_for_model(app: &App, when_loading: WhenLoading) -> Result<(), ApiError> {
+async fn wait_for_model(app: &App, arrival: &Arrival) -> Result<(), ApiError> {
     if app.is_ready() {
         return Ok(());
     }
-    match when_loading {
-        WhenLoading::Refuse => Err(app.loading()),
-        WhenLoading::Wait => {
+    match (arrival.when_loading, arrival.service.deadline) {
+        (WhenLoading::Refuse, _) => Err(app.loading()),
+        (WhenLoading::Wait, None) => {
             debug!("waiting for the model");
             app.wait_until_ready().await
+        }
+        (WhenLoading::Wait, Some(deadline)) => {
+            debug!("waiting for the model, until the deadline");
+            let waited = tokio::time::timeout_at(deadline.into(), app.wait_until_ready()).await;
+            waited
+                .unwrap_or_else(|_| Err(of_failure(&EngineError::Expired { state: ExpiredWhile::Waiting })))
         }
     }
 }

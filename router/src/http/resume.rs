@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +18,6 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use lockstep_process::tasks::{Fate, Tasks};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::auth::KeyName;
@@ -26,8 +26,8 @@ use crate::error::{ApiError, ErrorKind};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// Answers that have ended and may still be asked for; the oldest gives way to one more.
-const MOST_ENDED: usize = 1024;
+/// Bytes of answers that have ended and may still be asked for; the oldest give way to one more.
+const ENDED_BYTES: usize = 64 << 20;
 
 /// How often a connection is told that it is alive while no token comes.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -44,8 +44,9 @@ pub struct Streams {
 #[derive(Default)]
 struct KeptStreams {
     by_id: BTreeMap<Uuid, Arc<Kept>>,
-    /// Oldest first.
-    ended: VecDeque<Uuid>,
+    /// Oldest first, with their bytes.
+    ended: VecDeque<(Uuid, usize)>,
+    ended_bytes: usize,
 }
 
 /// One stream.
@@ -54,6 +55,8 @@ struct Kept {
     /// Whose it is: nobody else may take it up.
     owner: Option<KeyName>,
     headers: HeaderMap,
+    /// How many connections have read it.
+    readers: AtomicU64,
     /// Its receivers are the connections that read it.
     log: watch::Sender<Log>,
 }
@@ -63,6 +66,24 @@ struct Log {
     /// As they are sent, ids included.
     events: Vec<Bytes>,
     is_over: bool,
+}
+
+/// Why nothing more comes of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It was told to its end.
+    Told,
+    /// Nobody came back for it.
+    Abandoned,
+}
+
+/// Ends a stream's log, however its task ends: nobody waits for what will not come.
+struct EndsLog<'a>(&'a Kept);
+
+impl Drop for EndsLog<'_> {
+    fn drop(&mut self) {
+        self.0.log.send_modify(|log| log.is_over = true);
+    }
 }
 
 impl Streams {
@@ -75,18 +96,28 @@ impl Streams {
     fn keep(self: &Arc<Self>, owner: Option<KeyName>, window: Duration, response: Response) -> Response {
         let (parts, body) = response.into_parts();
         let (log, reader) = watch::channel(Log::default());
-        let kept = Arc::new(Kept { id: Uuid::new_v4(), owner, headers: parts.headers.clone(), log });
+        let kept = Arc::new(Kept {
+            id: Uuid::new_v4(),
+            owner,
+            headers: parts.headers.clone(),
+            readers: AtomicU64::new(1),
+            log,
+        });
         self.kept().by_id.insert(kept.id, Arc::clone(&kept));
         let streams = Arc::clone(self);
         let read = read(reader, 0);
         self.tasks.spawn("stream", Fate::Log, async move {
-            let stop = streams.tasks.stop_token().clone();
-            kept.fill(body, window, &stop).await;
-            streams.on_ended(kept.id);
+            let id = kept.id;
+            if streams.fill(&kept, body, window).await == End::Abandoned {
+                return;
+            }
+            streams.on_ended(&kept);
+            // What gives way before its time is gone at once.
+            drop(kept);
             tokio::select! {
                 biased;
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(window) => streams.forget(kept.id),
+                () = streams.tasks.stop_token().cancelled() => {}
+                () = tokio::time::sleep(window) => streams.forget(id),
             }
         });
         Response::from_parts(parts, read)
@@ -102,71 +133,86 @@ impl Streams {
             last.split_once(':').and_then(|(id, seen)| Some((id.parse().ok()?, seen.parse().ok()?)));
         let unknown = || {
             let message = format!(
-                "There is no stream with an event {last:?}: it was never sent, or its stream ended more than {} s ago",
+                "There is no stream with an event {last:?}: it was never sent, or nobody came back for its stream within {} s",
                 window.as_secs()
             );
             ApiError::new(ErrorKind::NotFound, message)
         };
         let (id, seen): (Uuid, usize) = named.ok_or_else(unknown)?;
-        let kept = self.kept().by_id.get(&id).map(Arc::clone).ok_or_else(unknown)?;
+        // Under the lock: it is not given up meanwhile.
+        let streams = self.kept();
+        let kept = streams.by_id.get(&id).ok_or_else(unknown)?;
         if kept.owner.as_ref() != asking || seen > kept.log.borrow().events.len() {
             return Err(unknown());
         }
+        kept.readers.fetch_add(1, Ordering::Relaxed);
         Ok((kept.headers.clone(), read(kept.log.subscribe(), seen)).into_response())
     }
 
-    fn on_ended(&self, id: Uuid) {
-        let mut kept = self.kept();
-        kept.ended.push_back(id);
-        if kept.ended.len() > MOST_ENDED
-            && let Some(oldest) = kept.ended.pop_front()
+    /// Whether a connection reads any of them.
+    pub fn are_read(&self) -> bool {
+        self.kept().by_id.values().any(|kept| kept.log.receiver_count() > 0)
+    }
+
+    /// Takes in what the body brings until it ends or nobody has read for `window`. Dropping the body cancels
+    /// the request; a server that stops ends it with a word of its own.
+    async fn fill(&self, kept: &Kept, body: Body, window: Duration) -> End {
+        let _ends = EndsLog(kept);
+        let mut pieces = body.into_data_stream();
+        let mut abandoned = pin!(self.abandoned(kept, window));
+        loop {
+            let piece = tokio::select! {
+                biased;
+                () = &mut abandoned => return End::Abandoned,
+                piece = pieces.next() => piece,
+            };
+            let Some(Ok(piece)) = piece else { return End::Told };
+            // A comment keeps a connection alive and says nothing.
+            if !piece.starts_with(b":") {
+                kept.log.send_modify(|log| log.push(kept.id, &piece));
+            }
+        }
+    }
+
+    /// Until nobody has read for `window`; then it is forgotten.
+    async fn abandoned(&self, kept: &Kept, window: Duration) {
+        loop {
+            kept.log.closed().await;
+            let readers = kept.readers.load(Ordering::Relaxed);
+            tokio::time::sleep(window).await;
+            let mut streams = self.kept();
+            if kept.log.receiver_count() == 0 && kept.readers.load(Ordering::Relaxed) == readers {
+                streams.by_id.remove(&kept.id);
+                return;
+            }
+        }
+    }
+
+    fn on_ended(&self, kept: &Kept) {
+        let bytes = kept.log.borrow().events.iter().map(Bytes::len).sum();
+        let mut streams = self.kept();
+        streams.ended.push_back((kept.id, bytes));
+        streams.ended_bytes += bytes;
+        while streams.ended_bytes > ENDED_BYTES
+            && let Some((oldest, bytes)) = streams.ended.pop_front()
         {
-            kept.by_id.remove(&oldest);
+            streams.ended_bytes -= bytes;
+            streams.by_id.remove(&oldest);
         }
     }
 
     fn forget(&self, id: Uuid) {
-        let mut kept = self.kept();
-        kept.by_id.remove(&id);
-        kept.ended.retain(|ended| *ended != id);
+        let mut streams = self.kept();
+        streams.by_id.remove(&id);
+        if let Some(place) = streams.ended.iter().position(|(ended, _)| *ended == id)
+            && let Some((_, bytes)) = streams.ended.remove(place)
+        {
+            streams.ended_bytes -= bytes;
+        }
     }
 
     fn kept(&self) -> MutexGuard<'_, KeptStreams> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Kept {
-    /// Takes in what the body brings until it ends or nobody has read for `window`. Dropping the body cancels
-    /// the request.
-    async fn fill(&self, body: Body, window: Duration, stop: &CancellationToken) {
-        let mut pieces = body.into_data_stream();
-        let mut abandoned = pin!(self.abandoned(window));
-        loop {
-            let piece = tokio::select! {
-                biased;
-                () = stop.cancelled() => None,
-                () = &mut abandoned => None,
-                piece = pieces.next() => piece,
-            };
-            let Some(Ok(piece)) = piece else { break };
-            // A comment keeps a connection alive and says nothing.
-            if !piece.starts_with(b":") {
-                self.log.send_modify(|log| log.push(self.id, &piece));
-            }
-        }
-        self.log.send_modify(|log| log.is_over = true);
-    }
-
-    /// Until nobody has read for `window`.
-    async fn abandoned(&self, window: Duration) {
-        loop {
-            self.log.closed().await;
-            tokio::time::sleep(window).await;
-            if self.log.receiver_count() == 0 {
-                return;
-            }
-        }
     }
 }
 
