@@ -94,7 +94,7 @@ struct Shell<'a> {
     shared_memory: Option<OwnedFd>,
     /// Waits for the service to be ready, while it is not.
     readiness: Option<Pin<Box<dyn Future<Output = ()>>>>,
-    last_words: BTreeMap<UnitId, LastWords>,
+    last_words: BTreeMap<UnitId, (Incarnation, LastWords)>,
     announced: Announced,
     started: Instant,
 }
@@ -177,16 +177,10 @@ impl<'a> Shell<'a> {
                     return Event::StopRequested;
                 }
                 Some(exited) = self.exits.recv() => return self.on_exited(exited),
-                lost = self.losses.next() => match lost {
-                    Ok(epoch) => {
-                        warn!(epoch, "the router has given the shards up");
-                        return Event::Lost(Incarnation(epoch));
-                    }
-                    Err(error) => {
-                        error!(%error, "the router cannot be heard");
-                        sleep_until(tokio::time::Instant::now() + PATIENCE).await;
-                    }
-                },
+                epoch = self.losses.next() => {
+                    warn!(epoch, "the router has given the shards up");
+                    return Event::Lost(Incarnation(epoch));
+                }
                 () = at(deadline) => return Event::Tick,
                 () = ready(&mut self.readiness) => {
                     self.on_ready();
@@ -205,8 +199,9 @@ impl<'a> Shell<'a> {
         self.processes.remove(&member);
         info!(process = last_words.process, end = last_words.end, "process ended");
         // The first of a unit to end is the one that has something to say; the others were killed for it.
-        if self.supervisor.is_up(member.unit) {
-            self.last_words.insert(member.unit, last_words);
+        let known = self.last_words.get(&member.unit);
+        if known.is_none_or(|(incarnation, _)| *incarnation != member.incarnation) {
+            self.last_words.insert(member.unit, (member.incarnation, last_words));
         }
         Event::Exited(member)
     }
@@ -289,7 +284,7 @@ impl<'a> Shell<'a> {
                 Ok(())
             }
             Outcome::GaveUp(unit) => {
-                let last = self.last_words.remove(&unit).unwrap_or_default();
+                let last = self.last_words.remove(&unit).map(|(_, words)| words).unwrap_or_default();
                 Err(LaunchError::GaveUp { unit, attempts: FAILURES_ALLOWED, last })
             }
         }

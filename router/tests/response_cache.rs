@@ -117,3 +117,31 @@ async fn errors_are_not_kept() {
         assert_eq!((reply.status, reply.header("x-cache")), (422, "miss"));
     }
 }
+
+/// Whoever has another key learns nothing of an answer, whatever tenant it names.
+#[tokio::test]
+async fn answers_are_kept_for_the_key_that_asked() {
+    let mut config = AppConfig { response_cache_bytes: 1 << 20, ..config() };
+    config.access.keys = ["ann:1".parse().unwrap(), "ben:2".parse().unwrap()].to_vec();
+    let server = Server::start_with(FakeModel::Hash, config).await;
+    let asked = |key: &str, tenant: Option<&str>| {
+        let mut request = post("/generate", &json!({"inputs": "a", "parameters": {"max_new_tokens": 4}}));
+        request.headers_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
+        if let Some(tenant) = tenant {
+            request.headers_mut().insert("x-tenant", tenant.parse().unwrap());
+        }
+        request
+    };
+    for (key, tenant, expected) in [
+        ("ann:1", None, "miss"),
+        ("ann:1", None, "hit"),
+        ("ben:2", None, "miss"),
+        ("ben:2", Some("ann:1"), "miss"),
+        ("ben:2", Some("ann"), "miss"),
+        ("ann:1", Some("ann"), "miss"),
+        ("ann:1", Some("ann"), "hit"),
+    ] {
+        let reply = server.send(asked(key, tenant)).await;
+        assert_eq!((reply.status, reply.header("x-cache")), (200, expected), "{key} {tenant:?}");
+    }
+}

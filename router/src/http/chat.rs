@@ -1,12 +1,10 @@
 //! `POST /v1/chat/completions`.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use futures::Stream;
 
 use super::body::JsonBody;
 use super::intake::{Answer, Arrival, Heard, Running, start};
@@ -16,7 +14,7 @@ use super::openai::{
     entries, in_openai_words,
 };
 use super::record::Record;
-use super::sse::{self, Frame};
+use super::sse::{self, Frame, Outbox, Telling};
 use crate::app::App;
 use crate::error::{ApiError, Family};
 
@@ -38,9 +36,8 @@ pub(super) async fn completions(
         Delivery::Stream(usage) => {
             let headers = running.record.stream_headers();
             let chunks = ChatStream::new(envelope, logprobs, usage, vec![listener; running.choices]);
-            let frames = VecDeque::new();
-            let stream = Answering { app, running, chunks, frames, is_over: false };
-            Ok(sse::respond(stream.frames(), headers))
+            let stream = Answering { app, running, chunks, outbox: Outbox::default() };
+            Ok(sse::respond(sse::frames(stream), headers))
         }
     }
 }
@@ -66,24 +63,12 @@ struct Answering {
     app: Arc<App>,
     running: Running,
     chunks: ChatStream,
-    /// Ready to be sent, oldest first.
-    frames: VecDeque<Frame>,
-    is_over: bool,
+    outbox: Outbox,
 }
 
-impl Answering {
-    fn frames(self) -> impl Stream<Item = Frame> + Send {
-        futures::stream::unfold(self, |mut stream| async move {
-            loop {
-                if let Some(frame) = stream.frames.pop_front() {
-                    return Some((frame, stream));
-                }
-                if stream.is_over {
-                    return None;
-                }
-                stream.advance().await;
-            }
-        })
+impl Telling for Answering {
+    fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
     }
 
     async fn advance(&mut self) {
@@ -93,19 +78,21 @@ impl Answering {
                 if let Some(token) = token {
                     let vocabulary = self.app.model.tokenizer.vocabulary();
                     let chunks = self.chunks.on_token((place, &token), vocabulary, usage);
-                    self.frames.extend(chunks.iter().map(Frame::json));
+                    chunks.iter().map(Frame::json).for_each(|frame| self.outbox.push(frame));
                 }
                 if self.running.is_over() {
-                    self.frames.extend(self.chunks.on_end(usage).iter().map(Frame::json));
-                    self.frames.push_back(Frame::Done);
-                    self.is_over = true;
+                    self.chunks
+                        .on_end(usage)
+                        .iter()
+                        .map(Frame::json)
+                        .for_each(|frame| self.outbox.push(frame));
+                    self.outbox.end(Frame::Done);
                 }
             }
             Err(error) => {
                 let error = in_openai_words(error);
                 self.running.record.fail_in_stream(&error);
-                self.frames.push_back(Frame::error(&error, Family::OpenAi));
-                self.is_over = true;
+                self.outbox.end(Frame::error(&error, Family::OpenAi));
             }
         }
     }

@@ -1,12 +1,10 @@
 //! `POST /v1/completions`.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use futures::Stream;
 
 use super::body::JsonBody;
 use super::chat::usage;
@@ -17,7 +15,7 @@ use super::openai::{
     Completion, CompletionChoice, CompletionChunk, CompletionLimits, CompletionLogprobs, CompletionRequest,
     Delivery, Echo, Envelope, UsageWish, in_completion_words,
 };
-use super::sse::{self, Frame};
+use super::sse::{self, Frame, Outbox, Telling};
 use crate::app::App;
 use crate::engine::FinishReason;
 use crate::error::{ApiError, Family};
@@ -42,16 +40,9 @@ pub(super) async fn completions(
         Delivery::Stream(wish) => {
             let headers = running.record.stream_headers();
             let begun = (0..running.prompts.len() * running.choices).map(|_| Begun::No).collect();
-            let stream = Answering {
-                shape,
-                running,
-                wish,
-                begun,
-                held: Vec::new(),
-                frames: VecDeque::new(),
-                is_over: false,
-            };
-            Ok(sse::respond(stream.frames(), headers))
+            let stream =
+                Answering { shape, running, wish, begun, held: Vec::new(), outbox: Outbox::default() };
+            Ok(sse::respond(sse::frames(stream), headers))
         }
     }
 }
@@ -116,9 +107,7 @@ struct Answering {
     begun: Vec<Begun>,
     /// Heard before the prompt they repeat was known whole.
     held: Vec<Heard>,
-    /// Ready to be sent, oldest first.
-    frames: VecDeque<Frame>,
-    is_over: bool,
+    outbox: Outbox,
 }
 
 /// How far an answer is.
@@ -129,19 +118,9 @@ enum Begun {
     Yes(usize),
 }
 
-impl Answering {
-    fn frames(self) -> impl Stream<Item = Frame> + Send {
-        futures::stream::unfold(self, |mut stream| async move {
-            loop {
-                if let Some(frame) = stream.frames.pop_front() {
-                    return Some((frame, stream));
-                }
-                if stream.is_over {
-                    return None;
-                }
-                stream.advance().await;
-            }
-        })
+impl Telling for Answering {
+    fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
     }
 
     async fn advance(&mut self) {
@@ -161,12 +140,13 @@ impl Answering {
             Err(error) => {
                 let error = in_completion_words(error);
                 self.running.record.fail_in_stream(&error);
-                self.frames.push_back(Frame::error(&error, Family::OpenAi));
-                self.is_over = true;
+                self.outbox.end(Frame::error(&error, Family::OpenAi));
             }
         }
     }
+}
 
+impl Answering {
     fn prompt(&self, place: usize) -> Option<&RunningPrompt> {
         self.running.prompts.get(place / self.running.choices)
     }
@@ -216,16 +196,15 @@ impl Answering {
             (false, false) => None,
         };
         let chunk = CompletionChunk::new(self.shape.envelope.clone(), Some(choice), usage);
-        self.frames.push_back(Frame::json(&chunk));
+        self.outbox.push(Frame::json(&chunk));
     }
 
     fn end(&mut self) {
         if self.wish.at_end {
             let usage = Some(Some(usage(&self.running.record)));
             let chunk = CompletionChunk::new(self.shape.envelope.clone(), None, usage);
-            self.frames.push_back(Frame::json(&chunk));
+            self.outbox.push(Frame::json(&chunk));
         }
-        self.frames.push_back(Frame::Done);
-        self.is_over = true;
+        self.outbox.end(Frame::Done);
     }
 }

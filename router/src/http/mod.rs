@@ -1,6 +1,7 @@
 //! The route table and its layers, nothing else.
 
 pub mod admission;
+mod assets;
 pub mod auth;
 mod body;
 mod cached;

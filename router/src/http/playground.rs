@@ -1,56 +1,43 @@
-//! `GET /playground`: a page to try the server with. Its files are part of the binary and know no other host.
+//! `GET /playground`: a page to try the server with.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::{HeaderMap, HeaderValue, header};
-use axum::response::{IntoResponse, Redirect, Response};
+use axum::response::Redirect;
 use axum::routing::get;
 
+use super::assets::{self, Asset, Kind};
 use crate::app::App;
-use crate::error::NOT_MODIFIED;
-
-/// The page may load and call its own server and nothing else; nobody may frame it.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
-                      img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-
-/// A file of a page.
-pub(super) struct Asset {
-    pub(super) path: &'static str,
-    pub(super) media_type: &'static str,
-    pub(super) text: &'static str,
-}
 
 static ASSETS: [Asset; 6] = [
     Asset {
         path: "/playground",
-        media_type: "text/html; charset=utf-8",
+        kind: Kind::Page,
         text: include_str!("../../assets/playground/index.html"),
     },
     Asset {
         path: "/playground/style.css",
-        media_type: "text/css; charset=utf-8",
+        kind: Kind::Style,
         text: include_str!("../../assets/playground/style.css"),
     },
     Asset {
         path: "/playground/app.js",
-        media_type: "text/javascript; charset=utf-8",
+        kind: Kind::Script,
         text: include_str!("../../assets/playground/app.js"),
     },
     Asset {
         path: "/playground/client.js",
-        media_type: "text/javascript; charset=utf-8",
+        kind: Kind::Script,
         text: include_str!("../../assets/playground/client.js"),
     },
     Asset {
         path: "/playground/parameters.js",
-        media_type: "text/javascript; charset=utf-8",
+        kind: Kind::Script,
         text: include_str!("../../assets/playground/parameters.js"),
     },
     Asset {
         path: "/playground/tokens.js",
-        media_type: "text/javascript; charset=utf-8",
+        kind: Kind::Script,
         text: include_str!("../../assets/playground/tokens.js"),
     },
 ];
@@ -59,48 +46,5 @@ static ASSETS: [Asset; 6] = [
 pub(super) fn routes() -> Router<Arc<App>> {
     // The page names its files relative to itself, which works behind a path prefix but not below a slash.
     let page = Router::new().route("/playground/", get(|| async { Redirect::permanent("../playground") }));
-    page.merge(serve(&ASSETS))
-}
-
-/// A route for each of `assets`.
-pub(super) fn serve(assets: &'static [Asset]) -> Router<Arc<App>> {
-    assets.iter().fold(Router::new(), |router, asset| {
-        let etag = asset.etag();
-        let answer = move |headers: HeaderMap| std::future::ready(asset.respond(&etag, &headers));
-        router.route(asset.path, get(answer))
-    })
-}
-
-impl Asset {
-    /// Names the content: equal names mean equal files.
-    fn etag(&self) -> HeaderValue {
-        let mut hasher = DefaultHasher::new();
-        self.text.hash(&mut hasher);
-        let quoted = format!("\"{:016x}\"", hasher.finish());
-        // Hexadecimal digits in quotes are header text; without a name the file is sent each time.
-        HeaderValue::from_str(&quoted).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
-    }
-
-    fn respond(&self, etag: &HeaderValue, request: &HeaderMap) -> Response {
-        let headers = [
-            (header::CONTENT_TYPE, HeaderValue::from_static(self.media_type)),
-            (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
-            (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-            (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
-            // Kept, but asked after: a new release's page is seen at once.
-            (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-            (header::ETAG, etag.clone()),
-        ];
-        let known = request.get_all(header::IF_NONE_MATCH).iter().any(|known| names(known, etag));
-        if known {
-            return (NOT_MODIFIED, headers).into_response();
-        }
-        (headers, self.text).into_response()
-    }
-}
-
-/// Whether a value of `if-none-match` is, or lists, this name.
-fn names(known: &HeaderValue, etag: &HeaderValue) -> bool {
-    let (Ok(known), Ok(etag)) = (known.to_str(), etag.to_str()) else { return false };
-    known.split(',').map(|one| one.trim().trim_start_matches("W/")).any(|one| one == etag || one == "*")
+    page.merge(assets::serve(&ASSETS))
 }

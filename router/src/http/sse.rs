@@ -1,6 +1,8 @@
 //! Server-sent events: one whole event a write, `data: ` with a space, a comment now and then.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::future::Future;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -40,6 +42,50 @@ impl Frame {
             Self::Done => Event::default().data("[DONE]"),
         }
     }
+}
+
+/// An answer that is told in frames, some at a time.
+pub(super) trait Telling: Send + 'static {
+    /// What it has to say.
+    fn outbox(&mut self) -> &mut Outbox;
+
+    /// Waits for what comes next and puts it into the outbox.
+    fn advance(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// Frames that are ready to be sent, oldest first.
+#[derive(Default)]
+pub(super) struct Outbox {
+    frames: VecDeque<Frame>,
+    is_over: bool,
+}
+
+impl Outbox {
+    pub(super) fn push(&mut self, frame: Frame) {
+        self.frames.push_back(frame);
+    }
+
+    /// Nothing comes after `last`.
+    pub(super) fn end(&mut self, last: Frame) {
+        self.frames.push_back(last);
+        self.is_over = true;
+    }
+}
+
+/// The frames of `answer`, as they come.
+pub(super) fn frames(answer: impl Telling) -> impl Stream<Item = Frame> + Send {
+    futures::stream::unfold(answer, |mut answer| async move {
+        loop {
+            let outbox = answer.outbox();
+            if let Some(frame) = outbox.frames.pop_front() {
+                return Some((frame, answer));
+            }
+            if outbox.is_over {
+                return None;
+            }
+            answer.advance().await;
+        }
+    })
 }
 
 /// The response whose body is `frames`.

@@ -17,25 +17,17 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
 
-use super::playground::{Asset, serve};
+use super::assets::{Asset, Kind, serve};
 use crate::app::App;
 
 static ASSETS: [Asset; 3] = [
-    Asset {
-        path: "/docs",
-        media_type: "text/html; charset=utf-8",
-        text: include_str!("../../../assets/docs/index.html"),
-    },
+    Asset { path: "/docs", kind: Kind::Page, text: include_str!("../../../assets/docs/index.html") },
     Asset {
         path: "/docs/style.css",
-        media_type: "text/css; charset=utf-8",
+        kind: Kind::Style,
         text: include_str!("../../../assets/docs/style.css"),
     },
-    Asset {
-        path: "/docs/app.js",
-        media_type: "text/javascript; charset=utf-8",
-        text: include_str!("../../../assets/docs/app.js"),
-    },
+    Asset { path: "/docs/app.js", kind: Kind::Script, text: include_str!("../../../assets/docs/app.js") },
 ];
 
 const ABOUT: &str = "Text generation over the interfaces of the Hugging Face Inference API, \
