@@ -109,6 +109,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, at: *const T) {
+        // SAFETY: `self` proves that the machine has the instruction, which faults on no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
     fn load_pairs(self, from: &[[bf16; 2]; LANES]) -> [[__m256; 2]; 2] {
         let from = from.as_ptr().cast::<__m256i>();
         // SAFETY: `self` proves that the machine has the instructions; 64 bytes are there to read.

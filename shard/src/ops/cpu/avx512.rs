@@ -119,6 +119,12 @@ macro_rules! common {
         }
 
         #[inline(always)]
+        fn prefetch<T>(self, at: *const T) {
+            // SAFETY: `self` proves that the machine has the instruction, which faults on no address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        }
+
+        #[inline(always)]
         fn keep(self, lanes: __m512, (first, end): (usize, usize), other: f32) -> __m512 {
             let below = |lane: usize| ((1_u32 << lane.min(LANES)) - 1) as u16;
             // SAFETY: `self` proves that the machine has the instructions.

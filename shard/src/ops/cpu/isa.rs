@@ -66,6 +66,20 @@ impl Isa {
         vec![Self::Portable]
     }
 
+    /// Whether there are 32 registers of 64 bytes.
+    pub(crate) fn is_wide(self) -> bool {
+        struct IsWide;
+        impl Kernel for IsWide {
+            type Output = bool;
+
+            #[inline(always)]
+            fn run<S: Simd>(self, _simd: S) -> bool {
+                S::WIDE
+            }
+        }
+        self.run(IsWide)
+    }
+
     /// Runs a kernel that takes no dot products of pairs, compiled for this set.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {

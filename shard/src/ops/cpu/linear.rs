@@ -3,16 +3,30 @@
 
 use std::ops::Range;
 
-use half::bf16;
-
+use self::activations::Activations;
+use self::element::{Bf16, Element, F32};
+use self::tiles::Tile;
 use super::isa::{Isa, Kernel};
-use super::panels::{Bf16Step, F32Step, MAX_SEGMENTS, PanelShape, Panels};
+use super::panels::{COLUMNS, MAX_SEGMENTS, PanelShape, Panels, VECTORS};
 use super::parallel::{SharedSlice, for_each_range};
-use super::simd::{LANES, Simd, round_to_bf16};
+use super::simd::{LANES, Simd};
 use crate::dtype::Dtype;
 
-/// Panels of a register tile.
-const TILE_PANELS: usize = 2;
+mod activations;
+mod element;
+mod tiles;
+
+/// Bytes of activations that stay in a core's second cache, beside a part of a panel and the next.
+const CACHED_BYTES: usize = 512 << 10;
+
+/// Fewest rows for whose sake a matrix is read from memory once more.
+const WORTH_A_READING: usize = 96;
+
+/// How far ahead of its use a panel is asked for, in cache lines.
+const LINES_AHEAD: usize = 64;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// Multiplies `input` (rows, inputs) by the packed matrix into `output` (rows, outputs).
 pub(crate) fn multiply(isa: Isa, panels: &Panels, input: &[f32], output: &mut [f32]) {
@@ -23,247 +37,229 @@ pub(crate) fn multiply(isa: Isa, panels: &Panels, input: &[f32], output: &mut [f
     let rows = output.len() / shape.outputs;
     assert_eq!(input.len(), rows * shape.inputs, "the input has the matrix's inner dimension");
     match panels.dtype() {
-        Dtype::Bfloat16 => {
-            let rounded = isa.run(RoundRows { input, inputs: shape.inputs, rows });
-            run(isa, &Product::<Bf16> { shape, steps: panels.bf16_steps(), activations: &rounded }, output);
-        }
-        Dtype::Float32 => {
-            run(isa, &Product::<F32> { shape, steps: panels.f32_steps(), activations: input }, output);
-        }
+        Dtype::Bfloat16 => run::<Bf16>(isa, (shape, panels.bf16_steps()), input, output),
+        Dtype::Float32 => run::<F32>(isa, (shape, panels.f32_steps()), input, output),
     }
 }
 
-/// Two ways to hold an element, and how a step of it is accumulated.
-trait Element: Copy + Send + Sync + 'static {
-    /// The weights of sixteen columns in one step.
-    type Step: Sync + Send + 'static;
-    /// The activations of one row in one step.
-    type Activation: Copy + Sync + Send + 'static;
-    type Vector<S: Simd>: Copy;
-
-    fn load<S: Simd>(simd: S, step: &Self::Step) -> Self::Vector<S>;
-    fn splat<S: Simd>(simd: S, activation: Self::Activation) -> Self::Vector<S>;
-    fn accumulate<S: Simd>(simd: S, sum: S::Lanes, a: Self::Vector<S>, w: Self::Vector<S>) -> S::Lanes;
-    /// Runs a kernel over these elements.
-    fn run_kernel<K: Kernel>(isa: Isa, kernel: K) -> K::Output;
-}
-
-#[derive(Clone, Copy)]
-struct Bf16;
-
-#[derive(Clone, Copy)]
-struct F32;
-
-impl Element for Bf16 {
-    type Step = Bf16Step;
-    type Activation = [bf16; 2];
-    type Vector<S: Simd> = S::Pairs;
-
-    #[inline(always)]
-    fn load<S: Simd>(simd: S, step: &Bf16Step) -> S::Pairs {
-        simd.load_pairs(step)
-    }
-
-    #[inline(always)]
-    fn splat<S: Simd>(simd: S, activation: [bf16; 2]) -> S::Pairs {
-        simd.splat_pair(activation)
-    }
-
-    #[inline(always)]
-    fn accumulate<S: Simd>(simd: S, sum: S::Lanes, a: S::Pairs, w: S::Pairs) -> S::Lanes {
-        simd.dot_pairs(sum, a, w)
-    }
-
-    fn run_kernel<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
-        isa.run_pairs(kernel)
-    }
-}
-
-impl Element for F32 {
-    type Step = F32Step;
-    type Activation = f32;
-    type Vector<S: Simd> = S::Lanes;
-
-    #[inline(always)]
-    fn load<S: Simd>(simd: S, step: &F32Step) -> S::Lanes {
-        simd.load(step)
-    }
-
-    #[inline(always)]
-    fn splat<S: Simd>(simd: S, activation: f32) -> S::Lanes {
-        simd.splat(activation)
-    }
-
-    #[inline(always)]
-    fn accumulate<S: Simd>(simd: S, sum: S::Lanes, a: S::Lanes, w: S::Lanes) -> S::Lanes {
-        simd.mul_add(a, w, sum)
-    }
-
-    fn run_kernel<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
-        isa.run(kernel)
-    }
-}
-
-/// One product: `steps` (panels, steps of the inner dimension), `activations` (rows, steps).
+/// One product.
 struct Product<'a, E: Element> {
     shape: PanelShape,
+    /// (panels, steps of the inner dimension)
     steps: &'a [E::Step],
-    activations: &'a [E::Activation],
+    activations: &'a Activations<E>,
 }
 
-fn run<E: Element>(isa: Isa, product: &Product<'_, E>, output: &mut [f32]) {
-    let shape = product.shape;
+fn run<E: Element>(isa: Isa, (shape, steps): (PanelShape, &[E::Step]), input: &[f32], output: &mut [f32]) {
     let rows = output.len() / shape.outputs;
+    let activations = Activations::of(isa, input, (rows, shape.inputs));
+    let product = Product::<E> { shape, steps, activations: &activations };
     let operations = rows * shape.inputs * shape.outputs;
     let output = SharedSlice::new(output);
-    for_each_range(shape.panels().div_ceil(TILE_PANELS), operations, |groups| {
-        E::run_kernel(isa, PanelGroups { product, rows, groups, output });
+    for_each_range(shape.panels(), operations, |panels| {
+        E::run_kernel(isa, PanelRange { product: &product, panels, output });
     });
 }
 
-/// All rows of some groups of [`TILE_PANELS`] panels.
-struct PanelGroups<'a, E: Element> {
+/// All rows of some panels.
+struct PanelRange<'a, E: Element> {
     product: &'a Product<'a, E>,
-    rows: usize,
-    groups: Range<usize>,
+    panels: Range<usize>,
     output: SharedSlice<'a, f32>,
 }
 
-/// Sums of `R` rows and a group of panels.
-type Tile<S, const R: usize> = [[<S as Simd>::Lanes; TILE_PANELS]; R];
+/// Sums of a row and a panel.
+type RowSums = [[f32; LANES]; VECTORS];
 
-impl<E: Element> Kernel for PanelGroups<'_, E> {
+impl<E: Element> Kernel for PanelRange<'_, E> {
     type Output = ();
 
-    /// Cuts the rows into tiles that fill the registers. How they are cut changes no sum.
+    /// Multiplies as many rows as fit the cache by one panel after the other.
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        for group in self.groups.clone() {
-            let mut row = 0;
-            while row < self.rows {
-                row += match self.rows - row {
-                    8.. if S::WIDE => self.tile::<S, 8>(simd, group, row),
-                    4.. if S::WIDE => self.tile::<S, 4>(simd, group, row),
-                    2.. => self.tile::<S, 2>(simd, group, row),
-                    _ => self.tile::<S, 1>(simd, group, row),
-                };
-            }
-        }
-    }
-}
-
-impl<E: Element> PanelGroups<'_, E> {
-    /// Computes one tile and returns how many rows it had.
-    #[inline(always)]
-    fn tile<S: Simd, const R: usize>(&self, simd: S, group: usize, row: usize) -> usize {
-        const LEVELS: usize = MAX_SEGMENTS.ilog2() as usize + 1;
-        let segments = self.product.shape.segments;
-        let length = self.row_steps() / segments;
-        // A binary counter: level `l` holds the sum of 2^l segments until its sibling is there.
-        let mut pending: [Tile<S, R>; LEVELS] = [[[simd.splat(0.0); TILE_PANELS]; R]; LEVELS];
-        for segment in 0..segments {
-            let mut sum =
-                self.segment::<S, R>(simd, (group, row), segment * length..(segment + 1) * length);
-            let mut level = 0;
-            while segment >> level & 1 == 1 {
-                sum = add_tiles::<S, R>(simd, &pending[level], &sum);
-                level += 1;
-            }
-            pending[level] = sum;
-        }
-        self.write(simd, (group, row), &pending[segments.ilog2() as usize]);
-        R
-    }
-
-    #[inline(always)]
-    fn row_steps(&self) -> usize {
-        self.product.steps.len() / self.product.shape.panels()
-    }
-
-    /// The group's panels. Where the matrix ends within it, its last panel stands in for those after it.
-    #[inline(always)]
-    fn panels(&self, group: usize) -> [usize; TILE_PANELS] {
-        std::array::from_fn(|panel| (group * TILE_PANELS + panel).min(self.product.shape.panels() - 1))
-    }
-
-    /// The sums over some steps, from zero, front to back.
-    #[inline(always)]
-    fn segment<S: Simd, const R: usize>(
-        &self,
-        simd: S,
-        (group, row): (usize, usize),
-        range: Range<usize>,
-    ) -> Tile<S, R> {
-        let steps = self.row_steps();
-        let weights: [&[E::Step]; TILE_PANELS] =
-            self.panels(group).map(|panel| &self.product.steps[panel * steps..][range.clone()]);
-        let activations: [&[E::Activation]; R] = std::array::from_fn(|tile_row| {
-            &self.product.activations[(row + tile_row) * steps..][range.clone()]
-        });
-        let mut sums = [[simd.splat(0.0); TILE_PANELS]; R];
-        for step in 0..range.len() {
-            // SAFETY: each of the slices was cut to the range.
-            let weight = weights.map(|steps| E::load(simd, unsafe { steps.get_unchecked(step) }));
-            for tile_row in 0..R {
-                // SAFETY: each of the slices was cut to the range.
-                let activation = E::splat(simd, unsafe { *activations[tile_row].get_unchecked(step) });
-                for panel in 0..TILE_PANELS {
-                    sums[tile_row][panel] =
-                        E::accumulate(simd, sums[tile_row][panel], activation, weight[panel]);
+        let activations = self.product.activations;
+        let mut pending = Pending::default();
+        for tiles in activations.tiles.chunks(tiles_together(activations)) {
+            pending.make_room(tiles);
+            for panel in self.panels.clone() {
+                for segment in 0..self.product.shape.segments {
+                    for (index, tile) in tiles.iter().enumerate() {
+                        let part = Part { panel, segment, turn: (index, tiles.len()) };
+                        self.tile_of_any_size(simd, part, tile, &mut pending);
+                    }
                 }
             }
         }
-        sums
+    }
+}
+
+/// How many tiles are multiplied by a panel before the next panel's turn comes: those whose rows stay in the
+/// cache, or all where these are too few.
+fn tiles_together<E: Element>(activations: &Activations<E>) -> usize {
+    let rows = CACHED_BYTES / activations.row_bytes().max(1);
+    let size = activations.tiles.first().map_or(1, |tile| tile.size);
+    if rows < WORTH_A_READING { usize::MAX } else { rows / size }
+}
+
+/// A segment of a panel, and which of some tiles multiplies it.
+#[derive(Clone, Copy)]
+struct Part {
+    panel: usize,
+    segment: usize,
+    /// Which of how many, in turn.
+    turn: (usize, usize),
+}
+
+/// Sums that wait for others: a binary counter, of which level `l` holds the sum of 2^l segments until its
+/// sibling is there.
+#[derive(Default)]
+struct Pending {
+    /// (levels, rows of the tiles)
+    sums: Vec<RowSums>,
+    /// The first tile's start, and rows of all.
+    rows: (usize, usize),
+}
+
+impl Pending {
+    const LEVELS: usize = MAX_SEGMENTS.ilog2() as usize;
+
+    fn make_room(&mut self, tiles: &[Tile]) {
+        let start = tiles.first().map_or(0, |tile| tile.start);
+        let end = tiles.last().map_or(0, |tile| tile.start + tile.size);
+        self.rows = (start, end - start);
+        self.sums.resize(Self::LEVELS * (end - start), [[0.0; LANES]; VECTORS]);
+    }
+
+    /// The sums of one level and some rows.
+    #[inline(always)]
+    fn of_tile(&mut self, level: usize, tile: &Tile) -> &mut [RowSums] {
+        &mut self.sums[level * self.rows.1 + tile.start - self.rows.0..][..tile.size]
+    }
+
+    /// Adds to `sums` the siblings that wait for them, on so many levels.
+    #[inline(always)]
+    fn complete<S: Simd>(&mut self, simd: S, levels: usize, (tile, sums): (&Tile, &mut [RowSums])) {
+        for level in 0..levels {
+            for (sums, sibling) in sums.iter_mut().zip(self.of_tile(level, tile)) {
+                for (sum, sibling) in sums.iter_mut().zip(sibling) {
+                    simd.store(simd.add(simd.load(sibling), simd.load(sum)), sum);
+                }
+            }
+        }
+    }
+}
+
+/// What is asked for while a tile is computed: at each step a cache line, or two.
+#[derive(Clone, Copy)]
+struct Ahead {
+    lines: [*const u8; 2],
+    /// From a step's lines to the next step's.
+    stride: usize,
+}
+
+impl Ahead {
+    /// For one of some tiles that multiply some steps in turn. One tile alone reads them as they come from
+    /// memory. Of several, the first two ask for a half each of the steps that follow, so that memory is read
+    /// while all of them compute, and the others move these steps closer.
+    #[inline(always)]
+    fn new<T>(steps: &[T], (tile, tiles): (usize, usize)) -> Self {
+        let bytes = steps.as_ptr_range();
+        let (start, end) = (bytes.start.cast::<u8>(), bytes.end.cast::<u8>());
+        let line = |start: *const u8, lines: usize| start.wrapping_add(lines * LINE);
+        match (tile, tiles) {
+            (0, 2..) => Self { lines: [end; 2], stride: LINE },
+            (1, 2..) => Self { lines: [line(end, steps.len()); 2], stride: LINE },
+            (_, _) => {
+                Self { lines: [line(start, LINES_AHEAD), line(start, LINES_AHEAD + 1)], stride: 2 * LINE }
+            }
+        }
+    }
+}
+
+impl<E: Element> PanelRange<'_, E> {
+    #[inline(always)]
+    fn tile_of_any_size<S: Simd>(&self, simd: S, part: Part, tile: &Tile, pending: &mut Pending) {
+        match tile.size {
+            12.. if S::WIDE => self.tile::<S, 12>(simd, part, tile, pending),
+            10.. if S::WIDE => self.tile::<S, 10>(simd, part, tile, pending),
+            8.. if S::WIDE => self.tile::<S, 8>(simd, part, tile, pending),
+            6.. if S::WIDE => self.tile::<S, 6>(simd, part, tile, pending),
+            4.. if S::WIDE => self.tile::<S, 4>(simd, part, tile, pending),
+            3.. if S::WIDE => self.tile::<S, 3>(simd, part, tile, pending),
+            2.. => self.tile::<S, 2>(simd, part, tile, pending),
+            _ => self.tile::<S, 1>(simd, part, tile, pending),
+        }
+    }
+
+    /// Computes one tile's sums over a segment, completes what waited for it, and writes what is complete.
+    #[inline(always)]
+    fn tile<S: Simd, const R: usize>(&self, simd: S, part: Part, tile: &Tile, pending: &mut Pending) {
+        let Part { panel, segment, turn } = part;
+        let weights = self.panel(panel);
+        let length = weights.len() / self.product.shape.segments;
+        let range = segment * length..(segment + 1) * length;
+        let activations = &self.product.activations.of_tile(tile)[range.start * R..range.end * R];
+        let weights = &weights[range];
+        let mut sums = [[[0.0; LANES]; VECTORS]; R];
+        accumulate::<E, S, R>(simd, (weights, activations), Ahead::new(weights, turn), &mut sums);
+        let complete = segment.trailing_ones() as usize;
+        pending.complete(simd, complete, (tile, &mut sums));
+        if segment + 1 == self.product.shape.segments {
+            self.write(simd, (panel, tile), &sums);
+        } else {
+            pending.of_tile(complete, tile).copy_from_slice(&sums);
+        }
+    }
+
+    /// A panel's steps.
+    #[inline(always)]
+    fn panel(&self, panel: usize) -> &[E::Step] {
+        let steps = self.product.steps.len() / self.product.shape.panels();
+        &self.product.steps[panel * steps..][..steps]
     }
 
     #[inline(always)]
-    fn write<S: Simd, const R: usize>(&self, simd: S, (group, row): (usize, usize), sums: &Tile<S, R>) {
+    fn write<S: Simd>(&self, simd: S, (panel, tile): (usize, &Tile), sums: &[RowSums]) {
         let outputs = self.product.shape.outputs;
-        for (tile_row, sums) in sums.iter().enumerate() {
-            for (panel, sum) in sums.iter().enumerate() {
-                let column = (group * TILE_PANELS + panel) * LANES;
-                let count = LANES.min(outputs.saturating_sub(column));
-                // SAFETY: only the thread that has this group of panels writes its columns.
-                let part =
-                    unsafe { self.output.part((row + tile_row) * outputs + column.min(outputs), count) };
-                simd.store_first(*sum, part);
+        for (row, sums) in (tile.first..tile.first + tile.rows).zip(sums) {
+            for (vector, sum) in sums.iter().enumerate() {
+                let column = (panel * COLUMNS + vector * LANES).min(outputs);
+                let count = LANES.min(outputs - column);
+                // SAFETY: only the thread that has this panel writes its columns.
+                simd.store_first(simd.load(sum), unsafe {
+                    self.output.part(row * outputs + column, count)
+                });
             }
         }
     }
 }
 
+/// Writes the sums over some steps to `into`: from zero, front to back.
 #[inline(always)]
-fn add_tiles<S: Simd, const R: usize>(simd: S, a: &Tile<S, R>, b: &Tile<S, R>) -> Tile<S, R> {
-    let mut sums = *a;
-    for row in 0..R {
-        for panel in 0..TILE_PANELS {
-            sums[row][panel] = simd.add(a[row][panel], b[row][panel]);
+fn accumulate<E: Element, S: Simd, const R: usize>(
+    simd: S,
+    (weights, activations): (&[E::Step], &[E::Activation]),
+    mut ahead: Ahead,
+    into: &mut [RowSums; R],
+) {
+    let mut sums = [[simd.splat(0.0); VECTORS]; R];
+    for (weights, activations) in weights.iter().zip(activations.as_chunks::<R>().0) {
+        for line in &mut ahead.lines {
+            simd.prefetch(*line);
+            *line = line.wrapping_add(ahead.stride);
         }
-    }
-    sums
-}
-
-/// Rounds activations (rows, inputs) to bf16 pairs (rows, steps), zero-padded.
-struct RoundRows<'a> {
-    input: &'a [f32],
-    inputs: usize,
-    rows: usize,
-}
-
-impl Kernel for RoundRows<'_> {
-    type Output = Vec<[bf16; 2]>;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _simd: S) -> Vec<[bf16; 2]> {
-        let steps = self.inputs.div_ceil(2);
-        let mut rounded = vec![[bf16::ZERO; 2]; self.rows * steps];
-        let rows = self.input.chunks_exact(self.inputs.max(1)).zip(rounded.chunks_exact_mut(steps.max(1)));
-        for (input, rounded) in rows {
-            for (rounded, value) in rounded.as_flattened_mut().iter_mut().zip(input) {
-                *rounded = round_to_bf16(*value);
+        let weights = E::load(simd, weights);
+        for row in 0..R {
+            let activation = E::splat(simd, activations[row]);
+            for vector in 0..VECTORS {
+                sums[row][vector] = E::accumulate(simd, sums[row][vector], activation, weights[vector]);
             }
         }
-        rounded
+    }
+    for row in 0..R {
+        for vector in 0..VECTORS {
+            simd.store(sums[row][vector], &mut into[row][vector]);
+        }
     }
 }
 

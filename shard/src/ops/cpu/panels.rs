@@ -1,8 +1,10 @@
-//! Weights packed for the matrix kernels: panels of sixteen output columns, streamed front to back.
+//! Weights packed for the matrix kernels: panels of 32 output columns, streamed front to back.
 //!
-//! A panel holds, for each step along the inner dimension, the step's elements of its sixteen columns: two
-//! bf16 or one f32 a column, 64 bytes a step. The inner dimension is zero-padded to a multiple of two (bf16)
-//! and the columns to a multiple of sixteen.
+//! A panel holds, for each step along the inner dimension, the step's elements of its columns: two bf16 or one
+//! f32 a column, 128 bytes a step, which is two vectors. With one vector a step, a row alone would wait for
+//! its own sum at every step; two panels side by side would be two streams, of which a core reads each at half
+//! the speed. The inner dimension is zero-padded to a multiple of two (bf16) and the columns to a multiple of
+//! 32.
 
 use std::io;
 use std::ops::Range;
@@ -14,10 +16,19 @@ use super::huge_memory::HugeMemory;
 use super::simd::{LANES, round_to_bf16};
 use crate::dtype::Dtype;
 
-/// One step of a bf16 panel: two elements for each of sixteen columns.
-pub(crate) type Bf16Step = [[bf16; 2]; LANES];
-/// One step of an f32 panel: one element for each of sixteen columns.
-pub(crate) type F32Step = [f32; LANES];
+/// Vectors of sums a panel has for each row.
+pub(crate) const VECTORS: usize = 2;
+
+/// Columns of a panel.
+pub(crate) const COLUMNS: usize = VECTORS * LANES;
+
+/// One step of a bf16 panel: two elements for each column.
+pub(crate) type Bf16Step = [[[bf16; 2]; LANES]; VECTORS];
+/// One step of an f32 panel: one element for each column.
+pub(crate) type F32Step = [[f32; LANES]; VECTORS];
+
+/// Bytes of a step, of either type.
+const STEP_BYTES: usize = size_of::<F32Step>();
 
 /// The sizes of a packed matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +44,10 @@ pub(crate) struct PanelShape {
 
 impl PanelShape {
     pub(crate) fn panels(self) -> usize {
-        self.outputs.div_ceil(LANES)
+        self.outputs.div_ceil(COLUMNS)
     }
 
-    /// Steps of 64 bytes in a panel.
+    /// Steps of a panel.
     pub(crate) fn steps(self, dtype: Dtype) -> usize {
         match dtype {
             Dtype::Bfloat16 => self.inputs.div_ceil(2),
@@ -46,7 +57,7 @@ impl PanelShape {
 
     /// Bytes the panels take.
     pub(crate) fn bytes(self, dtype: Dtype) -> usize {
-        self.panels() * self.steps(dtype) * 64
+        self.panels() * self.steps(dtype) * STEP_BYTES
     }
 
     /// Whether each segment takes whole steps.
@@ -82,7 +93,7 @@ pub(crate) trait RowSource: Sync {
 }
 
 /// Panels packed by one thread before their rows are released.
-const PANELS_TOGETHER: usize = 32;
+const PANELS_TOGETHER: usize = 16;
 
 impl Panels {
     /// Packs `source`.
@@ -92,7 +103,7 @@ impl Panels {
     pub(crate) fn pack(shape: PanelShape, dtype: Dtype, source: &dyn RowSource) -> io::Result<Self> {
         assert!(shape.is_sound(dtype), "segments take whole steps: {shape:?}");
         let mut memory = HugeMemory::zeroed(shape.bytes(dtype))?;
-        let panel_bytes = shape.steps(dtype) * 64;
+        let panel_bytes = shape.steps(dtype) * STEP_BYTES;
         if panel_bytes > 0 {
             let together = memory.as_mut_slice().par_chunks_mut(panel_bytes * PANELS_TOGETHER).enumerate();
             together.for_each_init(
@@ -104,7 +115,7 @@ impl Panels {
                     for (panel, bytes) in panels.enumerate() {
                         pack_panel(shape, dtype, source, (first + panel, bytes, row));
                     }
-                    source.release(first * LANES..shape.outputs.min((first + count) * LANES));
+                    source.release(first * COLUMNS..shape.outputs.min((first + count) * COLUMNS));
                 },
             );
         }
@@ -122,7 +133,7 @@ impl Panels {
     /// All panels' steps, one panel after the other. The matrix was packed as bf16.
     pub(crate) fn bf16_steps(&self) -> &[Bf16Step] {
         assert_eq!(self.dtype, Dtype::Bfloat16);
-        // SAFETY: any 64 bytes are a step of bf16 pairs; the memory is aligned to more than two bytes.
+        // SAFETY: any 128 bytes are a step of bf16 pairs; the memory is aligned to more than two bytes.
         let (before, steps, after) = unsafe { self.memory.as_slice().align_to() };
         assert!(before.is_empty() && after.is_empty(), "packed memory is whole steps");
         steps
@@ -131,7 +142,7 @@ impl Panels {
     /// All panels' steps, one panel after the other. The matrix was packed as f32.
     pub(crate) fn f32_steps(&self) -> &[F32Step] {
         assert_eq!(self.dtype, Dtype::Float32);
-        // SAFETY: any 64 bytes are a step of f32; the memory is aligned to more than four bytes.
+        // SAFETY: any 128 bytes are a step of f32; the memory is aligned to more than four bytes.
         let (before, steps, after) = unsafe { self.memory.as_slice().align_to() };
         assert!(before.is_empty() && after.is_empty(), "packed memory is whole steps");
         steps
@@ -144,26 +155,26 @@ fn pack_panel(
     source: &dyn RowSource,
     (panel, bytes, row): (usize, &mut [u8], &mut Vec<f32>),
 ) {
-    let first = panel * LANES;
-    let lanes = LANES.min(shape.outputs - first);
-    if dtype == Dtype::Bfloat16 && lanes == LANES && shape.inputs.is_multiple_of(2) {
-        let rows: [Option<&[u8]>; LANES] = std::array::from_fn(|lane| source.bf16_row(first + lane));
+    let first = panel * COLUMNS;
+    let columns = COLUMNS.min(shape.outputs - first);
+    if dtype == Dtype::Bfloat16 && columns == COLUMNS && shape.inputs.is_multiple_of(2) {
+        let rows: [Option<&[u8]>; COLUMNS] = std::array::from_fn(|column| source.bf16_row(first + column));
         if rows.iter().all(Option::is_some) {
             return interleave(&rows.map(Option::unwrap_or_default), bytes);
         }
     }
-    for lane in 0..lanes {
-        source.read_row(first + lane, row);
+    for column in 0..columns {
+        source.read_row(first + column, row);
         match dtype {
             Dtype::Bfloat16 => {
                 for (k, value) in row.iter().enumerate() {
-                    let at = (k / 2) * 64 + lane * 4 + (k % 2) * 2;
+                    let at = (k / 2) * STEP_BYTES + column * 4 + (k % 2) * 2;
                     bytes[at..at + 2].copy_from_slice(&round_to_bf16(*value).to_ne_bytes());
                 }
             }
             Dtype::Float32 => {
                 for (k, value) in row.iter().enumerate() {
-                    let at = k * 64 + lane * 4;
+                    let at = k * STEP_BYTES + column * 4;
                     bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
                 }
             }
@@ -171,17 +182,17 @@ fn pack_panel(
     }
 }
 
-/// Packs sixteen rows of bf16, two elements of each row at a time.
-fn interleave(rows: &[&[u8]; LANES], bytes: &mut [u8]) {
+/// Packs a panel's rows of bf16, two elements of each row at a time.
+fn interleave(rows: &[&[u8]; COLUMNS], bytes: &mut [u8]) {
     /// Steps done together: a cache line of each row, so that every line is touched once.
     const TOGETHER: usize = 16;
     let pairs = rows.map(|row| row.as_chunks::<4>().0);
-    let steps = bytes.as_chunks_mut::<64>().0;
+    let steps = bytes.as_chunks_mut::<STEP_BYTES>().0;
     for (block, steps) in steps.chunks_mut(TOGETHER).enumerate() {
-        for (lane, pairs) in pairs.iter().enumerate() {
+        for (column, pairs) in pairs.iter().enumerate() {
             let pairs = &pairs[block * TOGETHER..][..steps.len()];
             for (step, pair) in steps.iter_mut().zip(pairs) {
-                step.as_chunks_mut::<4>().0[lane] = *pair;
+                step.as_chunks_mut::<4>().0[column] = *pair;
             }
         }
     }
@@ -215,7 +226,7 @@ mod tests {
     proptest! {
         #[test]
         fn rows_of_bf16_are_packed_as_if_they_were_widened_and_rounded(
-            outputs in 1..50_usize,
+            outputs in 1..100_usize,
             inputs in 1..70_usize,
             seed in any::<u16>(),
         ) {

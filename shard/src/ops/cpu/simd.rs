@@ -41,6 +41,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// `2^n` for lanes holding `n + 1.5 * 2^23`, that is for an integer `n` in the low bits of the mantissa.
     fn power_of_two(self, biased: Self::Lanes) -> Self::Lanes;
 
+    /// Asks for a cache line that is read soon. Any address will do.
+    #[inline(always)]
+    fn prefetch<T>(self, _at: *const T) {}
+
     fn load_pairs(self, from: &[[bf16; 2]; LANES]) -> Self::Pairs;
     /// The same pair in every lane.
     fn splat_pair(self, pair: [bf16; 2]) -> Self::Pairs;

@@ -3,7 +3,10 @@
 use proptest::prelude::*;
 
 use super::super::panels::RowSource;
+use half::bf16;
+
 use super::*;
+use crate::ops::cpu::simd::round_to_bf16;
 use crate::ops::reference::{Random, assert_close, matrix_product};
 
 struct Weights {

@@ -1,0 +1,102 @@
+//! The two ways a packed matrix holds its elements.
+
+use half::bf16;
+
+use crate::ops::cpu::isa::{Isa, Kernel};
+use crate::ops::cpu::panels::{Bf16Step, F32Step, VECTORS};
+use crate::ops::cpu::simd::{Simd, round_to_bf16};
+
+/// Two ways to hold an element, and how a step of it is accumulated.
+pub(super) trait Element: Copy + Send + Sync + 'static {
+    /// A panel's weights in one step.
+    type Step: Sync + Send + 'static;
+    /// The activations of one row in one step.
+    type Activation: Copy + Sync + Send + 'static;
+    type Vector<S: Simd>: Copy;
+
+    /// An activation that adds nothing.
+    const ZERO: Self::Activation;
+    /// Elements of a row that one step takes.
+    const INPUTS: usize;
+
+    /// One step's activation, of `INPUTS` elements or fewer; those a row lacks are zero.
+    fn activation(elements: &[f32]) -> Self::Activation;
+    fn load<S: Simd>(simd: S, step: &Self::Step) -> [Self::Vector<S>; VECTORS];
+    fn splat<S: Simd>(simd: S, activation: Self::Activation) -> Self::Vector<S>;
+    fn accumulate<S: Simd>(simd: S, sum: S::Lanes, a: Self::Vector<S>, w: Self::Vector<S>) -> S::Lanes;
+    /// Runs a kernel over these elements.
+    fn run_kernel<K: Kernel>(isa: Isa, kernel: K) -> K::Output;
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Bf16;
+
+#[derive(Clone, Copy)]
+pub(super) struct F32;
+
+impl Element for Bf16 {
+    type Step = Bf16Step;
+    type Activation = [bf16; 2];
+    type Vector<S: Simd> = S::Pairs;
+
+    const ZERO: [bf16; 2] = [bf16::ZERO; 2];
+    const INPUTS: usize = 2;
+
+    #[inline(always)]
+    fn activation(elements: &[f32]) -> [bf16; 2] {
+        let second = elements.get(1).copied().unwrap_or(0.0);
+        [round_to_bf16(elements[0]), round_to_bf16(second)]
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, step: &Bf16Step) -> [S::Pairs; VECTORS] {
+        std::array::from_fn(|vector| simd.load_pairs(&step[vector]))
+    }
+
+    #[inline(always)]
+    fn splat<S: Simd>(simd: S, activation: [bf16; 2]) -> S::Pairs {
+        simd.splat_pair(activation)
+    }
+
+    #[inline(always)]
+    fn accumulate<S: Simd>(simd: S, sum: S::Lanes, a: S::Pairs, w: S::Pairs) -> S::Lanes {
+        simd.dot_pairs(sum, a, w)
+    }
+
+    fn run_kernel<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+        isa.run_pairs(kernel)
+    }
+}
+
+impl Element for F32 {
+    type Step = F32Step;
+    type Activation = f32;
+    type Vector<S: Simd> = S::Lanes;
+
+    const ZERO: f32 = 0.0;
+    const INPUTS: usize = 1;
+
+    #[inline(always)]
+    fn activation(elements: &[f32]) -> f32 {
+        elements[0]
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, step: &F32Step) -> [S::Lanes; VECTORS] {
+        std::array::from_fn(|vector| simd.load(&step[vector]))
+    }
+
+    #[inline(always)]
+    fn splat<S: Simd>(simd: S, activation: f32) -> S::Lanes {
+        simd.splat(activation)
+    }
+
+    #[inline(always)]
+    fn accumulate<S: Simd>(simd: S, sum: S::Lanes, a: S::Lanes, w: S::Lanes) -> S::Lanes {
+        simd.mul_add(a, w, sum)
+    }
+
+    fn run_kernel<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+        isa.run(kernel)
+    }
+}
