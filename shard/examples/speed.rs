@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let files = ModelFiles::from_argument(&arguments.next().unwrap_or_else(|| "demo".to_owned()));
     let threads = arguments.next().map_or(Ok(1), |text| text.parse())?;
+    lockstep_shard::keep_freed_memory();
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     let spec = ModelSpec::read(&files)?;
     for dtype in [Dtype::Bfloat16, Dtype::Float32] {

@@ -29,4 +29,5 @@ mod worker;
 
 pub use error::{ShardError, StreamEnd};
 pub use load::{LoadError, Loaded};
+pub use ops::cpu::heap::keep_freed_memory;
 pub use serve::{run, serve};

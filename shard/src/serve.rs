@@ -26,6 +26,7 @@ use crate::engine::{Engine, Model};
 use crate::error::{ShardError, StreamEnd};
 use crate::grpc::{MAX_MESSAGE_BYTES, ShardService};
 use crate::load::{self, LoadError};
+use crate::ops::cpu::heap::keep_freed_memory;
 use crate::worker::{self, StartError, Worker, WorkerError};
 
 /// How long a shard that was told to stop may take to finish its step and close its connections.
@@ -46,6 +47,7 @@ const FAILED_LEAVE_LIMIT: Duration = Duration::from_secs(1);
 /// When it cannot start, or cannot go on.
 pub fn run(args: ShardArgs) -> Result<(), ShardError> {
     let config = Config::new(args)?;
+    keep_freed_memory();
     telemetry::init(&config.log)?;
     if let Some(parent) = config.parent
         && die_with_parent(parent) == ParentState::Gone

@@ -17,11 +17,13 @@ use super::split::{Slice, Split};
 use super::stream::Norm;
 use super::{Decoder, Dtype, LoadError, names, rope};
 use crate::comm::Communicator;
+use crate::ops::activation::Activation;
 use crate::ops::cpu::isa::Isa;
-use crate::ops::cpu::panels::{PanelShape, Panels};
+use crate::ops::cpu::panels::{PanelShape, Panels, RowSource};
+use crate::ops::gated_linear::GatedLinear;
 use crate::ops::linear::Linear;
 use crate::plan::{MemoryPlan, Products};
-use crate::weights::{Checkpoint, StackedRows, WeightsError};
+use crate::weights::{Checkpoint, GateBesideUp, StackedRows, WeightsError};
 use progress::Progress;
 
 pub(super) fn load(
@@ -147,13 +149,33 @@ impl Loader<'_> {
         parts: &[Part],
         columns: Range<usize>,
     ) -> Result<Linear, LoadError> {
+        let rows = self.rows(parts, columns)?;
+        Ok(Linear { panels: self.pack(shape, &rows)?, isa: self.isa })
+    }
+
+    /// As [`Self::linear`], of a gate's rows and the same of what it gates.
+    fn gated(
+        &self,
+        shape: PanelShape,
+        (parts, columns): (&[Part], Range<usize>),
+        activation: Activation,
+    ) -> Result<GatedLinear, LoadError> {
+        let rows = GateBesideUp::new(self.rows(parts, columns)?, shape.outputs / 2);
+        Ok(GatedLinear { panels: self.pack(shape, &rows)?, activation, isa: self.isa })
+    }
+
+    fn rows(&self, parts: &[Part], columns: Range<usize>) -> Result<StackedRows, WeightsError> {
         let part =
             |part: &Part| Ok((self.checkpoint.tensor(&names::weight(&part.module))?, part.rows.clone()));
         let rows = StackedRows::new(parts.iter().map(part).collect::<Result<_, WeightsError>>()?, columns);
         rows.prefetch();
-        let panels = Panels::pack(shape, self.dtype, &rows)?;
+        Ok(rows)
+    }
+
+    fn pack(&self, shape: PanelShape, rows: &dyn RowSource) -> Result<Arc<Panels>, LoadError> {
+        let panels = Panels::pack(shape, self.dtype, rows)?;
         self.progress.add(shape.bytes(self.dtype));
-        Ok(Linear { panels: Arc::new(panels), isa: self.isa })
+        Ok(Arc::new(panels))
     }
 
     /// As [`Self::linear`], with the same rows of the modules' biases.

@@ -6,6 +6,7 @@ use super::layer::Projection;
 use super::stream::{ForwardResult, Pass};
 use crate::ops::activation::{Activation, GatedActivation, PlainActivation};
 use crate::ops::experts::{AddRows, Routing, route};
+use crate::ops::gated_linear::GatedLinear;
 use crate::ops::linear::Linear;
 use crate::ops::select_rows::SelectRows;
 
@@ -17,18 +18,20 @@ pub(super) enum Mlp {
 
 /// One rank's columns of an MLP.
 pub(super) struct DenseMlp {
-    /// (rows, hidden) → (rows, gate and up), or (rows, up)
-    pub(super) inner: Projection,
-    pub(super) activation: MlpActivation,
+    /// (rows, hidden) → (rows, MLP)
+    pub(super) inner: Inner,
     /// (rows, MLP) → (rows, hidden), to be summed over ranks
     pub(super) down: Projection,
 }
 
-/// What stands between an MLP's products.
-#[derive(Clone, Copy)]
-pub(super) enum MlpActivation {
-    Gated(Activation),
-    Plain(Activation),
+/// What comes before an MLP's last product.
+pub(super) enum Inner {
+    /// Gate and up, and the activation, in one operator.
+    Gated(GatedLinear),
+    /// (rows, hidden) → (rows, gate and up), then the activation.
+    ThenGated(Projection, Activation),
+    /// (rows, hidden) → (rows, up), then the activation.
+    ThenActivated(Projection, Activation),
 }
 
 /// A layer's experts, of which this rank has some whole.
@@ -67,14 +70,17 @@ impl Mlp {
 
 impl DenseMlp {
     fn forward(&self, pass: &Pass<'_>, input: &Tensor) -> ForwardResult<Tensor> {
-        let inner = self.inner.apply(input)?;
-        let activated = match self.activation {
-            MlpActivation::Gated(activation) => {
-                inner.apply_op1_no_bwd(&GatedActivation { activation, isa: pass.isa })?
+        let isa = pass.isa;
+        let activated = match &self.inner {
+            Inner::Gated(gated) => input.apply_op1_no_bwd(gated)?,
+            Inner::ThenGated(projection, activation) => {
+                let activation = GatedActivation { activation: *activation, isa };
+                projection.apply(input)?.apply_op1_no_bwd(&activation)?
             }
-            MlpActivation::Plain(activation) => {
-                inner.inplace_op1(&PlainActivation { activation, isa: pass.isa })?;
-                inner
+            Inner::ThenActivated(projection, activation) => {
+                let activated = projection.apply(input)?;
+                activated.inplace_op1(&PlainActivation { activation: *activation, isa })?;
+                activated
             }
         };
         self.down.apply_and_sum(pass, &activated)

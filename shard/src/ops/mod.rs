@@ -8,6 +8,7 @@ pub(crate) mod all_reduce;
 pub(crate) mod attention;
 pub(crate) mod cpu;
 pub(crate) mod experts;
+pub(crate) mod gated_linear;
 pub(crate) mod gather_vocabulary;
 pub(crate) mod head_norm;
 pub(crate) mod linear;

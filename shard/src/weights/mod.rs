@@ -15,7 +15,7 @@ use safetensors::{Dtype as StoredDtype, SafeTensorError, SafeTensors};
 use serde::Deserialize;
 use thiserror::Error;
 
-pub(crate) use stacked::StackedRows;
+pub(crate) use stacked::{GateBesideUp, StackedRows};
 pub(crate) use tensor::{Element, StoredTensor};
 
 /// Ends of names that older checkpoints carry and nothing needs.

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::StoredTensor;
 use crate::ops::cpu::panels::RowSource;
+use crate::ops::cpu::simd::LANES;
 
 /// Rows of several tensors, and the columns of them that a rank has.
 pub(crate) struct StackedRows {
@@ -58,5 +59,40 @@ impl RowSource for StackedRows {
             tensor.release(rows.start + first..rows.start + end);
             before += rows.len();
         }
+    }
+}
+
+/// Rows of a gate and of what it gates, by turns: as many of each as a vector has lanes.
+pub(crate) struct GateBesideUp {
+    rows: StackedRows,
+    width: usize,
+}
+
+impl GateBesideUp {
+    /// Of `rows` the gate's `width` come first. They are a multiple of [`LANES`].
+    pub(crate) fn new(rows: StackedRows, width: usize) -> Self {
+        Self { rows, width }
+    }
+
+    fn place(&self, output: usize) -> usize {
+        let (group, lane) = (output / LANES, output % LANES);
+        group / 2 * LANES + lane + if group.is_multiple_of(2) { 0 } else { self.width }
+    }
+}
+
+impl RowSource for GateBesideUp {
+    fn read_row(&self, output: usize, into: &mut [f32]) {
+        self.rows.read_row(self.place(output), into);
+    }
+
+    fn bf16_row(&self, output: usize) -> Option<&[u8]> {
+        self.rows.bf16_row(self.place(output))
+    }
+
+    /// They are whole panels.
+    fn release(&self, outputs: Range<usize>) {
+        let (first, end) = (outputs.start / 2, outputs.end / 2);
+        self.rows.release(first..end);
+        self.rows.release(self.width + first..self.width + end);
     }
 }

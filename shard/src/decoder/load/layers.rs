@@ -1,16 +1,19 @@
 //! The layers' parts of loading.
 
+use std::ops::Range;
+
 use candle_core::{Device, Tensor};
 
 use super::{Loader, Part, names, rope};
 use crate::decoder::LoadError;
 use crate::decoder::choices::{
-    LayerChoices, LayerMlp, LayerRope, MlpKind, QkNorm, QkvProjection, ScoreScale,
+    Bias, LayerChoices, LayerMlp, LayerRope, MlpKind, QkNorm, QkvProjection, ScoreScale,
 };
 use crate::decoder::layer::{Layer, LayerAttention, LayerNorms, LayerQkNorm};
-use crate::decoder::mlp::{DenseMlp, Expert, Experts, Mlp, MlpActivation};
+use crate::decoder::mlp::{DenseMlp, Expert, Experts, Inner, Mlp};
 use crate::decoder::spec::ExpertShape;
 use crate::ops::attention::AttentionShape;
+use crate::ops::cpu::panels::COLUMNS;
 use crate::ops::experts::Routing;
 
 /// The tables of angles a model's layers share.
@@ -149,12 +152,25 @@ impl Loader<'_> {
             .collect();
         let down = [Part { module: module(after), rows: hidden.clone() }];
         Ok(DenseMlp {
-            inner: self.projection(self.products.inner, (&parts, hidden), choices.bias)?,
-            activation: match choices.kind {
-                MlpKind::Gated | MlpKind::GatedFused => MlpActivation::Gated(choices.activation),
-                MlpKind::Plain => MlpActivation::Plain(choices.activation),
-            },
+            inner: self.inner(&parts, hidden)?,
             down: self.projection(self.products.down, (&down, columns), choices.bias)?,
+        })
+    }
+
+    /// What comes before an MLP's last product. A bias comes between product and activation, so that with one
+    /// they are two operators.
+    fn inner(&self, parts: &[Part], hidden: Range<usize>) -> Result<Inner, LoadError> {
+        let (choices, shape) = (self.spec.choices.mlp, self.products.inner);
+        let activation = choices.activation;
+        let projection = || self.projection(shape, (parts, hidden.clone()), choices.bias);
+        Ok(match (choices.kind, choices.bias) {
+            (MlpKind::Gated | MlpKind::GatedFused, Bias::Absent)
+                if shape.outputs.is_multiple_of(COLUMNS) =>
+            {
+                Inner::Gated(self.gated(shape, (parts, hidden.clone()), activation)?)
+            }
+            (MlpKind::Gated | MlpKind::GatedFused, _) => Inner::ThenGated(projection()?, activation),
+            (MlpKind::Plain, _) => Inner::ThenActivated(projection()?, activation),
         })
     }
 

@@ -26,6 +26,20 @@ pub(crate) fn activate(isa: Isa, activation: Activation, width: usize, values: &
     }
 }
 
+/// `activation(gate) * up` in every lane.
+#[inline(always)]
+pub(super) fn gated<S: Simd>(
+    simd: S,
+    activation: Activation,
+    (gate, up): (S::Lanes, S::Lanes),
+) -> S::Lanes {
+    let activated = match activation {
+        Activation::Silu => Silu::apply(simd, gate),
+        Activation::GeluTanh => GeluTanh::apply(simd, gate),
+    };
+    simd.mul(activated, up)
+}
+
 /// An activation as vectors compute it.
 trait Function: Send + Sync {
     fn apply<S: Simd>(simd: S, x: S::Lanes) -> S::Lanes;

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::isa::Kernel;
-use super::simd::{LANES, Simd};
+use super::simd::{LANES, Simd, widen};
 
 /// Proof that the machine has AVX2 and FMA.
 #[derive(Clone, Copy)]
@@ -51,7 +51,7 @@ impl Simd for Avx2 {
     fn load_bf16(self, from: &[bf16; LANES]) -> [__m256; 2] {
         let from = from.as_ptr().cast::<__m128i>();
         // SAFETY: `self` proves that the machine has the instruction; 32 bytes are there to read.
-        unsafe { [widen(_mm_loadu_si128(from)), widen(_mm_loadu_si128(from.add(1)))] }
+        unsafe { [widen_eight(_mm_loadu_si128(from)), widen_eight(_mm_loadu_si128(from.add(1)))] }
     }
 
     #[inline(always)]
@@ -101,11 +101,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn power_of_two(self, biased: [__m256; 2]) -> [__m256; 2] {
-        // SAFETY: `self` proves that the machine has the instructions.
-        biased.map(|half| unsafe {
-            let exponent = _mm256_add_epi32(_mm256_castps_si256(half), _mm256_set1_epi32(127));
-            _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))
-        })
+        [power_of_two(self, biased[0]), power_of_two(self, biased[1])]
     }
 
     #[inline(always)]
@@ -127,13 +123,22 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn splat_pair(self, pair: [bf16; 2]) -> [[__m256; 2]; 2] {
-        pair.map(|value| self.splat(f32::from_bits(u32::from(value.to_bits()) << 16)))
+        [self.splat(widen(pair[0])), self.splat(widen(pair[1]))]
     }
 
     #[inline(always)]
     fn dot_pairs(self, sum: [__m256; 2], a: [[__m256; 2]; 2], b: [[__m256; 2]; 2]) -> [__m256; 2] {
         let sum = self.mul_add(a[0], b[0], sum);
         self.mul_add(a[1], b[1], sum)
+    }
+}
+
+#[inline(always)]
+fn power_of_two(_: Avx2, biased: __m256) -> __m256 {
+    // SAFETY: the witness proves that the machine has the instructions.
+    unsafe {
+        let exponent = _mm256_add_epi32(_mm256_castps_si256(biased), _mm256_set1_epi32(127));
+        _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))
     }
 }
 
@@ -152,7 +157,7 @@ fn second_of_pairs(_: Avx2, pairs: __m256i) -> __m256 {
 /// # Safety
 /// The machine has AVX2.
 #[inline(always)]
-unsafe fn widen(eight: __m128i) -> __m256 {
+unsafe fn widen_eight(eight: __m128i) -> __m256 {
     // SAFETY: by this function's contract.
     unsafe { _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16)) }
 }

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::isa::Kernel;
-use super::simd::{LANES, Simd};
+use super::simd::{LANES, Simd, widen};
 
 /// Proof that the machine has AVX-512 F, BW, DQ and VL.
 #[derive(Clone, Copy)]
@@ -156,7 +156,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn splat_pair(self, pair: [bf16; 2]) -> [__m512; 2] {
-        pair.map(|value| self.splat(f32::from_bits(u32::from(value.to_bits()) << 16)))
+        [self.splat(widen(pair[0])), self.splat(widen(pair[1]))]
     }
 
     #[inline(always)]

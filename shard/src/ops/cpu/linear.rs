@@ -6,11 +6,13 @@ use std::ops::Range;
 use self::activations::Activations;
 use self::element::{Bf16, Element, F32};
 use self::tiles::Tile;
+use super::activation::gated;
 use super::isa::{Isa, Kernel};
-use super::panels::{COLUMNS, MAX_SEGMENTS, PanelShape, Panels, VECTORS};
+use super::panels::{COLUMNS, PanelShape, Panels, VECTORS};
 use super::parallel::{SharedSlice, for_each_range};
 use super::simd::{LANES, Simd};
 use crate::dtype::Dtype;
+use crate::ops::activation::Activation;
 
 mod activations;
 mod element;
@@ -36,24 +38,69 @@ pub(crate) fn multiply(isa: Isa, panels: &Panels, input: &[f32], output: &mut [f
     }
     let rows = output.len() / shape.outputs;
     assert_eq!(input.len(), rows * shape.inputs, "the input has the matrix's inner dimension");
+    run_any(isa, (panels, Finish::Plain), input, output);
+}
+
+/// Multiplies `input` (rows, inputs) by the packed matrix, and writes `activation(gate) * up` to `output`
+/// (rows, width). Of each panel's columns the first half is some of the gate's and the second the same of the
+/// other's, so that neither is ever written.
+pub(crate) fn multiply_gated(
+    isa: Isa,
+    panels: &Panels,
+    activation: Activation,
+    input: &[f32],
+    output: &mut [f32],
+) {
+    let shape = panels.shape();
+    let width = shape.outputs / VECTORS;
+    assert!(shape.outputs.is_multiple_of(COLUMNS), "gates and what they gate fill whole panels");
+    if width == 0 || output.is_empty() {
+        return;
+    }
+    assert_eq!(
+        input.len(),
+        output.len() / width * shape.inputs,
+        "the input has the matrix's inner dimension"
+    );
+    run_any(isa, (panels, Finish::Gated(activation)), input, output);
+}
+
+/// What becomes of a product before it is written.
+#[derive(Clone, Copy)]
+enum Finish {
+    Plain,
+    Gated(Activation),
+}
+
+fn run_any(isa: Isa, (panels, finish): (&Panels, Finish), input: &[f32], output: &mut [f32]) {
+    let shape = panels.shape();
     match panels.dtype() {
-        Dtype::Bfloat16 => run::<Bf16>(isa, (shape, panels.bf16_steps()), input, output),
-        Dtype::Float32 => run::<F32>(isa, (shape, panels.f32_steps()), input, output),
+        Dtype::Bfloat16 => run::<Bf16>(isa, (shape, finish, panels.bf16_steps()), input, output),
+        Dtype::Float32 => run::<F32>(isa, (shape, finish, panels.f32_steps()), input, output),
     }
 }
 
 /// One product.
 struct Product<'a, E: Element> {
     shape: PanelShape,
+    finish: Finish,
     /// (panels, steps of the inner dimension)
     steps: &'a [E::Step],
     activations: &'a Activations<E>,
 }
 
-fn run<E: Element>(isa: Isa, (shape, steps): (PanelShape, &[E::Step]), input: &[f32], output: &mut [f32]) {
-    let rows = output.len() / shape.outputs;
+fn run<E: Element>(
+    isa: Isa,
+    (shape, finish, steps): (PanelShape, Finish, &[E::Step]),
+    input: &[f32],
+    output: &mut [f32],
+) {
+    let rows = match finish {
+        Finish::Plain => output.len() / shape.outputs,
+        Finish::Gated(_) => output.len() / (shape.outputs / VECTORS),
+    };
     let activations = Activations::of(isa, input, (rows, shape.inputs));
-    let product = Product::<E> { shape, steps, activations: &activations };
+    let product = Product::<E> { shape, finish, steps, activations: &activations };
     let operations = rows * shape.inputs * shape.outputs;
     let output = SharedSlice::new(output);
     for_each_range(shape.panels(), operations, |panels| {
@@ -80,7 +127,7 @@ impl<E: Element> Kernel for PanelRange<'_, E> {
         let activations = self.product.activations;
         let mut pending = Pending::default();
         for tiles in activations.tiles.chunks(tiles_together(activations)) {
-            pending.make_room(tiles);
+            pending.make_room(tiles, self.product.shape.segments);
             for panel in self.panels.clone() {
                 for segment in 0..self.product.shape.segments {
                     for (index, tile) in tiles.iter().enumerate() {
@@ -121,13 +168,11 @@ struct Pending {
 }
 
 impl Pending {
-    const LEVELS: usize = MAX_SEGMENTS.ilog2() as usize;
-
-    fn make_room(&mut self, tiles: &[Tile]) {
+    fn make_room(&mut self, tiles: &[Tile], segments: usize) {
         let start = tiles.first().map_or(0, |tile| tile.start);
         let end = tiles.last().map_or(0, |tile| tile.start + tile.size);
         self.rows = (start, end - start);
-        self.sums.resize(Self::LEVELS * (end - start), [[0.0; LANES]; VECTORS]);
+        self.sums.resize(segments.ilog2() as usize * (end - start), [[0.0; LANES]; VECTORS]);
     }
 
     /// The sums of one level and some rows.
@@ -220,17 +265,33 @@ impl<E: Element> PanelRange<'_, E> {
 
     #[inline(always)]
     fn write<S: Simd>(&self, simd: S, (panel, tile): (usize, &Tile), sums: &[RowSums]) {
-        let outputs = self.product.shape.outputs;
         for (row, sums) in (tile.first..tile.first + tile.rows).zip(sums) {
-            for (vector, sum) in sums.iter().enumerate() {
-                let column = (panel * COLUMNS + vector * LANES).min(outputs);
-                let count = LANES.min(outputs - column);
-                // SAFETY: only the thread that has this panel writes its columns.
-                simd.store_first(simd.load(sum), unsafe {
-                    self.output.part(row * outputs + column, count)
-                });
+            match self.product.finish {
+                Finish::Plain => {
+                    for (vector, sum) in sums.iter().enumerate() {
+                        self.write_vector(simd, (row, panel * VECTORS + vector), simd.load(sum));
+                    }
+                }
+                Finish::Gated(activation) => {
+                    let [gate, up] = sums;
+                    let gated = gated(simd, activation, (simd.load(gate), simd.load(up)));
+                    self.write_vector(simd, (row, panel), gated);
+                }
             }
         }
+    }
+
+    /// Writes some of a row's columns: those of the `vector`th vector, as far as there are so many.
+    #[inline(always)]
+    fn write_vector<S: Simd>(&self, simd: S, (row, vector): (usize, usize), values: S::Lanes) {
+        let width = match self.product.finish {
+            Finish::Plain => self.product.shape.outputs,
+            Finish::Gated(_) => self.product.shape.outputs / VECTORS,
+        };
+        let column = (vector * LANES).min(width);
+        // SAFETY: only the thread that has this panel writes its columns.
+        let part = unsafe { self.output.part(row * width + column, LANES.min(width - column)) };
+        simd.store_first(values, part);
     }
 }
 

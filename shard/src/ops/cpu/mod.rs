@@ -8,6 +8,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod head_norm;
+pub(crate) mod heap;
 pub(crate) mod huge_memory;
 pub(crate) mod isa;
 pub(crate) mod kv_element;
@@ -20,3 +21,4 @@ mod portable;
 pub(crate) mod projection_norm;
 pub(crate) mod rope;
 pub(crate) mod simd;
+mod team;

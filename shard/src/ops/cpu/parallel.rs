@@ -2,8 +2,9 @@
 //! computed whole, by one thread.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rayon::prelude::*;
+use super::team::together;
 
 /// Scalar operations below which waking another thread costs more than it saves.
 const WORTH_A_THREAD: usize = 1 << 19;
@@ -20,10 +21,15 @@ pub(crate) fn for_each_range(items: usize, operations: usize, work: impl Fn(Rang
         return;
     }
     let length = items.div_ceil(threads * RANGES_PER_THREAD).max(1);
-    let ranges = items.div_ceil(length);
-    (0..ranges).into_par_iter().with_max_len(1).for_each(|range| {
-        let first = range * length;
-        work(first..(first + length).min(items));
+    let next = AtomicUsize::new(0);
+    together(threads, &|| {
+        loop {
+            let first = next.fetch_add(length, Ordering::Relaxed);
+            if first >= items {
+                break;
+            }
+            work(first..(first + length).min(items));
+        }
     });
 }
 
@@ -59,8 +65,6 @@ impl<'a, T> SharedSlice<'a, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     use super::*;
 
     #[test]

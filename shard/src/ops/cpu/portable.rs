@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::simd::{LANES, Simd};
+use super::simd::{LANES, Simd, widen};
 
 /// Needs nothing of the machine.
 #[derive(Clone, Copy)]
@@ -94,9 +94,4 @@ impl Simd for Portable {
         let sum = self.mul_add(a[0], b[0], sum);
         self.mul_add(a[1], b[1], sum)
     }
-}
-
-#[inline(always)]
-fn widen(value: bf16) -> f32 {
-    f32::from_bits(u32::from(value.to_bits()) << 16)
 }

@@ -178,6 +178,12 @@ fn reduce<S: Simd>(simd: S, x: S::Lanes) -> Reduced<S> {
     Reduced { rest, series, power: simd.power_of_two(biased) }
 }
 
+/// The same number in single precision. Without the branch of the conversion that quietens what is not a number.
+#[inline(always)]
+pub(super) fn widen(value: bf16) -> f32 {
+    f32::from_bits(u32::from(value.to_bits()) << 16)
+}
+
 /// The nearest bf16, ties to even. Not-a-numbers stay so.
 #[inline(always)]
 pub(crate) fn round_to_bf16(value: f32) -> bf16 {

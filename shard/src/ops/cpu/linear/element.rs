@@ -50,7 +50,7 @@ impl Element for Bf16 {
 
     #[inline(always)]
     fn load<S: Simd>(simd: S, step: &Bf16Step) -> [S::Pairs; VECTORS] {
-        std::array::from_fn(|vector| simd.load_pairs(&step[vector]))
+        [simd.load_pairs(&step[0]), simd.load_pairs(&step[1])]
     }
 
     #[inline(always)]
@@ -83,7 +83,7 @@ impl Element for F32 {
 
     #[inline(always)]
     fn load<S: Simd>(simd: S, step: &F32Step) -> [S::Lanes; VECTORS] {
-        std::array::from_fn(|vector| simd.load(&step[vector]))
+        [simd.load(&step[0]), simd.load(&step[1])]
     }
 
     #[inline(always)]

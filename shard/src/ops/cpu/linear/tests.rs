@@ -1,11 +1,11 @@
 //! The packed products against plain sums, and against themselves at other batch sizes.
 
+use half::bf16;
 use proptest::prelude::*;
 
-use super::super::panels::RowSource;
-use half::bf16;
-
 use super::*;
+use crate::ops::cpu::activation::gate;
+use crate::ops::cpu::panels::RowSource;
 use crate::ops::cpu::simd::round_to_bf16;
 use crate::ops::reference::{Random, assert_close, matrix_product};
 
@@ -89,6 +89,43 @@ fn a_row_is_the_same_to_the_bit_in_any_batch() {
                     let together = product(isa, &panels, &input[..rows * shape.inputs]);
                     assert_eq!(together, alone[..rows].concat(), "{isa} {dtype} {rows} rows");
                 }
+            }
+        }
+    }
+}
+
+/// Gate and up by turns, a vector of each.
+struct ByTurns<'a> {
+    weights: &'a Weights,
+    width: usize,
+}
+
+impl RowSource for ByTurns<'_> {
+    fn read_row(&self, output: usize, into: &mut [f32]) {
+        let (turn, lane) = (output / LANES, output % LANES);
+        self.weights.read_row(turn / 2 * LANES + lane + turn % 2 * self.width, into);
+    }
+}
+
+#[test]
+fn gated_products_are_the_product_and_then_the_activation() {
+    let mut random = Random::new(17);
+    let width = 48;
+    for dtype in [Dtype::Bfloat16, Dtype::Float32] {
+        let shape = PanelShape { outputs: 2 * width, inputs: 72, segments: 1 };
+        let (weights, panels) = packed(shape, dtype, &mut random);
+        let gated = Panels::pack(shape, dtype, &ByTurns { weights: &weights, width }).unwrap();
+        for (isa, activation) in Isa::all_of_this_machine()
+            .iter()
+            .flat_map(|isa| [Activation::Silu, Activation::GeluTanh].map(|a| (*isa, a)))
+        {
+            for rows in [1, 3, 14, 40] {
+                let input = random.values(rows * shape.inputs);
+                let mut expected = vec![0.0; rows * width];
+                gate(isa, activation, width, &product(isa, &panels, &input), &mut expected);
+                let mut found = vec![0.0; rows * width];
+                multiply_gated(isa, &gated, activation, &input, &mut found);
+                assert_eq!(found, expected, "{isa} {dtype} {activation:?} {rows} rows");
             }
         }
     }
