@@ -16,6 +16,7 @@ mod error;
 pub mod forecast;
 mod grpc;
 pub mod kv;
+mod lifeline;
 mod load;
 mod ops;
 pub mod plan;
@@ -28,5 +29,6 @@ mod weights;
 mod worker;
 
 pub use error::{ShardError, StreamEnd};
+pub use lifeline::Patience;
 pub use load::{LoadError, Loaded};
 pub use serve::{run, serve};
