@@ -38,10 +38,15 @@ pub fn arguments(process: Pid) -> Vec<String> {
 /// When it is not there.
 #[track_caller]
 pub fn rank(cluster: &Cluster, rank: u32) -> Pid {
+    find_rank(cluster, rank).unwrap_or_else(|| panic!("no process plays rank {rank}"))
+}
+
+/// The same, where it is there.
+pub fn find_rank(cluster: &Cluster, rank: u32) -> Option<Pid> {
     let is_it = |arguments: &[String]| {
         arguments.windows(2).any(|pair| pair[0] == "--rank" && pair[1] == rank.to_string())
     };
-    find(cluster, is_it).unwrap_or_else(|| panic!("no process plays rank {rank}"))
+    find(cluster, is_it)
 }
 
 /// The router's process.

@@ -73,6 +73,17 @@ pub struct ServeArgs {
     /// Seconds that running requests may take to end after a stop is asked for.
     #[arg(long, short, env, default_value_t = 90)]
     pub graceful_termination_timeout: u64,
+    /// How often shards or router may fall within --restart-window once the service was ready; one time more ends
+    /// the server with an error [default: they are restarted whenever they fall].
+    #[arg(long, env)]
+    pub max_restarts: Option<usize>,
+    /// Seconds within which falls are counted.
+    #[arg(long, env, default_value_t = 3600)]
+    pub restart_window: u64,
+    /// Seconds without a sign of life after which shards or router count as hung and are restarted. A shard that
+    /// loads gives one with each part of the weights.
+    #[arg(long, env, default_value_t = 120, value_parser = clap::value_parser!(u64).range(3..))]
+    pub liveness_timeout: u64,
     /// Where this user's sockets belong.
     #[arg(long, env, hide = true)]
     pub xdg_runtime_dir: Option<PathBuf>,

@@ -15,6 +15,7 @@ use tracing::warn;
 use crate::args::{DetectArgs, PlanArgs, ServeArgs};
 use crate::error::LaunchError;
 use crate::passthrough::RouterFlags;
+use crate::supervisor::Restarts;
 
 /// The name the embedded model is served under.
 const DEMO_NAME: &str = "lockstep/demo";
@@ -39,6 +40,8 @@ pub struct ServeConfig {
     pub address: SocketAddr,
     /// How long running requests may take to end after a stop is asked for.
     pub grace: Duration,
+    /// When processes are restarted.
+    pub supervision: Supervision,
     /// How everyone logs.
     pub log: LogConfig,
     /// Handed on to the router as typed.
@@ -47,6 +50,15 @@ pub struct ServeConfig {
     pub program: PathBuf,
     /// Where this user's sockets belong, if the system says so.
     pub runtime_folder: Option<PathBuf>,
+}
+
+/// When processes are restarted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Supervision {
+    /// How often what was ready once may fall.
+    pub restarts: Restarts,
+    /// How long a process may give no sign of life.
+    pub silence_allowed: Duration,
 }
 
 /// How much memory the KV cache takes over all ranks.
@@ -80,6 +92,7 @@ impl ServeConfig {
                 .map_or(KvCacheMemory::Fitting, |memory| KvCacheMemory::Fixed(memory.0)),
             address,
             grace: Duration::from_secs(args.graceful_termination_timeout),
+            supervision: supervision(args),
             log: args.log.config(),
             router: args.router.clone(),
             // Names this very file even when a newer one has taken its place on disk: roles of one run are
@@ -87,6 +100,14 @@ impl ServeConfig {
             program: PathBuf::from("/proc/self/exe"),
             runtime_folder: args.xdg_runtime_dir.clone().filter(|folder| folder.is_dir()),
         })
+    }
+}
+
+fn supervision(args: &ServeArgs) -> Supervision {
+    let window = Duration::from_secs(args.restart_window);
+    Supervision {
+        restarts: args.max_restarts.map_or(Restarts::Endless, |count| Restarts::AtMost { count, window }),
+        silence_allowed: Duration::from_secs(args.liveness_timeout),
     }
 }
 

@@ -14,7 +14,7 @@ use lockstep_shard::decoder::{SpecError, SplitError, WeightsError};
 use thiserror::Error;
 
 use crate::detect::DetectError;
-use crate::supervisor::UnitId;
+use crate::supervisor::{Restarts, UnitId};
 
 /// Reads after "failed to".
 #[derive(Debug, Error)]
@@ -106,6 +106,16 @@ pub enum LaunchError {
         /// What the last one said.
         last: LastWords,
     },
+    /// A unit fell more often than `--max-restarts` allows.
+    #[error("keep the {} alive: {}; {last}", unit_name(*unit), too_often(*restarts))]
+    FellTooOften {
+        /// Which.
+        unit: UnitId,
+        /// How often it might.
+        restarts: Restarts,
+        /// What the last one said.
+        last: LastWords,
+    },
     /// Logging.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
@@ -139,6 +149,16 @@ impl fmt::Display for LastWords {
         }
         f.write_str(" and said last:")?;
         self.lines.iter().try_for_each(|line| write!(f, "\n  {line}"))
+    }
+}
+
+fn too_often(restarts: Restarts) -> String {
+    match restarts {
+        Restarts::Endless => "they fell too often".to_owned(),
+        Restarts::AtMost { count, window } => format!(
+            "they fell more than {count} times within {} s, which is all that --max-restarts allows",
+            window.as_secs()
+        ),
     }
 }
 

@@ -19,6 +19,7 @@ const SET_BY_SERVE: &[&str] = &[
     "port",
     "graceful-termination-timeout",
     "parent",
+    "reports",
     "log-level",
     "json-output",
 ];

@@ -44,9 +44,9 @@ pub struct CommandLine {
     pub arguments: Vec<OsString>,
 }
 
-/// Where the launcher hears of lost groups.
-pub fn losses_of(sockets: &Path) -> PathBuf {
-    sockets.join("losses.sock")
+/// Where the launcher hears of lost groups and of signs of life.
+pub fn reports_of(sockets: &Path) -> PathBuf {
+    sockets.join("reports.sock")
 }
 
 /// Where a rank listens, the same in every epoch.
@@ -65,7 +65,7 @@ pub fn router(config: &ServeConfig, place: &Place) -> CommandLine {
     }
     line.option("--hostname", config.address.ip().to_string());
     line.option("--port", config.address.port().to_string());
-    line.option("--loss-reports", losses_of(&place.sockets).display().to_string());
+    line.option("--reports", reports_of(&place.sockets).display().to_string());
     line.option("--graceful-termination-timeout", config.grace.as_secs().to_string());
     line.arguments.extend(config.router.typed.iter().cloned());
     line.option("--parent", place.launcher.to_string());
@@ -87,6 +87,7 @@ pub fn shard(config: &ServeConfig, place: &Place, incarnation: &ShardIncarnation
     line.option("--kv-cache-bytes", place.kv_cache_per_rank.0.to_string());
     line.option("--threads", place.threads_per_rank.to_string());
     line.option("--step-timeout", config.router.step_timeout_s.to_string());
+    line.option("--reports", reports_of(&place.sockets).display().to_string());
     for (name, value) in [
         ("--otlp-endpoint", &config.router.otlp_endpoint),
         ("--otlp-service-name", &config.router.otlp_service_name),

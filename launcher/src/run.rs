@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use lockstep_process::loss_report::LossInbox;
+use lockstep_process::reports::{Report, ReportInbox};
 use lockstep_process::tasks::Tasks;
 use lockstep_process::telemetry::LogFormat;
 use lockstep_proto::{Epoch, Rank};
@@ -60,8 +60,8 @@ pub fn serve(config: &ServeConfig, started: Instant) -> Result<(), LaunchError> 
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(LaunchError::SetUp)?;
     runtime.block_on(async {
         let sockets = SocketFolder::create(config.runtime_folder.as_deref())?;
-        let losses = LossInbox::bind(&plan::losses_of(&sockets.path())).map_err(LaunchError::SetUp)?;
-        let shell = Shell::new(config, &budget, (&sockets, losses), started);
+        let reports = ReportInbox::bind(&plan::reports_of(&sockets.path())).map_err(LaunchError::SetUp)?;
+        let shell = Shell::new(config, &budget, (&sockets, reports), started);
         shell.run().await
     })
 }
@@ -88,7 +88,7 @@ struct Shell<'a> {
     supervisor: Supervisor,
     starter: Starter,
     exits: mpsc::Receiver<Exited>,
-    losses: LossInbox,
+    reports: ReportInbox,
     processes: BTreeMap<Member, Process>,
     /// What the ranks of the current epoch talk through; gone with the epoch.
     shared_memory: Option<OwnedFd>,
@@ -110,7 +110,7 @@ impl<'a> Shell<'a> {
     fn new(
         config: &'a ServeConfig,
         budget: &MemoryBudget,
-        (sockets, losses): (&SocketFolder, LossInbox),
+        (sockets, reports): (&SocketFolder, ReportInbox),
         started: Instant,
     ) -> Self {
         let (exits_tx, exits) = mpsc::channel(EXITS_WAITING);
@@ -118,6 +118,8 @@ impl<'a> Shell<'a> {
             first_delay: FIRST_DELAY,
             longest_delay: LONGEST_DELAY,
             failures_allowed: FAILURES_ALLOWED,
+            restarts: config.supervision.restarts,
+            silence_allowed: config.supervision.silence_allowed,
             router_grace: config.grace + ROUTER_MARGIN,
             shards_grace: SHARDS_GRACE,
         };
@@ -141,7 +143,7 @@ impl<'a> Shell<'a> {
             supervisor: Supervisor::new(policy, config.ranks),
             starter,
             exits,
-            losses,
+            reports,
             processes: BTreeMap::new(),
             shared_memory: None,
             readiness: None,
@@ -177,11 +179,15 @@ impl<'a> Shell<'a> {
                     return Event::StopRequested;
                 }
                 Some(exited) = self.exits.recv() => return self.on_exited(exited),
-                epoch = self.losses.next() => {
-                    warn!(epoch, "the router has given the shards up");
-                    return Event::Lost(Incarnation(epoch));
+                report = self.reports.next() => {
+                    if let Some(event) = self.on_report(report) {
+                        return event;
+                    }
                 }
-                () = at(deadline) => return Event::Tick,
+                () = at(deadline) => {
+                    self.note_hung();
+                    return Event::Tick;
+                }
                 () = ready(&mut self.readiness) => {
                     self.on_ready();
                     return Event::Ready;
@@ -191,6 +197,30 @@ impl<'a> Shell<'a> {
                     reminder.as_mut().reset(tokio::time::Instant::now() + PATIENCE);
                 }
             }
+        }
+    }
+
+    /// Most say that nothing has happened.
+    fn on_report(&mut self, report: Report) -> Option<Event> {
+        let living = match report {
+            Report::Lost { epoch } => {
+                warn!(epoch, "the router has given the shards up");
+                return Some(Event::Lost(Incarnation(epoch)));
+            }
+            Report::RankLives { epoch, rank } => {
+                Member { unit: UnitId::Shards, incarnation: Incarnation(epoch), index: rank }
+            }
+            // There is one at a time.
+            Report::RouterLives => self.supervisor.newest(UnitId::Router, 0),
+        };
+        self.supervisor.on_lives(living, Instant::now());
+        None
+    }
+
+    fn note_hung(&self) {
+        if let Some(Member { unit, index, .. }) = self.supervisor.hung(Instant::now()) {
+            let silent_s = self.config.supervision.silence_allowed.as_secs();
+            warn!(?unit, index, silent_s, "a process gives no sign of life");
         }
     }
 
@@ -284,10 +314,18 @@ impl<'a> Shell<'a> {
                 Ok(())
             }
             Outcome::GaveUp(unit) => {
-                let last = self.last_words.remove(&unit).map(|(_, words)| words).unwrap_or_default();
+                let last = self.take_last_words(unit);
                 Err(LaunchError::GaveUp { unit, attempts: FAILURES_ALLOWED, last })
             }
+            Outcome::FellTooOften(unit) => {
+                let last = self.take_last_words(unit);
+                Err(LaunchError::FellTooOften { unit, restarts: self.config.supervision.restarts, last })
+            }
         }
+    }
+
+    fn take_last_words(&mut self, unit: UnitId) -> LastWords {
+        self.last_words.remove(&unit).map(|(_, words)| words).unwrap_or_default()
     }
 }
 

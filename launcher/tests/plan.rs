@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lockstep_launcher::config::{KvCacheMemory, ServeConfig};
+use lockstep_launcher::config::{KvCacheMemory, ServeConfig, Supervision};
 use lockstep_launcher::passthrough::RouterFlags;
 use lockstep_launcher::plan::{self, CommandLine, Communicator, Place, ShardIncarnation};
+use lockstep_launcher::supervisor::Restarts;
 use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_proto::{Bytes, Epoch, Rank, Tokens};
@@ -21,6 +22,7 @@ fn config(ranks: u32) -> ServeConfig {
         kv_cache: KvCacheMemory::Fitting,
         address: SocketAddr::from(([0, 0, 0, 0], 3000)),
         grace: Duration::from_secs(90),
+        supervision: Supervision { restarts: Restarts::Endless, silence_allowed: Duration::from_secs(120) },
         log: LogConfig { filter: "info".to_owned(), format: LogFormat::Text },
         router: RouterFlags {
             typed: vec![],
@@ -69,7 +71,7 @@ fn a_router_and_its_shards() {
       --shard unix:/run/user/1000/lockstep-x/shard-1.sock
       --hostname 0.0.0.0
       --port 3000
-      --loss-reports /run/user/1000/lockstep-x/losses.sock
+      --reports /run/user/1000/lockstep-x/reports.sock
       --graceful-termination-timeout 90
       --parent 42
       --log-level info
@@ -88,6 +90,7 @@ fn a_router_and_its_shards() {
       --kv-cache-bytes 1073741824
       --threads 2
       --step-timeout 60
+      --reports /run/user/1000/lockstep-x/reports.sock
       --parent 42
       --log-level info
     ");
@@ -112,7 +115,7 @@ fn what_was_typed_reaches_the_roles() {
       --shard unix:/run/user/1000/lockstep-x/shard-0.sock
       --hostname 127.0.0.1
       --port 8080
-      --loss-reports /run/user/1000/lockstep-x/losses.sock
+      --reports /run/user/1000/lockstep-x/reports.sock
       --graceful-termination-timeout 90
       --max-best-of 3
       --parent 42
@@ -132,6 +135,7 @@ fn what_was_typed_reaches_the_roles() {
       --kv-cache-bytes 1073741824
       --threads 2
       --step-timeout 60
+      --reports /run/user/1000/lockstep-x/reports.sock
       --otlp-endpoint http://collector:4317
       --otlp-service-name shop
       --parent 42

@@ -5,9 +5,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use lockstep_launcher::config::{KvCacheMemory, ServeConfig};
+use lockstep_launcher::config::{KvCacheMemory, ServeConfig, Supervision};
 use lockstep_launcher::passthrough::RouterFlags;
 use lockstep_launcher::run;
+use lockstep_launcher::supervisor::Restarts;
 use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_proto::{Bytes, Tokens};
@@ -29,6 +30,7 @@ fn config(program: PathBuf, runtime_folder: PathBuf) -> ServeConfig {
         kv_cache: KvCacheMemory::Fixed(Bytes(1 << 20)),
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 9)),
         grace: Duration::from_secs(90),
+        supervision: Supervision { restarts: Restarts::Endless, silence_allowed: Duration::from_secs(120) },
         log: LogConfig { filter: "info".to_owned(), format: LogFormat::Text },
         router: RouterFlags {
             max_total_tokens: None,

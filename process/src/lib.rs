@@ -1,6 +1,6 @@
 //! What every role needs of its process: telemetry, traces, tasks with a fate, shutdown.
 
-pub mod loss_report;
+pub mod reports;
 pub mod shutdown;
 pub mod tasks;
 pub mod telemetry;

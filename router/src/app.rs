@@ -23,6 +23,7 @@ use crate::http::fields::UnknownFields;
 use crate::http::response_cache::ResponseCache;
 use crate::http::resume::Streams;
 use crate::http::{self, Registry};
+use crate::journal::{Journal, JournalConfig, JournalError, Recovered};
 use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::shards::{GroupFacts, ShardGroup};
@@ -50,8 +51,8 @@ pub struct AppConfig {
     pub engine: EngineConfig,
     /// How patient to be.
     pub patience: Patience,
-    /// Bytes of answers that are kept for equal requests; 0 keeps none.
-    pub response_cache_bytes: usize,
+    /// What is kept of answers.
+    pub kept: KeptAnswers,
     /// What becomes of fields that no interface has, and of names of models that are not served.
     pub unknown_fields: UnknownFields,
     /// Who may ask.
@@ -60,6 +61,15 @@ pub struct AppConfig {
     pub compute_type: Option<String>,
     /// Where the spans of sampled requests go.
     pub traces: Traces,
+}
+
+/// What is kept of answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeptAnswers {
+    /// Bytes of answers that are kept for equal requests; 0 keeps none.
+    pub response_cache_bytes: usize,
+    /// Where streams are written down that clients may come back for.
+    pub journal: Option<JournalConfig>,
 }
 
 /// How long requests and their clients may take.
@@ -86,6 +96,9 @@ pub enum AppError {
     /// The file of keys cannot be read.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// Streams cannot be written down.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// The system starts no more threads.
     #[error("start the CPU pool: {0}")]
     Pool(std::io::Error),
@@ -147,13 +160,7 @@ impl App {
         let max_context = model.max_positions.unwrap_or(config.limits.max_total_tokens);
         config.limits = RequestLimits { vocabulary_size, ..config.limits.within(max_context) };
         let metrics = Arc::new(Metrics::new()?);
-        // A request has at most one job in the pool, and every one that may have a job holds a permit; the
-        // same room again is for jobs whose clients have left, which are skipped when their turn comes.
-        // Tokenizing has places of its own, so it never takes those.
-        let queue_capacity_jobs =
-            config.max_concurrent_requests.saturating_mul(2).saturating_add(TOKENIZE_PLACES);
-        let pool =
-            CpuPool::start(config.validation_workers, queue_capacity_jobs).map_err(AppError::Pool)?;
+        let pool = start_pool(&config).map_err(AppError::Pool)?;
         let vocabulary = Arc::clone(model.tokenizer.vocabulary());
         let end_tokens = model.end_tokens.clone();
         let grammars = Grammars::start(
@@ -168,7 +175,7 @@ impl App {
         tasks.spawn("metrics upkeep", Fate::Log, upkeep(Arc::clone(&metrics), tasks.stop_token().clone()));
         let keys = Arc::new(Keys::open(&config.access)?);
         tasks.spawn("api keys", Fate::Log, Arc::clone(&keys).watch(tasks.stop_token().clone()));
-        let responses = ResponseCache::new(config.response_cache_bytes);
+        let responses = ResponseCache::new(config.kept.response_cache_bytes);
         let was_ready = Arc::new(AtomicBool::new(false));
         tasks.spawn(
             "readiness",
@@ -179,7 +186,8 @@ impl App {
             requests: Places::new(config.max_concurrent_requests),
             tokenizing: Arc::new(Semaphore::new(TOKENIZE_PLACES)),
         };
-        Ok(Arc::new(Self {
+        let (journal, recovered) = open_journal(&config, &metrics, tasks)?;
+        let app = Arc::new(Self {
             keys,
             model: Arc::new(model),
             pool,
@@ -187,12 +195,17 @@ impl App {
             metrics,
             requests: Registry::default(),
             responses,
-            streams: Streams::new(config.patience.resume_window, tasks.clone()),
+            streams: Streams::new(config.patience.resume_window, journal, tasks.clone()),
             load: Load::default(),
             config,
             life: Life { rooms, group: engine.state(), draining: CancellationToken::new(), was_ready },
             engine,
-        }))
+        });
+        let (replaying, stop) = (http::replay(Arc::clone(&app), recovered), tasks.stop_token().clone());
+        tasks.spawn("replay", Fate::Log, async move {
+            let _ = stop.run_until_cancelled(replaying).await;
+        });
+        Ok(app)
     }
 
     /// Every route.
@@ -332,6 +345,30 @@ impl Load {
     pub fn retry_after_s(&self, places: usize) -> u32 {
         let micros = self.mean_micros.load(Ordering::Relaxed) / (places.max(1) as u64);
         retry_after_s(Duration::from_micros(micros))
+    }
+}
+
+fn start_pool(config: &AppConfig) -> std::io::Result<CpuPool> {
+    // A request has at most one job in the pool, and every one that may have a job holds a permit; the same room
+    // again is for jobs whose clients have left, which are skipped when their turn comes. Tokenizing has places of
+    // its own, so it never takes those.
+    let queue_capacity_jobs =
+        config.max_concurrent_requests.saturating_mul(2).saturating_add(TOKENIZE_PLACES);
+    CpuPool::start(config.validation_workers, queue_capacity_jobs)
+}
+
+/// The journal, where one is kept, and the streams an earlier process left in it.
+fn open_journal(
+    config: &AppConfig,
+    metrics: &Arc<Metrics>,
+    tasks: &Tasks,
+) -> Result<(Option<Journal>, Vec<Recovered>), JournalError> {
+    match (&config.kept.journal, config.patience.resume_window) {
+        (Some(journal), Some(window)) => {
+            let (journal, recovered) = Journal::open(journal, window, Arc::clone(metrics), tasks)?;
+            Ok((Some(journal), recovered))
+        }
+        (Some(_) | None, _) => Ok((None, Vec::new())),
     }
 }
 

@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use lockstep_proto::Watermark;
 
 use crate::http::auth::ApiKey;
+use crate::journal::Fsync;
 use crate::tools::CallStyle;
 
 /// What stands in for sampling parameters that a chat request leaves open.
@@ -144,9 +145,14 @@ pub struct RouterArgs {
     #[arg(long, env = "TOOL_CALL_STYLE", value_enum, default_value_t = ToolCallStyle::Auto)]
     pub tool_call_style: ToolCallStyle,
 
-    /// Seconds after which a step counts as hung and its shards as lost.
+    /// Seconds after which any step counts as hung and its shards as lost. Steps that take less time by what steps
+    /// took before count as hung sooner.
     #[arg(long, env = "STEP_TIMEOUT", default_value_t = 60)]
     pub step_timeout: u64,
+
+    /// Seconds that every step may take.
+    #[arg(long, env = "MIN_STEP_TIMEOUT", default_value_t = 2)]
+    pub min_step_timeout: u64,
 
     /// Seconds that running requests wait for lost shards.
     #[arg(long, env = "GROUP_LOSS_TIMEOUT", default_value_t = 120)]
@@ -173,6 +179,16 @@ pub struct RouterArgs {
     /// with the last one it saw as Last-Event-ID gets the rest. 0 ends a request with its connection.
     #[arg(long, env = "RESUME_WINDOW", default_value_t = 0)]
     pub resume_window: u64,
+
+    /// Folder to write streams down in, so that clients may come back for them after this process has died as well;
+    /// needs --resume-window. It holds prompts and answers.
+    #[arg(long, env = "JOURNAL", value_name = "DIR")]
+    pub journal: Option<PathBuf>,
+
+    /// When what is written down is brought to the disk. A process that dies loses nothing either way; a machine that
+    /// dies loses half a minute, a second, or nothing.
+    #[arg(long, env = "JOURNAL_FSYNC", value_enum, default_value_t = Fsync::Interval)]
+    pub journal_fsync: Fsync,
 
     /// Bytes of answers kept for equal requests that sample nothing or name a seed; 0 keeps none.
     #[arg(long, env = "RESPONSE_CACHE_BYTES", default_value_t = 64 << 20)]
@@ -211,9 +227,9 @@ pub struct RouterArgs {
     #[arg(long, env = "VLLM_METRICS")]
     pub vllm_metrics: bool,
 
-    /// Socket to report lost groups to.
+    /// Socket of the launcher, for lost groups and signs of life.
     #[arg(long, value_name = "PATH")]
-    pub loss_reports: Option<PathBuf>,
+    pub reports: Option<PathBuf>,
 
     /// Where OpenTelemetry spans go: http://host:port of a gRPC OTLP receiver [default: what
     /// OTEL_EXPORTER_OTLP_ENDPOINT says, or nowhere].

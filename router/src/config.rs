@@ -10,13 +10,14 @@ use lockstep_proto::{Tokens, Watermark};
 use lockstep_scheduler::{Limits, PrefixCaching};
 use thiserror::Error;
 
-use crate::app::{AppConfig, Patience};
+use crate::app::{AppConfig, KeptAnswers, Patience};
 use crate::args::{GenerationConfig, RouterArgs, ToolCallStyle};
 use crate::engine::EngineConfig;
 use crate::http::admission::parse_timeout;
 use crate::http::auth::{AccessConfig, MetricsAccess};
 use crate::http::cors::OriginError;
 use crate::http::fields::UnknownFields;
+use crate::journal::JournalConfig;
 use crate::shards::{AddressError, ShardAddress};
 use crate::validation::{OutOfRange, RequestLimits, check_watermark};
 
@@ -49,6 +50,11 @@ pub enum ConfigError {
         /// What it may be.
         rule: &'static str,
     },
+    /// Nobody could come back for what is written down.
+    #[error(
+        "accept --journal without --resume-window: give the seconds that a stream waits for its client"
+    )]
+    JournalWithoutWindow,
     /// No time for a request.
     #[error("accept --request-timeout {found}: it must be a number of seconds above 0")]
     NoTimeout {
@@ -125,8 +131,8 @@ pub struct RouterConfig {
     pub chats: ChatConfig,
     /// Whose names metrics have besides ours.
     pub aliases: MetricAliases,
-    /// Where to report lost groups.
-    pub loss_reports: Option<PathBuf>,
+    /// Where to report lost groups and give signs of life.
+    pub reports: Option<PathBuf>,
     /// How the process ends.
     pub stopping: Stopping,
     /// How to log.
@@ -162,7 +168,7 @@ impl RouterConfig {
                 tool_call_style: args.tool_call_style,
             },
             aliases: if args.vllm_metrics { MetricAliases::Vllm } else { MetricAliases::None },
-            loss_reports: args.loss_reports,
+            reports: args.reports,
             stopping: Stopping {
                 drain_timeout: Duration::from_secs(args.graceful_termination_timeout),
                 parent: args.parent,
@@ -184,6 +190,7 @@ fn app_config(args: &RouterArgs) -> Result<AppConfig, ConfigError> {
         ("validation-workers", size(args.validation_workers)),
         ("payload-limit", size(args.payload_limit)),
         ("step-timeout", args.step_timeout),
+        ("min-step-timeout", args.min_step_timeout),
     ];
     if let Some((flag, found)) = at_least_one.into_iter().find(|(_, found)| *found == 0) {
         return Err(ConfigError::TooSmall { flag, found, least: 1 });
@@ -197,6 +204,7 @@ fn app_config(args: &RouterArgs) -> Result<AppConfig, ConfigError> {
         engine: EngineConfig {
             limits: scheduler_limits(args),
             step_timeout: Duration::from_secs(args.step_timeout),
+            min_step_timeout: Duration::from_secs(args.min_step_timeout),
             group_loss_timeout: Duration::from_secs(args.group_loss_timeout),
         },
         patience: Patience {
@@ -204,12 +212,24 @@ fn app_config(args: &RouterArgs) -> Result<AppConfig, ConfigError> {
             client_timeout: Duration::from_secs(args.client_timeout),
             resume_window: (args.resume_window > 0).then(|| Duration::from_secs(args.resume_window)),
         },
-        response_cache_bytes: args.response_cache_bytes,
+        kept: KeptAnswers {
+            response_cache_bytes: args.response_cache_bytes,
+            journal: journal_config(args)?,
+        },
         unknown_fields: if args.strict { UnknownFields::Refuse } else { UnknownFields::Ignore },
         access: access_config(args)?,
         compute_type: args.compute_type.clone(),
         traces: Traces::default(),
     })
+}
+
+/// A journal of streams that end with their connection has nothing to tell the next process.
+fn journal_config(args: &RouterArgs) -> Result<Option<JournalConfig>, ConfigError> {
+    match (&args.journal, args.resume_window) {
+        (None, _) => Ok(None),
+        (Some(_), 0) => Err(ConfigError::JournalWithoutWindow),
+        (Some(folder), _) => Ok(Some(JournalConfig { folder: folder.clone(), fsync: args.journal_fsync })),
+    }
 }
 
 fn access_config(args: &RouterArgs) -> Result<AccessConfig, ConfigError> {
@@ -298,12 +318,13 @@ mod tests {
 
     #[test]
     fn values_that_make_no_sense_are_named() {
-        let cases: [(&[&str], &str); 6] = [
+        let cases: [(&[&str], &str); 7] = [
             (&["--max-concurrent-requests", "0"], "--max-concurrent-requests 0"),
             (&["--max-total-tokens", "1"], "--max-total-tokens 1"),
             (&["--max-total-tokens", "10", "--max-input-tokens", "10"], "--max-input-tokens 10"),
             (&["--watermark-gamma", "1"], "--watermark-gamma 1"),
             (&["--watermark-delta", "101"], "--watermark-delta 101"),
+            (&["--journal", "/tmp"], "--resume-window"),
             (&["--shard", "nowhere"], "\"nowhere\""),
         ];
         for (flags, expected) in cases {

@@ -1,7 +1,7 @@
 //! Speaks HTTP, owns every request, assembles steps and drives the shards.
 //!
 //! In the order of a request: `http` reads it, `chat` and `tokenizer` turn it into tokens on the
-//! `cpu_pool`, `validation` checks it, `engine` schedules it and delivers its text, `shards` computes.
+//! `cpu_pool`, `validation` checks it, `engine` schedules it and delivers its text, the `journal` keeps it, `shards` computes.
 
 #![forbid(unsafe_code)]
 
@@ -20,6 +20,7 @@ pub mod tools;
 pub mod validation;
 
 pub mod engine;
+pub mod journal;
 pub mod shards;
 
 pub mod cpu_pool;

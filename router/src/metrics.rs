@@ -85,7 +85,7 @@ const COUNTERS: [(&str, &str); 13] = [
     ("lockstep_response_cache_hits_total", "Requests answered from the response cache"),
 ];
 
-const GAUGES: [(&str, &str); 9] = [
+const GAUGES: [(&str, &str); 10] = [
     ("tgi_queue_size", "Requests in the queue"),
     ("tgi_batch_current_size", "Sequences that hold KV blocks"),
     ("tgi_batch_current_max_tokens", "Tokens that the KV blocks held by sequences have room for"),
@@ -94,6 +94,10 @@ const GAUGES: [(&str, &str); 9] = [
     ("lockstep_kv_blocks_used", "KV blocks held by sequences"),
     ("lockstep_kv_blocks_free", "KV blocks held by nobody"),
     ("lockstep_kv_blocks_cached", "KV blocks held by the prefix cache alone"),
+    (
+        "lockstep_journal_on",
+        "Whether streams are written down: 1, or 0 where nobody asked for it or the disk failed",
+    ),
     ("lockstep_tasks_alive", "Tasks of the runtime that have not ended"),
 ];
 
@@ -269,6 +273,16 @@ impl Metrics {
     /// Folds samples into buckets; without it memory grows between scrapes. Call it every few seconds.
     pub fn run_upkeep(&self) {
         self.handle.run_upkeep();
+    }
+
+    /// Streams are written down.
+    pub fn on_journal_on(&self) {
+        gauge(&self.recorder, "lockstep_journal_on", &[]).set(1.0);
+    }
+
+    /// The disk failed: streams are not written down any more.
+    pub fn on_journal_off(&self) {
+        gauge(&self.recorder, "lockstep_journal_on", &[]).set(0.0);
     }
 
     /// A request for text arrived.

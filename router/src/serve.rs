@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_process::loss_report::report_loss;
+use lockstep_process::reports::{self, Progress, Report, tell_signs_of_life};
 use lockstep_process::shutdown::{ParentState, StopSignal, die_with_parent};
 use lockstep_process::tasks::{Fate, Tasks};
 use lockstep_process::telemetry::{self, TelemetryError};
@@ -99,6 +99,12 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     // Before anything slow: a taken port is told at once, and early clients wait instead of failing.
     let listener = listen(&config.listen).await?;
     let address = listener.local_addr()?;
+    let tasks = Tasks::new();
+    if let Some(path) = config.reports.clone() {
+        let stop = tasks.stop_token().clone();
+        let signs = tell_signs_of_life(path, Report::RouterLives, Progress::steady(), stop);
+        tasks.spawn("signs of life", Fate::Log, signs);
+    }
     let mut model = Model::load(&config.files, config.model_id)?;
     if config.chats.generation_config == GenerationConfig::Ignore {
         model.sampling_defaults = SamplingDefaults::default();
@@ -108,14 +114,13 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     }
     // A model whose rotation is stretched has more positions than its files name.
     model.max_positions = config.max_positions.or(model.max_positions);
-    let tasks = Tasks::new();
     let group = RemoteGroup::new(config.shards);
     let traces = Traces::start(&config.traces)?;
     let app = App::start(AppConfig { traces: traces.clone(), ..config.app }, model, group, &tasks)?;
     if config.aliases == MetricAliases::Vllm {
         app.metrics.alias_for_vllm(&app.model.id);
     }
-    if let Some(path) = config.loss_reports {
+    if let Some(path) = config.reports {
         tasks.spawn("loss reports", Fate::Log, report_losses(app.engine.state(), path));
     }
     let connections =
@@ -149,7 +154,7 @@ async fn report_losses(mut group: watch::Receiver<GroupState>, path: PathBuf) {
         };
         if let Some(lost) = std::mem::replace(&mut serving, now)
             && now != Some(lost)
-            && let Err(error) = report_loss(&path, lost.0)
+            && let Err(error) = reports::send(&path, Report::Lost { epoch: lost.0 })
         {
             warn!(%error, epoch = lost.0, "the launcher does not hear of a lost group");
         }

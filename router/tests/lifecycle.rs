@@ -10,7 +10,7 @@ use futures::StreamExt;
 use lockstep_proto::{PromptLogprobs, SamplingParams, TokenId, Tokens};
 use lockstep_router::engine::{Assignment, EngineError, GroupState, StopStrings, StopText};
 use lockstep_router::serve::drained;
-use lockstep_router::shards::fake::FakeModel;
+use lockstep_router::shards::fake::{FakeModel, Garbage};
 use lockstep_scheduler::{CacheSalt, Service, Submission};
 use serde_json::json;
 use support::{BLOCKS, Server, config, model, post};
@@ -272,6 +272,64 @@ async fn a_poisonous_request_ends_alone() {
         assert_eq!(other.json(), expected.json());
     }
     assert_eq!(server.metric("lockstep_group_losses_total").await, 3.0);
+}
+
+/// Whatever is wrong with an answer, it is the group's fault and costs no request anything but time.
+#[tokio::test]
+async fn a_group_that_answers_garbage_is_lost_and_its_streams_go_on() {
+    let undisturbed = Server::start_with(FakeModel::Hash, config()).await;
+    let body = json!({"inputs": "a prompt", "parameters": {"max_new_tokens": 8, "ignore_eos": true, "details": true}});
+    let expected = undisturbed.post("/generate", body.clone()).await.json();
+    let all = [
+        Garbage::WrongEpoch,
+        Garbage::WrongStep,
+        Garbage::MissingSequence,
+        Garbage::DoubledSequence,
+        Garbage::OtherSequence,
+        Garbage::NoToken,
+        Garbage::UnknownToken,
+        Garbage::NotANumber,
+    ];
+    let server = Server::start_with(FakeModel::Hash, config()).await;
+    for (before, garbage) in all.into_iter().enumerate() {
+        server.control.pause();
+        let disturbing = async {
+            server.control.allow_steps(3);
+            let steps = server.control.steps();
+            server.until(async |server| server.control.steps() == steps + 3).await;
+            server.control.answer_garbage(garbage);
+            server.control.resume();
+            server.until(async |server| !server.app.is_ready()).await;
+            server.control.come_back();
+        };
+        let (reply, ()) = futures::join!(server.post("/generate", body.clone()), disturbing);
+        assert_eq!(reply.json(), expected, "{garbage:?}");
+        assert_eq!(server.metric("lockstep_group_losses_total").await, before as f64 + 1.0, "{garbage:?}");
+    }
+}
+
+/// Logits that are no numbers whenever a request is computed are that request's fault.
+#[tokio::test]
+async fn a_request_that_breaks_numbers_ends_alone() {
+    const POISON: u32 = b'#' as u32;
+    let server = Server::start_with(FakeModel::Hash, config()).await;
+    let story = |start: &str| json!({"inputs": start, "parameters": {"max_new_tokens": 20, "ignore_eos": true, "details": true}});
+    let undisturbed = server.post("/generate", story("a")).await.json();
+    server.control.break_numbers(TokenId(POISON));
+    server.control.pause();
+    let healing = async {
+        server.until(async |server| server.app.requests_under_way() == 2).await;
+        server.control.resume();
+        for lost in 1..=3 {
+            let losses = async |server: &Server| server.metric("lockstep_group_losses_total").await;
+            server.until(async |server| losses(server).await == f64::from(lost)).await;
+            server.control.come_back();
+        }
+    };
+    let other = server.post("/generate", story("a"));
+    let (other, poisonous, ()) = futures::join!(other, server.post("/generate", story("##")), healing);
+    assert_eq!((poisonous.status, &poisonous.json()["error_type"]), (424, &json!("generation")));
+    assert_eq!(other.json(), undisturbed);
 }
 
 #[tokio::test]

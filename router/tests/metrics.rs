@@ -12,13 +12,14 @@ use support::{BLOCKS, Server, config, post};
 use tower::ServiceExt;
 
 /// Every name with its type, in order.
-const FAMILIES: [(&str, &str); 43] = [
+const FAMILIES: [(&str, &str); 44] = [
     ("lockstep_grammar_compile_seconds", "histogram"),
     ("lockstep_grammar_mask_seconds", "histogram"),
     ("lockstep_grammar_tokens_total", "counter"),
     ("lockstep_group_losses_total", "counter"),
     ("lockstep_group_restarts_total", "counter"),
     ("lockstep_inter_token_latency_seconds", "histogram"),
+    ("lockstep_journal_on", "gauge"),
     ("lockstep_kv_blocks_cached", "gauge"),
     ("lockstep_kv_blocks_free", "gauge"),
     ("lockstep_kv_blocks_used", "gauge"),

@@ -26,6 +26,10 @@ struct FakeRank {
     rank: u32,
     world_size: u32,
     group: Arc<Mutex<Option<FakeGroup>>>,
+    /// Begun under an earlier router.
+    steps: u64,
+    /// The last epoch a router said it has lost.
+    lost: Arc<Mutex<Option<u64>>>,
 }
 
 /// A group on loan to a stream of steps; the next stream takes over when this one ends.
@@ -57,10 +61,12 @@ impl Shard for FakeRank {
 
     async fn describe(
         &self,
-        _: Request<wire::DescribeRequest>,
+        request: Request<wire::DescribeRequest>,
     ) -> Result<Response<wire::DescribeResponse>, Status> {
+        let lost = request.into_inner().lost_epoch;
+        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = lost;
         let mut group = self.take()?;
-        let described = group.describe().await;
+        let described = group.describe(lost.map(Epoch)).await;
         self.put_back(group);
         let mut ranks = described.map_err(|error| Status::unavailable(error.to_string()))?;
         let mut answer: wire::DescribeResponse = ranks.remove(0).into();
@@ -78,7 +84,7 @@ impl Shard for FakeRank {
         let configured = group.configure(config).await;
         self.put_back(group);
         configured.map_err(|error| Status::unavailable(error.to_string()))?;
-        Ok(Response::new(wire::ConfigureResponse {}))
+        Ok(Response::new(wire::ConfigureResponse { steps: self.steps }))
     }
 
     async fn run(
@@ -125,7 +131,18 @@ impl Shard for FakeRank {
 }
 
 /// Serves a rank of incarnation `epoch` at `path` until its tasks stop.
-fn serve(path: &Path, (rank, world_size): (u32, u32), epoch: u64, tasks: &Tasks) -> FakeControl {
+fn serve(path: &Path, place: (u32, u32), epoch: u64, tasks: &Tasks) -> FakeControl {
+    serve_begun(path, place, (epoch, 0), tasks).0
+}
+
+/// The same, of a rank that has begun so many steps; with it comes the last epoch that a router has lost.
+fn serve_begun(
+    path: &Path,
+    (rank, world_size): (u32, u32),
+    (epoch, steps): (u64, u64),
+    tasks: &Tasks,
+) -> (FakeControl, Arc<Mutex<Option<u64>>>) {
+    let lost: Arc<Mutex<Option<u64>>> = Arc::default();
     let shape = FakeShape {
         vocabulary_size: VOCABULARY_SIZE,
         max_positions: Tokens(200),
@@ -136,7 +153,8 @@ fn serve(path: &Path, (rank, world_size): (u32, u32), epoch: u64, tasks: &Tasks)
     (0..epoch).for_each(|_| control.come_back());
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path).unwrap();
-    let service = FakeRank { rank, world_size, group: Arc::new(Mutex::new(Some(group))) };
+    let group = Arc::new(Mutex::new(Some(group)));
+    let service = FakeRank { rank, world_size, group, steps, lost: Arc::clone(&lost) };
     let stop = tasks.stop_token().clone();
     let server = tonic::transport::Server::builder()
         .add_service(ShardServer::new(service))
@@ -148,7 +166,7 @@ fn serve(path: &Path, (rank, world_size): (u32, u32), epoch: u64, tasks: &Tasks)
             served = server => served.unwrap(),
         }
     });
-    control
+    (control, lost)
 }
 
 fn sockets(folder: &Path) -> [PathBuf; 2] {
@@ -191,4 +209,28 @@ async fn ranks_behind_sockets_answer_and_come_back() {
     };
     let (answer, ()) = futures::join!(ask(&server), dying);
     assert_eq!(answer, expected);
+}
+
+/// A router died when it had told one rank of a step and not the other: they would exchange data of different steps.
+#[tokio::test]
+async fn ranks_that_stopped_at_different_steps_are_given_up_until_they_come_anew() {
+    let expected = ask(&Server::start_with(FakeModel::Hash, config()).await).await;
+    let folder = tempfile::tempdir().unwrap();
+    let paths = sockets(folder.path());
+    let addresses = paths.iter().map(|path| ShardAddress::Unix(path.clone())).collect();
+    let first = Tasks::new();
+    let (control, lost) = serve_begun(&paths[0], (0, 2), (1, 7), &first);
+    let (_, also_lost) = serve_begun(&paths[1], (1, 2), (1, 6), &first);
+    let tasks = Tasks::new();
+    let app = App::start(config(), model(), RemoteGroup::new(addresses), &tasks).unwrap();
+    let server = Server { app, control, tasks };
+    let told = |lost: &Mutex<Option<u64>>| *lost.lock().unwrap();
+    server.until(async |_| told(&lost) == Some(1) && told(&also_lost) == Some(1)).await;
+    assert!(!server.app.is_ready());
+    first.stop_and_wait().await;
+    let second = Tasks::new();
+    serve_begun(&paths[0], (0, 2), (2, 5), &second);
+    serve_begun(&paths[1], (1, 2), (2, 5), &second);
+    server.app.wait_until_ready().await.unwrap();
+    assert_eq!(ask(&server).await, expected);
 }

@@ -2,13 +2,17 @@
 
 mod support;
 
-use lockstep_router::app::AppConfig;
+use lockstep_router::app::{AppConfig, KeptAnswers};
 use lockstep_router::shards::fake::FakeModel;
 use serde_json::{Value, json};
 use support::{Reply, Server, config, post};
 
 async fn caching() -> Server {
-    Server::start_with(FakeModel::Hash, AppConfig { response_cache_bytes: 1 << 20, ..config() }).await
+    Server::start_with(
+        FakeModel::Hash,
+        AppConfig { kept: KeptAnswers { response_cache_bytes: 1 << 20, journal: None }, ..config() },
+    )
+    .await
 }
 
 fn steps(page: &str) -> f64 {
@@ -121,7 +125,8 @@ async fn errors_are_not_kept() {
 /// Whoever has another key learns nothing of an answer, whatever tenant it names.
 #[tokio::test]
 async fn answers_are_kept_for_the_key_that_asked() {
-    let mut config = AppConfig { response_cache_bytes: 1 << 20, ..config() };
+    let mut config =
+        AppConfig { kept: KeptAnswers { response_cache_bytes: 1 << 20, journal: None }, ..config() };
     config.access.keys = ["ann:1".parse().unwrap(), "ben:2".parse().unwrap()].to_vec();
     let server = Server::start_with(FakeModel::Hash, config).await;
     let asked = |key: &str, tenant: Option<&str>| {

@@ -6,7 +6,7 @@ mod support;
 use std::sync::Arc;
 
 use lockstep_proto::{TokenId, Tokens};
-use lockstep_router::app::AppConfig;
+use lockstep_router::app::{AppConfig, KeptAnswers};
 use lockstep_router::chat::{ChatTemplate, TemplateTokens};
 use lockstep_router::model::Model;
 use lockstep_router::shards::fake::{FakeModel, FakeShape};
@@ -269,7 +269,7 @@ async fn special_tokens_of_the_syntax_are_read_and_never_shown() {
 
 #[tokio::test]
 async fn a_call_that_is_told_again_has_an_id_of_its_own() {
-    let app = AppConfig { response_cache_bytes: 1 << 20, ..config() };
+    let app = AppConfig { kept: KeptAnswers { response_cache_bytes: 1 << 20, journal: None }, ..config() };
     let script = tokens_of(TWO).into_iter().map(TokenId).collect();
     let server =
         serving_with(app, FakeModel::Script(script), (&template("<tool_call>", "</tool_call>"), &[])).await;

@@ -1,5 +1,7 @@
 //! What `lockstep shard` takes on its command line. The launcher writes it; people rarely do.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use lockstep_models::ModelFiles;
 
@@ -57,6 +59,10 @@ pub struct ShardArgs {
     /// The router's service.name on spans; this rank's is beside it
     #[arg(long, value_name = "NAME")]
     pub otlp_service_name: Option<String>,
+
+    /// Socket of the launcher, for signs of life
+    #[arg(long, value_name = "PATH")]
+    pub reports: Option<PathBuf>,
 
     /// End when the process of this id, which must be the parent, ends
     #[arg(long, value_name = "PID")]

@@ -33,6 +33,8 @@ pub struct Config {
     pub kv_budget: Bytes,
     /// Threads that compute; at least one.
     pub threads: usize,
+    /// Where to give signs of life.
+    pub reports: Option<PathBuf>,
     /// The process to die with.
     pub parent: Option<u32>,
     /// How to log.
@@ -127,6 +129,7 @@ impl Config {
             dtype: args.dtype,
             kv_budget: Bytes(args.kv_cache_bytes),
             threads: if args.threads == 0 { cores } else { args.threads },
+            reports: args.reports,
             parent: args.parent,
             log: LogConfig { filter: args.log_level, format },
             traces,

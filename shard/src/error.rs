@@ -44,7 +44,7 @@ pub enum ShardError {
     #[error(transparent)]
     Worker(#[from] WorkerError),
     /// The router's stream is over, and the rank with it.
-    #[error("go on without the router's stream of steps: {why}; the rank's next epoch takes a new one")]
+    #[error("go on without a router's stream of steps: {why}; the rank's next epoch takes a new one")]
     StreamEnded {
         /// Why.
         why: StreamEnd,
@@ -77,6 +77,9 @@ pub enum StreamEnd {
     /// Nobody reads the answers.
     #[error("the router takes no more answers")]
     Unread,
+    /// A router waits for the next epoch.
+    #[error("the router has given this epoch up")]
+    GivenUp,
     /// A message that is no step of this release. The router has been told.
     #[error("{0}")]
     Refused(String),

@@ -1,10 +1,6 @@
 //! The service: wire messages in, commands to the worker, wire messages out.
 //!
-//! A router has one `Run` stream to a rank, for as long as the rank lives: a stream that ends, for whatever
-//! reason, ends the rank, unless a second stream has taken over from it.
-
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+//! A router has one `Run` stream to a rank. What becomes of a rank whose stream ends is for its lifeline to say.
 
 use lockstep_process::tasks::{Fate, Tasks};
 use lockstep_proto::wire::shard_server::Shard;
@@ -13,38 +9,33 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
-use tracing::debug;
 
 use crate::engine::Configuration;
 use crate::error::{self, StreamEnd};
+use crate::lifeline::Streams;
 use crate::worker::{Command, STEPS_IN_FLIGHT, StepRefusal, StreamId};
 
 /// Longest message taken or sent: a step that starts 64 sequences of 131,072 tokens, five bytes a token,
 /// with a mask for each, is below it.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
-/// Ends of streams that wait to be told: the first ends the rank, so that no other matters.
-const STREAM_ENDS: usize = 1;
-
 /// One rank, as the router sees it.
 pub(crate) struct ShardService {
     description: ShardDescription,
     commands: mpsc::Sender<Command>,
     tasks: Tasks,
-    /// How many streams were opened: the last of them is the one steps are taken from.
-    streams: Arc<AtomicU64>,
-    ended: mpsc::Sender<StreamEnd>,
+    streams: Streams,
 }
 
 impl ShardService {
-    /// A service, and where it says that the stream steps were taken from is over.
+    /// Of a rank that is `description` and whose worker takes `commands`.
     pub(crate) fn new(
         description: ShardDescription,
         commands: mpsc::Sender<Command>,
         tasks: Tasks,
-    ) -> (Self, mpsc::Receiver<StreamEnd>) {
-        let (ended, stream_end) = mpsc::channel(STREAM_ENDS);
-        (Self { description, commands, tasks, streams: Arc::default(), ended }, stream_end)
+        streams: Streams,
+    ) -> Self {
+        Self { description, commands, tasks, streams }
     }
 
     async fn tell(&self, command: Command) -> Result<(), Status> {
@@ -56,8 +47,11 @@ impl ShardService {
 impl Shard for ShardService {
     async fn describe(
         &self,
-        _request: Request<wire::DescribeRequest>,
+        request: Request<wire::DescribeRequest>,
     ) -> Result<Response<wire::DescribeResponse>, Status> {
+        if let Some(lost) = request.into_inner().lost_epoch {
+            self.streams.on_lost(Epoch(lost), self.description.epoch);
+        }
         Ok(Response::new(self.description.clone().into()))
     }
 
@@ -74,8 +68,8 @@ impl Shard for ShardService {
         let (answer, configured) = oneshot::channel();
         self.tell(Command::Configure(configuration, answer)).await?;
         let configured = configured.await.map_err(|_| error::worker_is_gone())?;
-        configured.map_err(|reason| error::of_configure(&reason))?;
-        Ok(Response::new(wire::ConfigureResponse {}))
+        let steps = configured.map_err(|reason| error::of_configure(&reason))?;
+        Ok(Response::new(wire::ConfigureResponse { steps }))
     }
 
     type RunStream = std::pin::Pin<Box<dyn Stream<Item = Result<wire::StepOutput, Status>> + Send>>;
@@ -84,16 +78,15 @@ impl Shard for ShardService {
         &self,
         request: Request<Streaming<wire::Step>>,
     ) -> Result<Response<Self::RunStream>, Status> {
-        let stream = StreamId(self.streams.fetch_add(1, Ordering::Relaxed));
+        let stream = self.streams.open();
         self.tell(Command::OpenStream(stream)).await?;
         let (answers, outputs) = mpsc::channel(STEPS_IN_FLIGHT);
         let feed = Feed {
             stream,
-            streams: Arc::clone(&self.streams),
+            streams: self.streams.clone(),
             commands: self.commands.clone(),
             answers,
             tasks: self.tasks.clone(),
-            ended: self.ended.clone(),
         };
         self.tasks.spawn("run stream", Fate::Log, feed.run(request.into_inner()));
         let outputs = ReceiverStream::new(outputs).map(|answer| match answer {
@@ -121,18 +114,14 @@ impl Shard for ShardService {
 /// Passes one stream's steps to the worker.
 struct Feed {
     stream: StreamId,
-    streams: Arc<AtomicU64>,
+    streams: Streams,
     commands: mpsc::Sender<Command>,
     answers: mpsc::Sender<Result<StepOutput, StepRefusal>>,
     tasks: Tasks,
-    ended: mpsc::Sender<StreamEnd>,
 }
 
 impl Feed {
     /// Until the router ends the stream, the stream fails or the process is told to stop.
-    ///
-    /// A router keeps its stream for as long as the rank lives. Where it is over all the same and no other has
-    /// taken over, the router waits for the next epoch, so the rank must end for one to come.
     async fn run(self, mut steps: Streaming<wire::Step>) {
         let stop = self.tasks.stop_token().clone();
         let why = tokio::select! {
@@ -142,12 +131,7 @@ impl Feed {
             // A worker that is stuck in a step frees no room to read the next, so that this alone shows.
             () = self.answers.closed() => StreamEnd::Unread,
         };
-        if self.stream.0 + 1 == self.streams.load(Ordering::Relaxed) {
-            // Where there is no room an end was told before.
-            let _ = self.ended.try_send(why);
-        } else {
-            debug!(%why, "a stream that another has taken over from is over");
-        }
+        self.streams.on_end(self.stream, why);
     }
 
     /// Why the stream is over.

@@ -16,6 +16,7 @@ mod error;
 pub mod forecast;
 mod grpc;
 pub mod kv;
+mod lifeline;
 mod load;
 mod ops;
 pub mod plan;
@@ -28,6 +29,7 @@ mod weights;
 mod worker;
 
 pub use error::{ShardError, StreamEnd};
+pub use lifeline::Patience;
 pub use load::{LoadError, Loaded};
 pub use ops::cpu::heap::keep_freed_memory;
 pub use serve::{run, serve};

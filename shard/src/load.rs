@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lockstep_process::reports::Progress;
 use lockstep_proto::{Blocks, Bytes, Tokens};
 use thiserror::Error;
 use tracing::info;
@@ -44,18 +45,19 @@ pub struct Loaded {
     kv: Option<KvPool>,
 }
 
-/// Joins the group and loads the model.
+/// Joins the group and loads the model. Each piece of it advances `progress`.
 ///
 /// # Errors
 /// When the group cannot be joined or the model not be served.
-pub(crate) fn load(config: &Config) -> Result<Engine<Loaded>, LoadError> {
+pub(crate) fn load(config: &Config, progress: Progress) -> Result<Engine<Loaded>, LoadError> {
     let comm = Arc::new(Timed::new(join(config)?));
     let start = Instant::now();
     let rank = config.joining.membership.rank();
     info!(%rank, model = %config.model, dtype = %config.dtype, "loading");
     let spec = ModelSpec::read(&config.model)?;
-    let decoder =
-        Decoder::load(&config.model, &spec, config.dtype, Arc::clone(&comm) as Arc<dyn Communicator>)?;
+    let group = Arc::clone(&comm) as Arc<dyn Communicator>;
+    progress.advance();
+    let decoder = Decoder::load_telling(&config.model, &spec, config.dtype, group, progress)?;
     info!(%rank, weights = %decoder.weight_bytes(), seconds = start.elapsed().as_secs_f32(), "loaded");
     let group = Group { comm, epoch: config.joining.epoch, kv_budget: config.kv_budget };
     Ok(Engine::new(Loaded::new(decoder), group))

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lockstep_process::reports::{Progress, Report, tell_signs_of_life};
 use lockstep_process::shutdown::{ParentState, die_with_parent, stop_signal};
 use lockstep_process::tasks::{Fate, Tasks};
 use lockstep_process::telemetry;
@@ -25,6 +26,7 @@ use crate::config::{Config, ListenAddress};
 use crate::engine::{Engine, Model};
 use crate::error::{ShardError, StreamEnd};
 use crate::grpc::{MAX_MESSAGE_BYTES, ShardService};
+use crate::lifeline::{Patience, Streams};
 use crate::load::{self, LoadError};
 use crate::ops::cpu::heap::keep_freed_memory;
 use crate::worker::{self, StartError, Worker, WorkerError};
@@ -75,21 +77,39 @@ pub fn run(args: ShardArgs) -> Result<(), ShardError> {
             }
         });
         let traces = Traces::start(&config.traces)?;
-        let served = serve(listen, &tasks, traces.clone(), move || load::load(&config)).await;
+        let progress = Progress::default();
+        if let Some(path) = config.reports.clone() {
+            let report = Report::RankLives {
+                epoch: config.joining.epoch.0,
+                rank: config.joining.membership.rank().0,
+            };
+            let stop = tasks.stop_token().clone();
+            tasks.spawn(
+                "signs of life",
+                Fate::Log,
+                tell_signs_of_life(path, report, progress.clone(), stop),
+            );
+        }
+        let load = move || {
+            let loaded = load::load(&config, progress.clone());
+            progress.become_steady();
+            loaded
+        };
+        let served = serve(listen, &tasks, (traces.clone(), Patience::USUAL), load).await;
         traces.stop(if served.is_ok() { FLUSH_LIMIT } else { FAILED_FLUSH_LIMIT });
         served
     })
 }
 
 /// Serves the engine that `load` makes at `listen`, until `tasks` are stopped or the engine ends. Spans of sampled
-/// steps go to `traces`.
+/// steps go to `traces`; a rank whose router goes has `patience`.
 ///
 /// # Errors
 /// When the engine cannot be loaded, cannot go on, or nothing can be served there.
 pub async fn serve<M: Model + 'static>(
     listen: ListenAddress,
     tasks: &Tasks,
-    traces: Traces,
+    (traces, patience): (Traces, Patience),
     load: impl FnOnce() -> Result<Engine<M>, LoadError> + Send + 'static,
 ) -> Result<(), ShardError> {
     let stop = tasks.stop_token().clone();
@@ -107,7 +127,8 @@ pub async fn serve<M: Model + 'static>(
     let bound = Bound::new(&listen)
         .await
         .map_err(|source| ShardError::Listen { address: listen.clone(), source })?;
-    let (service, mut stream_end) = ShardService::new(loaded.description.clone(), commands, tasks.clone());
+    let (streams, mut lifeline) = Streams::new(&commands, patience);
+    let service = ShardService::new(loaded.description.clone(), commands, tasks.clone(), streams);
     let routes = routes(service).await;
     let (served_tx, mut served) = oneshot::channel();
     let until = stop.clone().cancelled_owned();
@@ -125,7 +146,7 @@ pub async fn serve<M: Model + 'static>(
             flatten(ended)
         }
         () = stop.cancelled() => leave(tasks, end).await,
-        Some(why) = stream_end.recv() => give_up(tasks, &*loaded.comm, end, why).await,
+        why = lifeline.cut() => give_up(tasks, &*loaded.comm, end, why).await,
     };
     // Ranks that stay behind are not left to wait for this one.
     loaded.comm.abort();
@@ -150,8 +171,8 @@ async fn leave(tasks: &Tasks, end: oneshot::Receiver<Result<(), WorkerError>>) -
     }
 }
 
-/// Ends a rank whose router has gone, even where its worker is stuck in a step: nobody waits for the answer.
-/// A router that closes its stream leaves in good order, and so does the rank.
+/// Ends a rank that no router wants, even where its worker is stuck in a step: nobody waits for the answer.
+/// A router that closed its stream left in good order, and so does the rank.
 async fn give_up(
     tasks: &Tasks,
     comm: &dyn Communicator,

@@ -30,8 +30,11 @@ pub(crate) struct StreamId(pub(crate) u64);
 
 /// What the worker is asked to do.
 pub(crate) enum Command {
-    /// Fix the size of the KV cache.
-    Configure(Configuration, oneshot::Sender<Result<(), ConfigureError>>),
+    /// Fix the size of the KV cache; steps of every stream there is are refused from here on. Answered with the
+    /// number of steps that were begun.
+    Configure(Configuration, oneshot::Sender<Result<u64, ConfigureError>>),
+    /// Say when everything that was asked before is done.
+    CatchUp(oneshot::Sender<()>),
     /// A router begins to send steps; those of earlier streams are refused from here on.
     OpenStream(StreamId),
     /// Compute a step, whose span hangs on `traces`. The permit is the place its answer goes to, so that answering never waits.
@@ -198,7 +201,12 @@ fn do_commands<M: Model>(
             Command::Configure(configuration, answer) => {
                 current = None;
                 // The caller may have gone; the configuration holds all the same.
-                let _ = answer.send(engine.configure(configuration));
+                let configured = engine.configure(configuration).map(|()| engine.steps());
+                let _ = answer.send(configured);
+            }
+            Command::CatchUp(done) => {
+                // Who asked may have turned to something else.
+                let _ = done.send(());
             }
             Command::OpenStream(stream) => {
                 engine.on_stream_opened();

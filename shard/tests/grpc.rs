@@ -14,13 +14,13 @@ use lockstep_process::tasks::Tasks;
 use lockstep_process::traces::Traces;
 use lockstep_proto::wire::shard_client::ShardClient;
 use lockstep_proto::{
-    BlockId, Bytes, Epoch, Outcome, Position, Sampling, SequenceStart, ShardDescription, Step, StepId,
-    TokenId, Work, WorkTokens, wire,
+    BlockId, Bytes, Epoch, Outcome, Position, Sampling, SequenceId, SequenceStart, ShardDescription, Step,
+    StepId, TokenId, TokenMask, Work, WorkTokens, wire,
 };
 use lockstep_shard::comm::{Communicator, Solo, Threads, Timed};
 use lockstep_shard::config::ListenAddress;
 use lockstep_shard::engine::{Engine, Group};
-use lockstep_shard::{ShardError, StreamEnd, serve};
+use lockstep_shard::{Patience, ShardError, StreamEnd, serve};
 use tokio_stream::StreamExt;
 use tonic::Code;
 use tonic::transport::Channel;
@@ -39,10 +39,10 @@ struct Shard {
 
 impl Shard {
     fn start(comm: Arc<dyn Communicator>) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), comm)
+        Self::start_in(tempfile::tempdir().unwrap(), comm, Patience::USUAL)
     }
 
-    fn start_in(folder: tempfile::TempDir, comm: Arc<dyn Communicator>) -> Self {
+    fn start_in(folder: tempfile::TempDir, comm: Arc<dyn Communicator>, patience: Patience) -> Self {
         let tasks = Tasks::new();
         let listen = ListenAddress::Unix(socket(&folder));
         let serving = tasks.clone();
@@ -53,7 +53,7 @@ impl Shard {
                 let model = FakeModel::new(Arc::clone(&timed) as Arc<dyn Communicator>);
                 Ok(Engine::new(model, Group { comm: timed, epoch: EPOCH, kv_budget: Bytes(6400) }))
             };
-            serve(listen, &serving, Traces::default(), load).await
+            serve(listen, &serving, (Traces::default(), patience), load).await
         });
         Self { folder, tasks, end }
     }
@@ -87,7 +87,7 @@ async fn steps_stream_through_a_unix_socket() {
     assert_eq!(health.status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
 
     let mut client = ShardClient::new(channel);
-    let described = client.describe(wire::DescribeRequest {}).await.unwrap().into_inner();
+    let described = client.describe(wire::DescribeRequest { lost_epoch: None }).await.unwrap().into_inner();
     let described = ShardDescription::from(described);
     assert_eq!(described.vocabulary_size, VOCABULARY);
     assert_eq!(described.blocks_that_fit().0, 100);
@@ -240,22 +240,64 @@ async fn a_second_stream_takes_over_and_knows_nothing() {
 }
 
 #[tokio::test]
-async fn a_dropped_stream_ends_the_rank() {
+async fn a_rank_outlives_its_routers_and_tells_each_how_many_steps_were_begun() {
+    let shard = Shard::start(Arc::new(Solo));
+    for routers in 0..3 {
+        let mut client = ShardClient::new(shard.connect().await);
+        // One that loses its way between the two calls is asked again.
+        for _ in 0..2 {
+            let configured = client.configure(configuration()).await.unwrap().into_inner();
+            assert_eq!(configured.steps, 2 * routers);
+        }
+        let mut run = Run::open(&mut client).await;
+        let first = run.run(vec![start(1, &[2])], vec![prefill(1, &[2], 0)]).await.unwrap();
+        let second = run.run(Vec::new(), vec![decode(1, 1)]).await.unwrap();
+        assert_eq!([token(&first[0]), token(&second[0])][..], fake::continuation(&[2], 2));
+        // Its sequence is not released.
+    }
+    shard.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_rank_that_a_router_has_lost_leaves() {
     let shard = Shard::start(Arc::new(Solo));
     let mut client = shard.configured().await;
     let mut run = Run::open(&mut client).await;
+    let lost = |epoch| wire::DescribeRequest { lost_epoch: Some(epoch) };
+    client.describe(lost(EPOCH.0 - 1)).await.unwrap();
     run.run(vec![start(1, &[2])], vec![prefill(1, &[2], 0)]).await.unwrap();
-    drop(run);
+    client.describe(lost(EPOCH.0)).await.unwrap();
     let path = socket(&shard.folder);
-    // Whether the end of the stream or the loss of its reader is seen first decides which of the two.
-    let end = shard.end.await.unwrap();
-    assert!(matches!(end, Ok(()) | Err(ShardError::StreamEnded { .. })), "{end:?}");
+    let error = shard.end.await.unwrap().unwrap_err();
+    assert!(matches!(error, ShardError::StreamEnded { why: StreamEnd::GivenUp }), "{error}");
     assert!(!path.exists(), "its socket is left behind");
 }
 
 #[tokio::test]
-async fn a_dropped_stream_ends_a_rank_whose_worker_is_stuck() {
+async fn a_rank_that_no_router_wants_leaves() {
+    let brief = Patience { for_router: Duration::from_millis(1), ..Patience::USUAL };
+    let shard = Shard::start_in(tempfile::tempdir().unwrap(), Arc::new(Solo), brief);
+    let mut client = shard.configured().await;
+    drop(Run::open(&mut client).await);
+    // Whether the end of the stream or the loss of its reader is seen first decides which of the two.
+    let end = shard.end.await.unwrap();
+    assert!(matches!(end, Ok(()) | Err(ShardError::StreamEnded { .. })), "{end:?}");
+}
+
+#[tokio::test]
+async fn steps_of_an_earlier_router_are_refused_once_another_has_configured() {
     let shard = Shard::start(Arc::new(Solo));
+    let mut first = Run::open(&mut shard.configured().await).await;
+    let _second = shard.configured().await;
+    let status = first.run(vec![start(1, &[2])], vec![prefill(1, &[2], 0)]).await.unwrap_err();
+    assert_eq!(status.code(), Code::Aborted);
+    shard.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dropped_stream_ends_a_rank_whose_worker_is_stuck() {
+    let brief = Patience { for_step: Duration::from_millis(1), ..Patience::USUAL };
+    let shard = Shard::start_in(tempfile::tempdir().unwrap(), Arc::new(Solo), brief);
     let mut client = shard.configured().await;
     let mut run = Run::open(&mut client).await;
     run.send(step(0, vec![start(1, &[HANG_TOKEN])], vec![prefill(1, &[HANG_TOKEN], 0)])).await;
@@ -271,15 +313,19 @@ async fn a_dropped_stream_ends_a_rank_whose_worker_is_stuck() {
     assert!(matches!(error, ShardError::StreamEnded { .. }), "{error}");
 }
 
+/// As a grammar that rules everything out.
 #[tokio::test]
-async fn broken_logits_fail_their_sequence_only() {
+async fn a_sequence_that_no_token_is_left_for_fails_alone() {
     let shard = Shard::start(Arc::new(Solo));
     let mut client = shard.configured().await;
     let mut run = Run::open(&mut client).await;
-    let starts = vec![start(1, &[2]), start(2, &[BROKEN_TOKEN]), start(3, &[4])];
-    let work = vec![prefill(1, &[2], 0), prefill(2, &[BROKEN_TOKEN], 1), prefill(3, &[4], 2)];
-    let outcomes = run.run(starts, work).await.unwrap();
-    assert!(matches!(&outcomes[1], Outcome::Failed(reason) if reason.contains("NaN")), "{outcomes:?}");
+    let starts = vec![start(1, &[2]), start(2, &[3]), start(3, &[4])];
+    let work = vec![prefill(1, &[2], 0), prefill(2, &[3], 1), prefill(3, &[4], 2)];
+    let nothing = TokenMask { sequence: SequenceId(2), allowed: vec![0; VOCABULARY as usize / 8] };
+    run.send(Step { masks: vec![nothing], ..step(0, starts, work) }).await;
+    let outcomes: Vec<Outcome> =
+        run.receive().await.unwrap().results.into_iter().map(|result| result.outcome).collect();
+    assert!(matches!(&outcomes[1], Outcome::Failed(reason) if reason.contains("grammar")), "{outcomes:?}");
     // Planned before the router knew.
     let again = run.run(Vec::new(), vec![decode(1, 1), decode(2, 1), decode(3, 1)]).await.unwrap();
     assert!(matches!(again[1], Outcome::Failed(_)));
@@ -290,6 +336,26 @@ async fn broken_logits_fail_their_sequence_only() {
     let alone = run.run(Vec::new(), vec![decode(2, 2)]).await.unwrap();
     assert!(matches!(alone[0], Outcome::Failed(_)));
     shard.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn logits_that_are_no_numbers_end_the_group() {
+    let group = Threads::group(2, Duration::from_secs(300)).unwrap();
+    let shards: Vec<Shard> = group.into_iter().map(|rank| Shard::start(Arc::new(rank))).collect();
+    let mut runs = Vec::new();
+    for shard in &shards {
+        runs.push(Run::open(&mut shard.configured().await).await);
+    }
+    let starts = vec![start(1, &[2]), start(2, &[BROKEN_TOKEN])];
+    let broken = step(0, starts, vec![prefill(1, &[2], 0), prefill(2, &[BROKEN_TOKEN], 1)]);
+    for run in &mut runs {
+        run.send(broken.clone()).await;
+    }
+    for (run, shard) in runs.iter_mut().zip(shards) {
+        assert_eq!(run.receive().await.unwrap_err().code(), Code::Unavailable);
+        let error = shard.end.await.unwrap().unwrap_err();
+        assert!(matches!(error, ShardError::Worker(_) | ShardError::StreamEnded { .. }), "{error}");
+    }
 }
 
 #[tokio::test]
@@ -322,7 +388,7 @@ async fn told_to_stop_it_answers_says_so_and_leaves_nothing() {
 async fn a_stale_socket_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
     drop(std::os::unix::net::UnixListener::bind(socket(&folder)).unwrap());
-    let shard = Shard::start_in(folder, Arc::new(Solo));
+    let shard = Shard::start_in(folder, Arc::new(Solo), Patience::USUAL);
     shard.configured().await;
     shard.stop().await.unwrap();
 }

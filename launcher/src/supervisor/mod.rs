@@ -7,7 +7,7 @@ mod tests;
 
 use std::time::{Duration, Instant};
 
-use unit::{Unit, UnitAction};
+use unit::{Unit, UnitAction, Why};
 
 /// A set of processes that live and die together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,6 +69,22 @@ pub enum Outcome {
     Stopped,
     /// This unit never came up.
     GaveUp(UnitId),
+    /// This unit fell more often than is allowed.
+    FellTooOften(UnitId),
+}
+
+/// How often what was ready once may fall.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restarts {
+    /// As often as it does.
+    Endless,
+    /// No more often within some time.
+    AtMost {
+        /// So often.
+        count: usize,
+        /// Within so much time.
+        window: Duration,
+    },
 }
 
 /// How patient the supervisor is.
@@ -79,8 +95,12 @@ pub struct Policy {
     pub first_delay: Duration,
     /// No wait is longer.
     pub longest_delay: Duration,
-    /// Failures in a row, without being ready in between, after which a unit is given up.
+    /// Failures in a row after which a unit that was never ready is given up.
     pub failures_allowed: u32,
+    /// How often a unit that was ready once may fall.
+    pub restarts: Restarts,
+    /// How long a process may give no sign of life before it counts as hung.
+    pub silence_allowed: Duration,
     /// How long the router may drain.
     pub router_grace: Duration,
     /// How long the shards may take to leave once the router has.
@@ -148,17 +168,34 @@ impl Supervisor {
         actions
     }
 
+    /// A process gets on with its work: it does not hang at `now`.
+    pub fn on_lives(&mut self, member: Member, now: Instant) {
+        self.unit_mut(member.unit).on_lives(member, now);
+    }
+
     /// When [`Event::Tick`] is due, if nothing else happens before.
     pub fn next_deadline(&self) -> Option<Instant> {
-        [&self.shards, &self.router].into_iter().filter_map(Unit::deadline).min()
+        let units = [&self.shards, &self.router];
+        units.into_iter().filter_map(|unit| unit.deadline(&self.policy)).min()
+    }
+
+    /// The process, if any, that has given no sign of life for too long at `now`.
+    pub fn hung(&self, now: Instant) -> Option<Member> {
+        [UnitId::Shards, UnitId::Router].into_iter().find_map(|id| {
+            let unit = self.unit(id);
+            let index = unit.hung(&self.policy, now)?;
+            Some(Member { unit: id, incarnation: unit.incarnation(), index })
+        })
+    }
+
+    /// The process of this place that was started last.
+    pub fn newest(&self, unit: UnitId, index: u32) -> Member {
+        Member { unit, incarnation: self.unit(unit).incarnation(), index }
     }
 
     /// Whether every process of the unit is up, as far as is known.
     pub fn is_up(&self, unit: UnitId) -> bool {
-        match unit {
-            UnitId::Shards => self.shards.is_up(),
-            UnitId::Router => self.router.is_up(),
-        }
+        self.unit(unit).is_up()
     }
 
     fn on_exited(&mut self, member: Member, now: Instant, actions: &mut Vec<Action>) {
@@ -185,8 +222,9 @@ impl Supervisor {
     }
 
     fn on_tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let policy = self.policy;
         for id in [UnitId::Shards, UnitId::Router] {
-            let action = self.unit_mut(id).on_tick(now);
+            let action = self.unit_mut(id).on_tick(&policy, now);
             actions.extend(action.map(|action| named(id, action)));
         }
     }
@@ -194,10 +232,14 @@ impl Supervisor {
     /// Moves on to the next phase where the units allow it.
     fn advance(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.phase == Phase::Running {
-            let lost =
-                [UnitId::Shards, UnitId::Router].into_iter().find(|id| self.unit_mut(*id).is_given_up());
-            if let Some(lost) = lost {
-                self.kill_all(Outcome::GaveUp(lost), actions);
+            let lost = [UnitId::Shards, UnitId::Router].into_iter().find_map(|id| {
+                self.unit(id).given_up().map(|why| match why {
+                    Why::NeverReady => Outcome::GaveUp(id),
+                    Why::TooOften => Outcome::FellTooOften(id),
+                })
+            });
+            if let Some(outcome) = lost {
+                self.kill_all(outcome, actions);
             }
         }
         if self.phase == Phase::DrainingRouter && self.router.is_ended() {
@@ -222,6 +264,13 @@ impl Supervisor {
         for id in [UnitId::Router, UnitId::Shards] {
             let action = self.unit_mut(id).kill();
             actions.extend(action.map(|action| named(id, action)));
+        }
+    }
+
+    fn unit(&self, id: UnitId) -> &Unit {
+        match id {
+            UnitId::Shards => &self.shards,
+            UnitId::Router => &self.router,
         }
     }
 

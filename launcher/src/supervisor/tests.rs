@@ -10,6 +10,9 @@ const POLICY: Policy = Policy {
     first_delay: Duration::from_millis(200),
     longest_delay: Duration::from_secs(10),
     failures_allowed: 5,
+    restarts: Restarts::Endless,
+    // Longer than any test here takes that is not about silence.
+    silence_allowed: Duration::from_secs(7200),
     router_grace: Duration::from_secs(90),
     shards_grace: Duration::from_secs(10),
 };
@@ -27,8 +30,12 @@ struct World {
 
 impl World {
     fn start(ranks: u32) -> Self {
+        Self::start_with(POLICY, ranks)
+    }
+
+    fn start_with(policy: Policy, ranks: u32) -> Self {
         let mut world = Self {
-            supervisor: Supervisor::new(POLICY, ranks),
+            supervisor: Supervisor::new(policy, ranks),
             ranks,
             now: Instant::now(),
             alive: BTreeSet::new(),
@@ -89,6 +96,20 @@ impl World {
         };
         self.alive.extend((0..size).map(|index| Member { unit, incarnation, index }));
         self.spawns.push((unit, self.now));
+    }
+
+    /// Everyone but `silent` gives signs of life for so long.
+    fn live(&mut self, time: Duration, silent: &[Member]) {
+        let end = self.now + time;
+        while self.now < end && self.finished.is_none() {
+            self.now += Duration::from_secs(1).min(end - self.now);
+            for member in self.alive.clone() {
+                if !silent.contains(&member) {
+                    self.supervisor.on_lives(member, self.now);
+                }
+            }
+            self.event(Event::Tick);
+        }
     }
 
     fn of(&self, unit: UnitId) -> Vec<Member> {
@@ -177,6 +198,81 @@ fn being_ready_forgives_earlier_failures() {
     assert_eq!(world.finished, None);
 }
 
+/// A rank that hangs, while it loads as well as later.
+const WATCHFUL: Policy = Policy { silence_allowed: Duration::from_secs(60), ..POLICY };
+
+#[test]
+fn a_process_that_falls_silent_is_hung_and_its_unit_restarted() {
+    for (unit, units) in [(UnitId::Shards, 3), (UnitId::Router, 1)] {
+        let mut world = World::start_with(WATCHFUL, 3);
+        // However long it takes, as long as it gets on.
+        world.live(Duration::from_secs(3600), &[]);
+        assert_eq!(world.of(unit).len(), units);
+        let victim = world.one_of(unit);
+        assert_eq!(world.supervisor.hung(world.now), None);
+        world.live(Duration::from_secs(59), &[victim]);
+        assert_eq!(world.supervisor.hung(world.now), None);
+        world.now += Duration::from_secs(1);
+        assert_eq!(world.supervisor.hung(world.now), Some(victim));
+        assert_eq!(world.event(Event::Tick), [Action::Kill(unit)]);
+        world.exit_all_told();
+        let started = Action::Spawn(unit, Incarnation(2));
+        assert_eq!(world.pass(WATCHFUL.first_delay), [started], "the other unit goes on");
+        // What is said of an earlier one is late.
+        world.supervisor.on_lives(victim, world.now + Duration::from_secs(3600));
+        world.now += WATCHFUL.silence_allowed;
+        assert!(world.supervisor.hung(world.now).is_some());
+    }
+}
+
+#[test]
+fn after_a_standstill_of_everything_nobody_is_blamed() {
+    let mut world = World::start_with(WATCHFUL, 2);
+    world.live(Duration::from_secs(100), &[]);
+    assert_eq!(world.pass(Duration::from_secs(600)), []);
+    world.live(Duration::from_secs(100), &[]);
+    assert_eq!(world.of(UnitId::Shards).len(), 2);
+    // It is watched as before.
+    let victim = world.one_of(UnitId::Shards);
+    world.live(Duration::from_secs(61), &[victim]);
+    assert!(world.told_to_end.contains(&victim));
+}
+
+#[test]
+fn what_was_ready_once_is_never_given_up_unless_that_is_asked_for() {
+    let mut world = World::start(1);
+    world.event(Event::Ready);
+    for _ in 0..10 * POLICY.failures_allowed {
+        world.exit(world.one_of(UnitId::Shards));
+        world.pass(POLICY.longest_delay);
+    }
+    assert_eq!((world.finished, world.of(UnitId::Shards).len()), (None, 1));
+}
+
+#[test]
+fn more_falls_than_are_allowed_within_a_window_are_the_end() {
+    let window = Duration::from_secs(100);
+    let policy = Policy { restarts: Restarts::AtMost { count: 2, window }, ..POLICY };
+    for (pause, is_too_often) in [(30, true), (50, true), (51, false), (101, false)] {
+        let mut world = World::start_with(policy, 2);
+        for _ in 0..3 {
+            world.event(Event::Ready);
+            world.exit(world.one_of(UnitId::Shards));
+            world.exit_all_told();
+            world.pass(Duration::from_secs(pause));
+        }
+        world.exit_all_told();
+        let expected = is_too_often.then_some(Outcome::FellTooOften(UnitId::Shards));
+        assert_eq!(world.finished, expected, "{pause} s between falls");
+    }
+    let policy = Policy { restarts: Restarts::AtMost { count: 0, window }, ..POLICY };
+    let mut world = World::start_with(policy, 1);
+    world.event(Event::Ready);
+    assert_eq!(world.exit(world.one_of(UnitId::Router)), [Action::Kill(UnitId::Shards)]);
+    world.exit_all_told();
+    assert_eq!(world.finished, Some(Outcome::FellTooOften(UnitId::Router)));
+}
+
 #[test]
 fn a_stop_drains_the_router_before_the_shards() {
     let mut world = World::start(2);
@@ -192,7 +288,7 @@ fn a_router_that_does_not_drain_in_time_is_killed() {
     world.event(Event::StopRequested);
     assert_eq!(world.pass(POLICY.router_grace - Duration::from_millis(1)), []);
     assert_eq!(world.pass(Duration::from_millis(1)), [Action::Kill(UnitId::Router)]);
-    assert_eq!(world.supervisor.next_deadline(), None, "asked once");
+    assert!(world.supervisor.next_deadline().is_none_or(|at| at >= world.now), "asked once");
 }
 
 #[test]
@@ -231,6 +327,7 @@ enum Fault {
     ReapOneTold,
     Ready,
     Lost(u64),
+    Lives(prop::sample::Index),
     Stop,
     Pass(u64),
     PassToDeadline,
@@ -242,6 +339,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         6 => Just(Fault::ReapOneTold),
         2 => Just(Fault::Ready),
         2 => (1..8u64).prop_map(Fault::Lost),
+        2 => any::<prop::sample::Index>().prop_map(Fault::Lives),
         1 => Just(Fault::Stop),
         4 => (0..20_000u64).prop_map(Fault::Pass),
         8 => Just(Fault::PassToDeadline),
@@ -268,6 +366,11 @@ fn apply(world: &mut World, fault: &Fault) {
         Fault::Lost(incarnation) => {
             world.event(Event::Lost(Incarnation(*incarnation)));
         }
+        Fault::Lives(which) if !world.alive.is_empty() => {
+            let members: Vec<Member> = world.alive.iter().copied().collect();
+            world.supervisor.on_lives(*which.get(&members), world.now);
+        }
+        Fault::Lives(_) => {}
         Fault::Stop => {
             world.event(Event::StopRequested);
         }
@@ -291,6 +394,13 @@ fn check(world: &World) {
     assert!(waiting || world.finished.is_some(), "nothing alive, nothing awaited, not finished: a zombie");
 }
 
+/// With which everything happens.
+const HARD: Policy = Policy {
+    restarts: Restarts::AtMost { count: 6, window: Duration::from_secs(60) },
+    silence_allowed: Duration::from_secs(30),
+    ..POLICY
+};
+
 proptest! {
     /// `World` asserts along the way that no unit runs twice and that nothing lives after the end.
     #[test]
@@ -298,7 +408,7 @@ proptest! {
         ranks in 1u32..5,
         faults in prop::collection::vec(fault(), 0..200),
     ) {
-        let mut world = World::start(ranks);
+        let mut world = World::start_with(HARD, ranks);
         for fault in &faults {
             apply(&mut world, fault);
             check(&world);
@@ -324,7 +434,7 @@ proptest! {
         ranks in 1u32..5,
         faults in prop::collection::vec(fault(), 0..100),
     ) {
-        let mut world = World::start(ranks);
+        let mut world = World::start_with(HARD, ranks);
         for fault in &faults {
             apply(&mut world, fault);
         }

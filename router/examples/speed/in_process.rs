@@ -22,7 +22,7 @@ use crate::shard::TOKEN;
 struct AtOnce;
 
 impl ShardGroup for AtOnce {
-    async fn describe(&mut self) -> Result<Vec<ShardDescription>, ShardError> {
+    async fn describe(&mut self, _lost: Option<Epoch>) -> Result<Vec<ShardDescription>, ShardError> {
         Ok(vec![ShardDescription {
             rank: Rank(0),
             world_size: 1,

@@ -45,7 +45,7 @@ impl Shard for AtOnce {
         &self,
         _: Request<wire::ConfigureRequest>,
     ) -> Result<Response<wire::ConfigureResponse>, Status> {
-        Ok(Response::new(wire::ConfigureResponse {}))
+        Ok(Response::new(wire::ConfigureResponse { steps: 0 }))
     }
 
     async fn run(

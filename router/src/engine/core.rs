@@ -121,7 +121,7 @@ impl Core {
 
     /// A step is done.
     pub(super) fn on_step_done(&mut self, output: &StepOutput, now: Instant) -> Result<(), StepMismatch> {
-        check_ids(output, self.vocabulary_size)?;
+        check_tokens(output, self.vocabulary_size)?;
         let events = self.scheduler.on_step_done(output, now)?;
         self.traces.on_step_done();
         let in_flight = self.in_flight.take();
@@ -311,23 +311,24 @@ fn decodes(work: &Work) -> bool {
     others <= Tokens(1) && work.sampling == Sampling::Sample
 }
 
-/// Whether every id is one the model has. The shards are another process; an id beyond would be sent back
-/// to them in a context and fail every group to come.
-fn check_ids(output: &StepOutput, vocabulary_size: u32) -> Result<(), StepMismatch> {
+/// Whether every id is one the model has, with a number for its log-probability. The shards are another process; an
+/// id beyond would be sent back to them in a context and fail every group to come.
+fn check_tokens(output: &StepOutput, vocabulary_size: u32) -> Result<(), StepMismatch> {
     let sampled = output.results.iter().filter_map(|result| match &result.outcome {
         Outcome::Sampled(token) => Some(token),
         Outcome::Computed | Outcome::Failed(_) => None,
     });
     let told = sampled.chain(output.results.iter().flat_map(|result| &result.prompt));
-    let mut ids = told
-        .flat_map(|token| std::iter::once(token.token).chain(token.top.iter().map(|rival| rival.token)));
-    match ids.find(|id| id.0 >= vocabulary_size) {
-        None => Ok(()),
-        Some(id) => {
-            let detail = format!("found token {id}, expected one below {vocabulary_size}");
-            Err(StepMismatch::Malformed { detail })
-        }
-    }
+    let mut tokens = told.flat_map(|token| {
+        let rivals = token.top.iter().map(|rival| (rival.token, rival.logprob));
+        std::iter::once((token.token, token.logprob)).chain(rivals)
+    });
+    let wrong = tokens.find_map(|(id, logprob)| match (id.0 >= vocabulary_size, logprob.is_nan()) {
+        (true, _) => Some(format!("found token {id}, expected one below {vocabulary_size}")),
+        (false, true) => Some(format!("found no number for the log-probability of token {id}")),
+        (false, false) => None,
+    });
+    wrong.map_or(Ok(()), |detail| Err(StepMismatch::Malformed { detail }))
 }
 
 #[cfg(test)]

@@ -14,9 +14,9 @@ pub struct Generations {
 }
 
 impl Generations {
-    /// All of them, by place.
-    pub fn new(generations: Vec<Generation>) -> Self {
-        Self { open: generations.into_iter().map(Some).collect(), turn: 0 }
+    /// All of them, by place; `None` where nothing more comes.
+    pub fn new(generations: Vec<Option<Generation>>) -> Self {
+        Self { open: generations, turn: 0 }
     }
 
     /// Whether each of them has ended.

@@ -8,6 +8,7 @@ mod masks;
 mod run;
 mod stop;
 mod traces;
+mod watchdog;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -15,6 +15,7 @@ use tracing::{error, warn};
 use super::core::Core;
 use super::deliver::Deliveries;
 use super::traces::SequenceTraces;
+use super::watchdog::{StepWork, Watchdog};
 use super::{Command, Engine, EngineError, GroupState};
 use crate::metrics::Metrics;
 use crate::shards::{ShardError, ShardGroup, bring_up};
@@ -28,8 +29,10 @@ const MASK_PATIENCE: Duration = Duration::from_millis(2);
 pub struct EngineConfig {
     /// What the scheduler is allowed.
     pub limits: Limits,
-    /// A step that takes longer is a dead group.
+    /// A step that takes longer is a dead group, however large it is.
     pub step_timeout: Duration,
+    /// So long may every step take, however small it is.
+    pub min_step_timeout: Duration,
     /// How long sequences wait for a lost group.
     pub group_loss_timeout: Duration,
 }
@@ -39,6 +42,7 @@ pub struct EngineTask<G> {
     group: G,
     config: EngineConfig,
     core: Core,
+    watchdog: Watchdog,
     inputs: Inputs,
     state: watch::Sender<GroupState>,
 }
@@ -93,7 +97,8 @@ impl<G: ShardGroup> EngineTask<G> {
             state: watched,
         };
         let inputs = Inputs { commands: queue, wake, stop };
-        (Self { group, config, core, inputs, state }, engine)
+        let watchdog = Watchdog::new(config.min_step_timeout, config.step_timeout);
+        (Self { group, config, core, watchdog, inputs, state }, engine)
     }
 
     /// Tells `traces` what becomes of sampled sequences.
@@ -121,7 +126,8 @@ impl<G: ShardGroup> EngineTask<G> {
 
     /// Waits for a group newer than `lost`; `None` when the process stops meanwhile.
     async fn join(&mut self, lost: Option<Epoch>) -> Option<Epoch> {
-        let Self { group, config, core, inputs, state } = self;
+        let Self { group, config, core, watchdog, inputs, state } = self;
+        watchdog.forget();
         let patience = tokio::time::sleep(config.group_loss_timeout);
         let mut patience = pin!(patience);
         // The first group may take any time: nobody is served before it.
@@ -222,8 +228,9 @@ impl<G: ShardGroup> EngineTask<G> {
 
     /// Computes a step, taking in what arrives meanwhile.
     async fn step(&mut self, step: Step) -> Result<StepOutput, Left> {
-        let Self { group, config, core, inputs, .. } = self;
-        let limit = config.step_timeout;
+        let Self { group, core, watchdog, inputs, .. } = self;
+        let (work, begun) = (StepWork::of(&step), Instant::now());
+        let limit = watchdog.limit(work);
         let traces = core.traces().parents();
         let mut computing = pin!(tokio::time::timeout(limit, group.step(step, &traces)));
         loop {
@@ -232,6 +239,7 @@ impl<G: ShardGroup> EngineTask<G> {
                 () = inputs.stop.cancelled() => return Err(Left::Stop),
                 output = &mut computing => {
                     let output = output.unwrap_or(Err(ShardError::TooSlow { limit }));
+                    watchdog.on_step(work, begun.elapsed());
                     return output.map_err(Left::Lost);
                 }
                 // Before arrivals: who has left makes room for them.

@@ -28,14 +28,18 @@ pub(super) async fn completions(
     request.fit(&app.model)?;
     let ChatRequest { text, model, logprobs, delivery, tools } = request;
     let model = models::name(&app, model)?;
-    let running = start(&app, arrival, text).await.map_err(|error| tools.in_words(error))?;
+    let mut running = start(&app, arrival, text).await.map_err(|error| tools.in_words(error))?;
     let listener = Listener::new(tools.rules.as_ref(), app.model.calls.style);
-    let envelope = Envelope::new("chatcmpl", model, app.fingerprint());
+    let envelope = Envelope::new("chatcmpl", model, app.fingerprint(), running.origin());
     match delivery {
         Delivery::Whole => whole(&app, running, envelope, (logprobs, listener)).await,
         Delivery::Stream(usage) => {
+            running.open_stream().await;
             let headers = running.record.stream_headers();
-            let chunks = ChatStream::new(envelope, logprobs, usage, vec![listener; running.choices]);
+            let calls = running.origin().map(|origin| origin.calls);
+            let named = |choice| listener.clone().named(calls, choice);
+            let listeners = (0..running.choices).map(named).collect();
+            let chunks = ChatStream::new(envelope, logprobs, usage, listeners);
             let stream = Answering { app, running, chunks, outbox: Outbox::default() };
             Ok(sse::respond(sse::frames(stream), headers))
         }

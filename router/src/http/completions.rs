@@ -32,12 +32,13 @@ pub(super) async fn completions(
     let CompletionRequest { mut texts, model, delivery, echo, logprobs, answers } = request;
     let model = models::name(&app, model)?;
     texts.iter_mut().for_each(|text| text.sampling.fill(&app.model.sampling_defaults));
-    let running = start_all(&app, arrival, texts).await.map_err(in_completion_words)?;
-    let envelope = Envelope::new("cmpl", model, app.fingerprint());
+    let mut running = start_all(&app, arrival, texts).await.map_err(in_completion_words)?;
+    let envelope = Envelope::new("cmpl", model, app.fingerprint(), running.origin());
     let shape = Shape { app, envelope, echo, logprobs };
     match delivery {
         Delivery::Whole => whole(shape, running, answers as usize).await,
         Delivery::Stream(wish) => {
+            running.open_stream().await;
             let headers = running.record.stream_headers();
             let begun = (0..running.prompts.len() * running.choices).map(|_| Begun::No).collect();
             let stream =

@@ -14,7 +14,7 @@ use super::trace::RequestTrace;
 use crate::app::App;
 use crate::error::{ApiError, ErrorKind, Family};
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Longest id a client may choose, in bytes; longer ones are replaced.
 const REQUEST_ID_BYTES: usize = 128;

@@ -141,7 +141,8 @@ async fn streamed(
         let message = "`decoder_input_details` == true is not supported when streaming tokens";
         return Err(ApiError::invalid("decoder_input_details", message));
     }
-    let running = start(app, arrival, text).await?;
+    let mut running = start(app, arrival, text).await?;
+    running.open_stream().await;
     let headers = running.record.stream_headers();
     let mut so_far = String::new();
     if full_text == FullText::Include {

@@ -14,12 +14,14 @@ use super::frame::RequestId;
 use super::grammar;
 use super::record::{PromptSize, Record};
 use super::registry::Registration;
+use super::tape::{Journaling, Tape};
 use super::trace::RequestTrace;
 use crate::app::App;
 use crate::chat::TemplateError;
 use crate::cpu_pool::PoolError;
 use crate::engine::{EngineError, FinishReason, GeneratedToken, Generation, GenerationEvent, Generations};
 use crate::error::{ApiError, ErrorKind};
+use crate::journal::Origin;
 use crate::model::Model;
 use crate::tokenizer::{Piece, SpecialTokens, TokenizerError};
 use crate::validation::{Prompt, PromptSource, TextRequest, ValidRequest};
@@ -38,6 +40,8 @@ pub(super) struct Arrival {
     pub(super) when_loading: WhenLoading,
     pub(super) service: Service,
     pub(super) trace: RequestTrace,
+    /// Where streams are written down.
+    pub(super) journaling: Option<Journaling>,
 }
 
 impl FromRequestParts<Arc<App>> for Arrival {
@@ -53,7 +57,8 @@ impl FromRequestParts<Arc<App>> for Arrival {
         let at = Instant::now();
         let service = admission::service(parts, app.config.patience.request_timeout, at)?;
         let trace = parts.extensions.get().cloned().unwrap_or_default();
-        Ok(Self { id, at, when_loading, service, trace })
+        let journaling = parts.extensions.get().cloned();
+        Ok(Self { id, at, when_loading, service, trace, journaling })
     }
 }
 
@@ -62,6 +67,8 @@ pub(super) struct Running {
     generations: Generations,
     pub(super) record: Record,
     registration: Registration,
+    tape: Tape,
+    origin: Option<Origin>,
     /// In the request's order, at least one.
     pub(super) prompts: Vec<RunningPrompt>,
     /// Sequences of each prompt, at least one. That of choice c of prompt p has place p × choices + c.
@@ -109,17 +116,24 @@ pub(super) async fn start(
 pub(super) async fn start_all(
     app: &Arc<App>,
     arrival: Arrival,
-    requests: Vec<TextRequest>,
+    mut requests: Vec<TextRequest>,
 ) -> Result<Running, ApiError> {
     debug!("received");
+    if let Some(journaling) = &arrival.journaling {
+        for (index, request) in requests.iter_mut().enumerate() {
+            request.sampling.seed.get_or_insert(journaling.seed(index));
+        }
+    }
+    let origin = arrival.journaling.as_ref().map(|journaling| journaling.origin);
     let choices = requests.first().map_or(1, |request| request.choices);
     let permit = app.admit(&arrival.service.tenant, sequences(app, &requests)?)?;
     // From here on a client that leaves is counted, whatever its request waits for.
     let mut record = Record::new(Arc::clone(app), arrival.id.clone(), arrival.at, arrival.trace.clone());
     let started = begin(app, arrival, requests, &mut record).await;
-    let Begun { generations, registration, prompts } = started.inspect_err(|_| record.fail())?;
+    let Begun { generations, registration, tape, prompts } = started.inspect_err(|_| record.fail())?;
     let generations = Generations::new(generations);
-    Ok(Running { generations, record, registration, prompts, choices: choices as usize, _permit: permit })
+    let choices = choices as usize;
+    Ok(Running { generations, record, registration, tape, origin, prompts, choices, _permit: permit })
 }
 
 /// How many sequences a request is. One that needs more places than there are could wait for ever.
@@ -144,8 +158,10 @@ fn sequences(app: &App, requests: &[TextRequest]) -> Result<u32, ApiError> {
 
 /// A request that the engine has.
 struct Begun {
-    generations: Vec<Generation>,
+    /// By place; `None` where an earlier process has told the whole answer.
+    generations: Vec<Option<Generation>>,
     registration: Registration,
+    tape: Tape,
     prompts: Vec<RunningPrompt>,
 }
 
@@ -159,9 +175,11 @@ async fn begin(
     // All are checked before the first is computed.
     let mut ready = Vec::with_capacity(requests.len());
     let mut size = PromptSize::default();
-    for request in requests {
+    let mut whole_prompts = Vec::new();
+    for (index, request) in requests.into_iter().enumerate() {
         let keep = request.prompt_logprobs;
-        let valid = validate(app, request).await?;
+        let (valid, prompt) = validate(app, request, (arrival.journaling.as_ref(), index)).await?;
+        whole_prompts.extend(prompt);
         size.characters += valid.prompt_text.chars().count();
         size.tokens += Tokens::of_len(valid.prompt_tokens.len());
         arrival.trace.on_valid(&valid);
@@ -170,7 +188,9 @@ async fn begin(
     record.on_submitted(size);
     let origin = arrival.trace.origin(&arrival.id);
     let registration = Registration::new(Arc::clone(app), arrival.id);
-    let mut begun = Begun { generations: Vec::new(), registration, prompts: Vec::new() };
+    let tape = arrival.journaling.as_ref().map(|of| Tape::new(of, whole_prompts, app.fingerprint()));
+    let tape = tape.unwrap_or_default();
+    let mut begun = Begun { generations: Vec::new(), registration, tape, prompts: Vec::new() };
     for (valid, keep) in ready {
         let tokens = if keep == PromptLogprobs::Return { valid.prompt_tokens } else { Vec::new() };
         let prompt =
@@ -179,20 +199,33 @@ async fn begin(
         for mut assignment in valid.assignments {
             assignment.submission.service = arrival.service.clone();
             assignment.trace.clone_from(&origin);
+            let Some(assignment) = begun.tape.resume(begun.generations.len(), assignment) else {
+                begun.generations.push(None);
+                continue;
+            };
             let generation = app.engine.submit(assignment).await;
             let generation = generation.map_err(|error| of_engine(app, &error))?;
             debug!(sequence = %generation.sequence(), "queued");
-            begun.generations.push(generation);
+            begun.generations.push(Some(generation));
         }
     }
     Ok(begun)
 }
 
-async fn validate(app: &Arc<App>, request: TextRequest) -> Result<ValidRequest, ApiError> {
+/// What will be done, and the whole prompt of the `index`-th request where streams are written down.
+async fn validate(
+    app: &Arc<App>,
+    request: TextRequest,
+    (journaling, index): (Option<&Journaling>, usize),
+) -> Result<(ValidRequest, Option<Prompt>), ApiError> {
     let limits = app.limits();
     let (source, awaiting) = request.check(&limits)?.split();
-    let prompt = encode(app, source).await?;
+    let prompt = match journaling.and_then(|journaling| journaling.prompt(index)) {
+        Some(prompt) => prompt,
+        None => encode(app, source).await?,
+    };
     debug!(prompt = prompt.text, tokens = prompt.tokens.len(), "tokenized");
+    let whole = journaling.map(|_| prompt.clone());
     let mut valid = awaiting.with_prompt(prompt, &limits, &app.model.end_tokens)?;
     if let Some(grammar) = valid.grammar.take() {
         let grammar = grammar::compile(app, grammar).await?;
@@ -203,7 +236,7 @@ async fn validate(app: &Arc<App>, request: TextRequest) -> Result<ValidRequest, 
     let max_new_tokens =
         valid.assignments.first().map_or(0, |assignment| assignment.submission.max_new_tokens.0);
     app.metrics.on_validated(Tokens::of_len(valid.prompt_tokens.len()).0, max_new_tokens);
-    Ok(valid)
+    Ok((valid, whole))
 }
 
 impl Running {
@@ -214,7 +247,17 @@ impl Running {
 
     /// Whether every answer is complete.
     pub(super) fn is_over(&self) -> bool {
-        self.generations.is_over()
+        self.generations.is_over() && self.tape.is_played()
+    }
+
+    /// What comes is told as a stream, which may be written down.
+    pub(super) async fn open_stream(&mut self) {
+        self.tape.open().await;
+    }
+
+    /// What was drawn when it arrived, where streams are written down.
+    pub(super) fn origin(&self) -> Option<&Origin> {
+        self.origin.as_ref()
     }
 
     /// What comes next, of any of the answers.
@@ -231,7 +274,7 @@ impl Running {
                 () = self.registration.cancelled.cancelled() => {
                     return Err(ApiError::new(ErrorKind::Cancelled, "The request was cancelled"));
                 }
-                heard = self.generations.next() => heard,
+                heard = self.tape.next(&mut self.generations) => heard,
             };
             let incomplete = || ApiError::new(ErrorKind::Incomplete, "Incomplete generation");
             let (place, event) = heard.ok_or_else(incomplete)?;
@@ -266,7 +309,7 @@ impl Running {
 
     /// An answer has ended; with the last one, the request.
     fn on_end(&mut self, reason: FinishReason) {
-        if self.generations.is_over() {
+        if self.is_over() {
             self.record.finish(reason);
         }
     }

@@ -23,9 +23,11 @@ pub mod openapi;
 mod playground;
 mod record;
 mod registry;
+mod replay;
 pub mod response_cache;
 pub mod resume;
 mod sse;
+mod tape;
 mod tokenize;
 mod trace;
 
@@ -40,24 +42,13 @@ use tower_http::timeout::RequestBodyTimeoutLayer;
 use crate::app::App;
 
 pub use registry::Registry;
+pub(crate) use replay::replay;
 
 /// Every route of the server.
 pub fn router(app: Arc<App>) -> Router {
-    let text = Router::new()
-        .route("/", post(generate::compatible))
-        .route("/generate", post(generate::generate))
-        .route("/generate_stream", post(generate::generate_stream))
-        .route("/models/{*model}", post(generate::of_model))
-        .route("/invocations", post(invocations::invocations))
-        .route("/v1/chat/completions", post(chat::completions))
-        .route("/v1/completions", post(completions::completions))
-        .route_layer((
-            // Outermost: what is taken up again is the same request, and a kept answer has other ids each time.
-            middleware::from_fn_with_state(Arc::clone(&app), resume::resume),
-            middleware::from_fn_with_state(Arc::clone(&app), frame::count),
-            middleware::from_fn_with_state(Arc::clone(&app), cached::answer),
-            CatchPanicLayer::custom(frame::on_panic),
-        ));
+    let resumable = middleware::from_fn_with_state(Arc::clone(&app), resume::resume);
+    // Outermost: what is taken up again is the same request, and a kept answer has other ids each time.
+    let text = text_routes(&app).route_layer(resumable);
     Router::new()
         .merge(text)
         .merge(playground::routes())
@@ -90,4 +81,21 @@ pub fn router(app: Arc<App>) -> Router {
             CatchPanicLayer::custom(frame::on_panic),
         ))
         .with_state(app)
+}
+
+/// The routes that generate.
+fn text_routes(app: &Arc<App>) -> Router<Arc<App>> {
+    Router::new()
+        .route("/", post(generate::compatible))
+        .route("/generate", post(generate::generate))
+        .route("/generate_stream", post(generate::generate_stream))
+        .route("/models/{*model}", post(generate::of_model))
+        .route("/invocations", post(invocations::invocations))
+        .route("/v1/chat/completions", post(chat::completions))
+        .route("/v1/completions", post(completions::completions))
+        .route_layer((
+            middleware::from_fn_with_state(Arc::clone(app), frame::count),
+            middleware::from_fn_with_state(Arc::clone(app), cached::answer),
+            CatchPanicLayer::custom(frame::on_panic),
+        ))
 }

@@ -1,7 +1,8 @@
 //! Streams that outlive their connection: every event has an id, and a client that comes back within the
 //! window with the last one it saw (`Last-Event-ID`) gets the rest, each event once.
 //!
-//! The answer is generated for as long as somebody reads it or may come back; only then is it cancelled.
+//! The answer is generated for as long as somebody reads it or may come back; only then is it cancelled. With a
+//! journal that holds for the next process as well, which begins with the streams this one leaves.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
@@ -11,8 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, header};
+use axum::extract::{FromRequest, Request, State};
+use axum::http::{HeaderMap, HeaderName, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
@@ -21,8 +22,11 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::auth::KeyName;
+use super::frame::{REQUEST_ID, RequestId};
+use super::tape::{Journaling, new_origin};
 use crate::app::App;
 use crate::error::{ApiError, ErrorKind};
+use crate::journal::{Journal, KeptRequest};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -37,6 +41,9 @@ const COMMENT: Bytes = Bytes::from_static(b":\n\n");
 pub struct Streams {
     /// How long a stream waits for its client; none does where this is absent.
     window: Option<Duration>,
+    journal: Option<Journal>,
+    /// Whether those of an earlier process are among them.
+    are_complete: watch::Sender<bool>,
     tasks: Tasks,
     kept: Mutex<KeptStreams>,
 }
@@ -87,22 +94,39 @@ impl Drop for EndsLog<'_> {
 }
 
 impl Streams {
-    /// None yet. Streams wait for their clients for `window`.
-    pub fn new(window: Option<Duration>, tasks: Tasks) -> Arc<Self> {
-        Arc::new(Self { window, tasks, kept: Mutex::default() })
+    /// None yet. Streams wait for their clients for `window`. With a journal there may be some of an earlier process,
+    /// until [`Self::on_complete`].
+    pub fn new(window: Option<Duration>, journal: Option<Journal>, tasks: Tasks) -> Arc<Self> {
+        let are_complete = watch::Sender::new(journal.is_none());
+        Arc::new(Self { window, journal, are_complete, tasks, kept: Mutex::default() })
+    }
+
+    /// Where they are written down.
+    pub(super) fn journal(&self) -> Option<&Journal> {
+        self.journal.as_ref()
+    }
+
+    /// How long they wait for their clients.
+    pub(super) fn window(&self) -> Option<Duration> {
+        self.window
+    }
+
+    /// Those of an earlier process are there.
+    pub(super) fn on_complete(&self) {
+        self.are_complete.send_replace(true);
     }
 
     /// Generates on behalf of whoever reads, and answers the first reader.
-    fn keep(self: &Arc<Self>, owner: Option<KeyName>, window: Duration, response: Response) -> Response {
+    pub(super) fn keep(
+        self: &Arc<Self>,
+        (id, owner): (Uuid, Option<KeyName>),
+        window: Duration,
+        response: Response,
+    ) -> Response {
         let (parts, body) = response.into_parts();
         let (log, reader) = watch::channel(Log::default());
-        let kept = Arc::new(Kept {
-            id: Uuid::new_v4(),
-            owner,
-            headers: parts.headers.clone(),
-            readers: AtomicU64::new(1),
-            log,
-        });
+        let kept =
+            Arc::new(Kept { id, owner, headers: parts.headers.clone(), readers: AtomicU64::new(1), log });
         self.kept().by_id.insert(kept.id, Arc::clone(&kept));
         let streams = Arc::clone(self);
         let read = read(reader, 0);
@@ -124,7 +148,7 @@ impl Streams {
     }
 
     /// The rest of a stream after the event that `last` names.
-    fn resume(&self, last: &str, asking: Option<&KeyName>) -> Result<Response, ApiError> {
+    async fn resume(&self, last: &str, asking: Option<&KeyName>) -> Result<Response, ApiError> {
         let Some(window) = self.window else {
             let message = "Streams are not kept here; start the server with --resume-window SECONDS";
             return Err(ApiError::new(ErrorKind::NotFound, message));
@@ -139,6 +163,7 @@ impl Streams {
             ApiError::new(ErrorKind::NotFound, message)
         };
         let (id, seen): (Uuid, usize) = named.ok_or_else(unknown)?;
+        let _ = self.are_complete.subscribe().wait_for(|are_complete| *are_complete).await;
         // Under the lock: it is not given up meanwhile.
         let streams = self.kept();
         let kept = streams.by_id.get(&id).ok_or_else(unknown)?;
@@ -183,6 +208,7 @@ impl Streams {
             let mut streams = self.kept();
             if kept.log.receiver_count() == 0 && kept.readers.load(Ordering::Relaxed) == readers {
                 streams.by_id.remove(&kept.id);
+                self.forget_for_good(kept.id);
                 return;
             }
         }
@@ -198,10 +224,19 @@ impl Streams {
         {
             streams.ended_bytes -= bytes;
             streams.by_id.remove(&oldest);
+            self.forget_for_good(oldest);
+        }
+    }
+
+    /// The next process need not know of it.
+    pub(super) fn forget_for_good(&self, id: Uuid) {
+        if let Some(journal) = &self.journal {
+            journal.forget(id);
         }
     }
 
     fn forget(&self, id: Uuid) {
+        self.forget_for_good(id);
         let mut streams = self.kept();
         streams.by_id.remove(&id);
         if let Some(place) = streams.ended.iter().position(|(ended, _)| *ended == id)
@@ -251,16 +286,56 @@ pub(super) async fn resume(State(app): State<Arc<App>>, request: Request, next: 
     let key = request.extensions().get::<KeyName>().cloned();
     if let Some(last) = request.headers().get(LAST_EVENT_ID) {
         let last = last.to_str().unwrap_or_default();
-        return app.streams.resume(last, key.as_ref()).into_response();
+        return app.streams.resume(last, key.as_ref()).await.into_response();
     }
+    let Some(window) = app.streams.window else { return next.run(request).await };
+    let mut id = Uuid::new_v4();
+    let request = match app.streams.journal() {
+        Some(journal) if request.method() == Method::POST => {
+            let journal = journal.clone();
+            let (parts, body) = request.into_parts();
+            let whole = Bytes::from_request(Request::from_parts(parts.clone(), body), &()).await;
+            let body = match whole {
+                Ok(body) => body,
+                Err(rejection) => {
+                    return ApiError::of_body(&rejection, app.config.payload_limit_bytes).into_response();
+                }
+            };
+            let mut request = Request::from_parts(parts, Body::from(body.clone()));
+            let kept = Arc::new(kept_request(&request, &body));
+            let journaling = Journaling { journal, origin: new_origin(), request: kept, past: None };
+            id = journaling.origin.stream;
+            request.extensions_mut().insert(journaling);
+            request
+        }
+        Some(_) | None => request,
+    };
     let response = next.run(request).await;
-    match app.streams.window {
-        Some(window) if is_stream(&response) => app.streams.keep(key, window, response),
-        Some(_) | None => response,
+    if is_stream(&response) { app.streams.keep((id, key), window, response) } else { response }
+}
+
+/// What is written down of a request: no secret.
+fn kept_request(request: &Request, body: &Bytes) -> KeptRequest {
+    let secret = [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION];
+    let of_connection =
+        [header::CONTENT_LENGTH, header::HOST, header::CONNECTION, header::TRANSFER_ENCODING];
+    let left_out = |name: &HeaderName| secret.contains(name) || of_connection.contains(name);
+    let headers = request.headers().iter().filter(|(name, _)| !left_out(name));
+    let mut headers: Vec<(String, Vec<u8>)> =
+        headers.map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect();
+    if let Some(id) = request.extensions().get::<RequestId>() {
+        headers.retain(|(name, _)| name != REQUEST_ID.as_str());
+        headers.push((REQUEST_ID.as_str().to_owned(), id.0.as_bytes().to_vec()));
+    }
+    KeptRequest {
+        owner: request.extensions().get::<KeyName>().map(|key| key.0.to_string()),
+        path: request.uri().path().to_owned(),
+        headers,
+        body: body.to_vec(),
     }
 }
 
-fn is_stream(response: &Response) -> bool {
+pub(super) fn is_stream(response: &Response) -> bool {
     let kind = response.headers().get(header::CONTENT_TYPE);
     kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
 }

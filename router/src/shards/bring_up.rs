@@ -72,7 +72,7 @@ impl Default for BackOff {
 /// Dropping the future leaves the group as any failed attempt does; the next call begins anew.
 pub async fn bring_up<G: ShardGroup>(
     group: &mut G,
-    lost: Option<Epoch>,
+    mut lost: Option<Epoch>,
     max_step_tokens: u32,
 ) -> GroupFacts {
     let mut back_off = BackOff::new();
@@ -90,6 +90,9 @@ pub async fn bring_up<G: ShardGroup>(
                 return facts;
             }
             Err(error) => {
+                if let ShardError::OutOfStep { epoch, .. } = &error {
+                    lost = lost.max(Some(*epoch));
+                }
                 // Each cause once, and the rest for those who look closely.
                 let cause = error.to_string();
                 if told == cause {
@@ -109,7 +112,7 @@ async fn attempt<G: ShardGroup>(
     lost: Option<Epoch>,
     max_step_tokens: u32,
 ) -> Result<GroupFacts, ShardError> {
-    let ranks = group.describe().await?;
+    let ranks = group.describe(lost).await?;
     let facts = agree(&ranks, lost)?;
     let config = GroupConfig { epoch: facts.epoch, blocks: facts.blocks, max_step_tokens };
     group.configure(config).await?;

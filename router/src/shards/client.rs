@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use lockstep_proto::wire::shard_client::ShardClient;
-use lockstep_proto::{Rank, ShardDescription, Step, StepOutput, TraceParent, wire};
+use lockstep_proto::{Epoch, Rank, ShardDescription, Step, StepOutput, TraceParent, wire};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -54,19 +54,25 @@ impl RankClient {
         Ok(Self { rank, address: address.clone(), client, run: None })
     }
 
-    /// What the rank says of itself.
-    pub(super) async fn describe(&mut self) -> Result<ShardDescription, ShardError> {
-        let call = self.client.describe(limited(wire::DescribeRequest {}));
+    /// What the rank says of itself. It leaves if its epoch is `lost`.
+    pub(super) async fn describe(&mut self, lost: Option<Epoch>) -> Result<ShardDescription, ShardError> {
+        let request = wire::DescribeRequest { lost_epoch: lost.map(|epoch| epoch.0) };
+        let call = self.client.describe(limited(request));
         let answer = call.await.map_err(|status| failed(&self.address, "Describe", &status))?;
         Ok(answer.into_inner().into())
     }
 
-    /// Sizes its KV cache and opens its stream of steps.
-    pub(super) async fn configure(&mut self, config: GroupConfig) -> Result<(), ShardError> {
+    /// Sizes its KV cache. Returns how many steps it has begun.
+    pub(super) async fn configure(&mut self, config: GroupConfig) -> Result<u64, ShardError> {
         let GroupConfig { epoch, blocks, max_step_tokens } = config;
         let request = wire::ConfigureRequest { epoch: epoch.0, blocks: blocks.0, max_step_tokens };
         let call = self.client.configure(limited(request));
-        call.await.map_err(|status| failed(&self.address, "Configure", &status))?;
+        let answer = call.await.map_err(|status| failed(&self.address, "Configure", &status))?;
+        Ok(answer.into_inner().steps)
+    }
+
+    /// Opens its stream of steps.
+    pub(super) async fn open(&mut self) -> Result<(), ShardError> {
         let (steps, queue) = mpsc::channel(STEPS_ON_THE_WAY);
         let opening = tokio::time::timeout(CALL_LIMIT, self.client.run(ReceiverStream::new(queue)));
         let opened = opening.await.map_err(|_| ShardError::TooSlow { limit: CALL_LIMIT })?;

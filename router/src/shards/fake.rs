@@ -65,7 +65,38 @@ struct Observed {
     steps: u64,
     failure: Option<String>,
     ignores_masks: bool,
-    poison: Option<TokenId>,
+    poison: Option<Poison>,
+    garbage: Option<Garbage>,
+}
+
+/// What a poisonous sequence does to a group.
+#[derive(Clone, Copy)]
+enum Poison {
+    /// It is lost with a prompt that has this token.
+    Fells(TokenId),
+    /// Numbers of a sequence whose prompt has this token are none.
+    Breaks(TokenId),
+}
+
+/// An answer that no group gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Garbage {
+    /// Of another incarnation.
+    WrongEpoch,
+    /// To another step.
+    WrongStep,
+    /// Without one of the sequences.
+    MissingSequence,
+    /// With a sequence twice.
+    DoubledSequence,
+    /// Of a sequence that was not asked for.
+    OtherSequence,
+    /// Without the token that was asked for.
+    NoToken,
+    /// With a token the model does not have.
+    UnknownToken,
+    /// With something that is no number.
+    NotANumber,
 }
 
 /// The group itself.
@@ -135,7 +166,17 @@ impl FakeControl {
 
     /// The group is lost with every step that computes a sequence whose prompt has this token.
     pub fn fall_over(&self, poison: TokenId) {
-        self.shared.observed().poison = Some(poison);
+        self.shared.observed().poison = Some(Poison::Fells(poison));
+    }
+
+    /// What is computed of a sequence whose prompt has this token is no number.
+    pub fn break_numbers(&self, poison: TokenId) {
+        self.shared.observed().poison = Some(Poison::Breaks(poison));
+    }
+
+    /// The next step is answered with garbage.
+    pub fn answer_garbage(&self, garbage: Garbage) {
+        self.shared.observed().garbage = Some(garbage);
     }
 
     /// Every token is chosen as if there were no grammars.
@@ -161,7 +202,7 @@ impl Shared {
 }
 
 impl ShardGroup for FakeGroup {
-    async fn describe(&mut self) -> Result<Vec<ShardDescription>, ShardError> {
+    async fn describe(&mut self, _lost: Option<Epoch>) -> Result<Vec<ShardDescription>, ShardError> {
         let epoch = self.shared.present()?;
         let block_bytes = Bytes(1024);
         Ok(vec![ShardDescription {
@@ -221,7 +262,7 @@ impl ShardGroup for FakeGroup {
 
 impl FakeGroup {
     fn is_poisoned_by(&self, step: &Step) -> bool {
-        let Some(poison) = self.shared.observed().poison else { return false };
+        let Some(Poison::Fells(poison)) = self.shared.observed().poison else { return false };
         let started = |id: SequenceId| step.starts.iter().find(|start| start.sequence == id);
         let has_it = |id: SequenceId| match (self.sequences.get(&id), started(id)) {
             (_, Some(start)) => start.context[..start.prompt_tokens.len()].contains(&poison),
@@ -266,7 +307,22 @@ impl FakeGroup {
             results.push(SequenceResult { sequence, prompt, outcome });
         }
         assert!(masks.is_empty(), "masks of sequences without work");
-        StepOutput { epoch: step.epoch, step_id: step.step_id, results, timings: TIMINGS }
+        let mut output = StepOutput { epoch: step.epoch, step_id: step.step_id, results, timings: TIMINGS };
+        self.break_poisonous(&mut output);
+        if let Some(garbage) = self.shared.observed().garbage.take() {
+            garbage.spoil(&mut output);
+        }
+        output
+    }
+
+    fn break_poisonous(&self, output: &mut StepOutput) {
+        let Some(Poison::Breaks(poison)) = self.shared.observed().poison else { return };
+        for result in &mut output.results {
+            let known = self.sequences.get(&result.sequence);
+            if known.is_some_and(|known| known.context[..known.prompt].contains(&poison)) {
+                spoil_numbers(result);
+            }
+        }
     }
 
     fn chunk(
@@ -326,6 +382,32 @@ impl FakeGroup {
             sampled.logprob -= (token.0 % 16) as f32 / 16.0;
         }
         Ok((prompt, Outcome::Sampled(sampled)))
+    }
+}
+
+impl Garbage {
+    fn spoil(self, output: &mut StepOutput) {
+        let results = &mut output.results;
+        match self {
+            Self::WrongEpoch => output.epoch.0 += 1,
+            Self::WrongStep => output.step_id.0 -= 1,
+            Self::MissingSequence => drop(results.pop()),
+            Self::DoubledSequence => results.extend_from_within(..1),
+            Self::OtherSequence => results.iter_mut().for_each(|result| result.sequence.0 += 1),
+            Self::NoToken => results.iter_mut().for_each(|result| result.outcome = Outcome::Computed),
+            Self::UnknownToken => {
+                let token = TokenLogprobs { token: TokenId(u32::MAX), logprob: -1.0, top: Vec::new() };
+                results.iter_mut().for_each(|result| result.outcome = Outcome::Sampled(token.clone()));
+            }
+            Self::NotANumber => results.iter_mut().for_each(spoil_numbers),
+        }
+    }
+}
+
+fn spoil_numbers(result: &mut SequenceResult) {
+    match &mut result.outcome {
+        Outcome::Sampled(token) => token.logprob = f32::NAN,
+        Outcome::Computed | Outcome::Failed(_) => {}
     }
 }
 

@@ -3,7 +3,7 @@
 use futures::StreamExt;
 use futures::future::try_join_all;
 use futures::stream::FuturesUnordered;
-use lockstep_proto::{Rank, ShardDescription, Step, StepOutput, StepTimings, TraceParent};
+use lockstep_proto::{Epoch, Rank, ShardDescription, Step, StepOutput, StepTimings, TraceParent};
 
 use super::client::RankClient;
 use super::{GroupConfig, ShardAddress, ShardError, ShardGroup};
@@ -23,17 +23,23 @@ impl RemoteGroup {
 }
 
 impl ShardGroup for RemoteGroup {
-    async fn describe(&mut self) -> Result<Vec<ShardDescription>, ShardError> {
+    async fn describe(&mut self, lost: Option<Epoch>) -> Result<Vec<ShardDescription>, ShardError> {
         // Connections of an earlier incarnation lead nowhere.
         self.ranks.clear();
         let connecting =
             (0..).zip(&self.addresses).map(|(rank, address)| RankClient::connect(Rank(rank), address));
         self.ranks = try_join_all(connecting).await?;
-        try_join_all(self.ranks.iter_mut().map(RankClient::describe)).await
+        try_join_all(self.ranks.iter_mut().map(|rank| rank.describe(lost))).await
     }
 
     async fn configure(&mut self, config: GroupConfig) -> Result<(), ShardError> {
-        try_join_all(self.ranks.iter_mut().map(|rank| rank.configure(config))).await?;
+        let steps = try_join_all(self.ranks.iter_mut().map(|rank| rank.configure(config))).await?;
+        // None of them takes a step of an earlier router any more. One that has begun a step that another was not
+        // given would exchange data of that step with the other's next.
+        if steps.iter().any(|steps_of_one| Some(steps_of_one) != steps.first()) {
+            return Err(ShardError::OutOfStep { epoch: config.epoch, steps });
+        }
+        try_join_all(self.ranks.iter_mut().map(RankClient::open)).await?;
         Ok(())
     }
 

@@ -77,11 +77,19 @@ pub enum ShardError {
         /// What it answered.
         step: u64,
     },
+    /// They wait for each other in different steps.
+    #[error("form a group: the ranks of epoch {epoch} have begun {steps:?} steps, expected equal numbers")]
+    OutOfStep {
+        /// Which ranks.
+        epoch: Epoch,
+        /// What they tell, in their order.
+        steps: Vec<u64>,
+    },
     /// The ranks do not form one group.
     #[error("form a group: {0}")]
     NoGroup(String),
     /// It took too long.
-    #[error("finish within {} s", limit.as_secs())]
+    #[error("finish within {} s", limit.as_secs_f32())]
     TooSlow {
         /// How long it was given.
         limit: Duration,
@@ -102,9 +110,13 @@ pub struct GroupConfig {
 /// All ranks as one. Any error means that what the group held is lost.
 pub trait ShardGroup: Send + 'static {
     /// Connects to every rank and asks what it is; in the order of ranks.
-    fn describe(&mut self) -> impl Future<Output = Result<Vec<ShardDescription>, ShardError>> + Send;
+    /// A rank of the epoch `lost` or an earlier one leaves.
+    fn describe(
+        &mut self,
+        lost: Option<Epoch>,
+    ) -> impl Future<Output = Result<Vec<ShardDescription>, ShardError>> + Send;
 
-    /// Sizes the KV cache and opens the stream of steps.
+    /// Sizes the KV cache and opens the stream of steps, where all ranks have begun equally many.
     fn configure(&mut self, config: GroupConfig) -> impl Future<Output = Result<(), ShardError>> + Send;
 
     /// Computes one step on every rank; the output is rank 0's. The first rank to fail fails the step.

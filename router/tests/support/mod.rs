@@ -12,7 +12,7 @@ use http_body_util::BodyExt;
 use lockstep_process::tasks::Tasks;
 use lockstep_process::traces::Traces;
 use lockstep_proto::{TokenId, Tokens, Watermark};
-use lockstep_router::app::{App, AppConfig, Patience};
+use lockstep_router::app::{App, AppConfig, KeptAnswers, Patience};
 use lockstep_router::chat::{ChatTemplate, TemplateTokens};
 use lockstep_router::engine::EngineConfig;
 use lockstep_router::http::auth::AccessConfig;
@@ -69,6 +69,7 @@ pub fn config() -> AppConfig {
                 prefix_cache: PrefixCaching::Enabled,
             },
             step_timeout: Duration::from_secs(60),
+            min_step_timeout: Duration::from_secs(60),
             group_loss_timeout: Duration::from_secs(120),
         },
         patience: Patience {
@@ -76,7 +77,7 @@ pub fn config() -> AppConfig {
             client_timeout: Duration::from_secs(60),
             resume_window: None,
         },
-        response_cache_bytes: 0,
+        kept: KeptAnswers::default(),
         unknown_fields: UnknownFields::Ignore,
         access: AccessConfig::default(),
         compute_type: None,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use lockstep_models::ModelFiles;
+use lockstep_process::reports;
 
 use super::choices::{Bias, Head, NormKind, NormWeight};
 use super::embedding::Embedding;
@@ -31,6 +32,7 @@ pub(super) fn load(
     spec: &ModelSpec,
     dtype: Dtype,
     communicator: Arc<dyn Communicator>,
+    told: reports::Progress,
 ) -> Result<Decoder, LoadError> {
     let split = Split { rank: communicator.rank(), world_size: communicator.world_size() };
     let slice = Slice::of(spec, split)?;
@@ -44,7 +46,7 @@ pub(super) fn load(
         products,
         dtype,
         isa: Isa::of_this_machine(),
-        progress: Progress::new(split.rank, plan.weights),
+        progress: Progress::new(split.rank, plan.weights, told),
     };
     Ok(Decoder {
         spec: spec.clone(),

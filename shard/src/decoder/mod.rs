@@ -23,6 +23,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use lockstep_models::ModelFiles;
+use lockstep_process::reports::Progress;
 use lockstep_proto::{Blocks, Bytes};
 use thiserror::Error;
 
@@ -106,7 +107,21 @@ impl Decoder {
         dtype: Dtype,
         communicator: Arc<dyn Communicator>,
     ) -> Result<Self, LoadError> {
-        load::load(files, spec, dtype, communicator)
+        Self::load_telling(files, spec, dtype, communicator, Progress::default())
+    }
+
+    /// As [`Self::load`]; each piece of the weights advances `progress`.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_telling(
+        files: &ModelFiles,
+        spec: &ModelSpec,
+        dtype: Dtype,
+        communicator: Arc<dyn Communicator>,
+        progress: Progress,
+    ) -> Result<Self, LoadError> {
+        load::load(files, spec, dtype, communicator, progress)
     }
 
     /// KV blocks for this rank, in memory that is taken as they are first written.

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::model::LogitRows;
 use super::plan::{Ask, Computed, Entry, Purpose};
 use super::sequences::Sequences;
-use crate::sampling;
+use crate::sampling::{self, SamplingError};
 
 /// What a step means for a sequence, on every rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +26,16 @@ const FAILED_ON_RANK_0: &str = "rank 0 could not sample it";
 const NOT_COMPUTED: &str = "choose a token: its logits were not computed";
 
 /// What was found in a row of logits, or why nothing was.
-pub(super) type Found = Result<TokenLogprobs, String>;
+pub(super) type Found = Result<TokenLogprobs, Missing>;
+
+/// Why nothing was found in a row of logits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// The row holds no numbers: this rank or its sequence is broken, and nothing it computes can be believed.
+    Numbers(SamplingError),
+    /// The sequence cannot go on.
+    Choice(String),
+}
 
 /// What is found in a slice of logits, one a purpose. Rows do not depend on each other, so neither does their
 /// order of computation matter.
@@ -40,7 +49,7 @@ pub(super) fn found<L: LogitRows>(purposes: &[Purpose], sequences: &Sequences, l
 }
 
 fn found_in(logits: &[f32], purpose: &Purpose, sequences: &Sequences) -> Found {
-    let sequence = sequences.get(purpose.sequence).map_err(|error| error.to_string())?;
+    let sequence = sequences.get(purpose.sequence).map_err(|error| Missing::Choice(error.to_string()))?;
     let sampler = &sequence.sampler;
     let found = match &purpose.ask {
         Ask::Known(token) => {
@@ -48,7 +57,19 @@ fn found_in(logits: &[f32], purpose: &Purpose, sequences: &Sequences) -> Found {
         }
         Ask::Sample(allowed) => sampler.sample(logits, allowed.as_deref(), sequence.output_position()),
     };
-    found.map_err(|error| error.to_string())
+    found.map_err(|error| match error {
+        SamplingError::NotFinite { .. } => Missing::Numbers(error),
+        SamplingError::NothingLeft => Missing::Choice(error.to_string()),
+    })
+}
+
+/// Why no row of a step is to be believed, if any is no row of numbers.
+pub(super) fn check_numbers(found: &[Found]) -> Result<(), SamplingError> {
+    let broken = found.iter().find_map(|found| match found {
+        Err(Missing::Numbers(error)) => Some(*error),
+        Err(Missing::Choice(_)) | Ok(_) => None,
+    });
+    broken.map_or(Ok(()), Err)
 }
 
 /// One result an entry of the plan, from what was found in all its rows of logits, in their order.
@@ -67,7 +88,8 @@ fn result(entry: &Entry, found: &mut impl Iterator<Item = Found>) -> SequenceRes
         Entry::Failed(sequence, reason) => failed(*sequence, reason.clone()),
         Entry::Computed(computed) => match of_computed(computed, found) {
             Ok(result) => result,
-            Err(reason) => failed(computed.sequence, reason),
+            Err(Missing::Choice(reason)) => failed(computed.sequence, reason),
+            Err(Missing::Numbers(error)) => failed(computed.sequence, error.to_string()),
         },
     }
 }
@@ -75,13 +97,15 @@ fn result(entry: &Entry, found: &mut impl Iterator<Item = Found>) -> SequenceRes
 fn of_computed(
     computed: &Computed,
     found: &mut impl Iterator<Item = Found>,
-) -> Result<SequenceResult, String> {
+) -> Result<SequenceResult, Missing> {
     let Computed { sequence, known_rows, sampling } = computed;
     // All of a chunk's rows are taken, even where the first has failed: the next chunk's come after them.
     let prompt: Vec<Found> = found.by_ref().take(*known_rows).collect();
     let outcome = match sampling {
         Sampling::Skip => Outcome::Computed,
-        Sampling::Sample => Outcome::Sampled(found.next().unwrap_or_else(|| Err(NOT_COMPUTED.to_owned()))?),
+        Sampling::Sample => {
+            Outcome::Sampled(found.next().unwrap_or_else(|| Err(Missing::Choice(NOT_COMPUTED.to_owned())))?)
+        }
     };
     let prompt = prompt.into_iter().collect::<Result<_, _>>()?;
     Ok(SequenceResult { sequence: *sequence, prompt, outcome })

@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use super::model::ModelError;
 use crate::comm::CommError;
-use crate::sampling::ParamsError;
+use crate::sampling::{ParamsError, SamplingError};
 
 /// A step that was not computed.
 #[derive(Debug, Error)]
@@ -34,6 +34,10 @@ pub enum FatalError {
     /// The model could not compute.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// What it computed is no number. Its next incarnation is asked again; where the sequence is to blame, it is the
+    /// router that finds out which.
+    #[error(transparent)]
+    Numbers(#[from] SamplingError),
     /// The group is broken.
     #[error(transparent)]
     Comm(#[from] CommError),

@@ -36,6 +36,8 @@ pub struct Engine<M> {
     limits: Option<Limits>,
     sequences: Sequences,
     last_step: Option<StepId>,
+    /// Begun since it was loaded.
+    steps: u64,
 }
 
 /// What an engine is part of.
@@ -62,7 +64,7 @@ pub struct Configuration {
 impl<M: Model> Engine<M> {
     /// An engine that knows no sequence and has no KV cache yet.
     pub fn new(model: M, group: Group) -> Self {
-        Self { model, group, limits: None, sequences: Sequences::default(), last_step: None }
+        Self { model, group, limits: None, sequences: Sequences::default(), last_step: None, steps: 0 }
     }
 
     /// The other ranks.
@@ -118,6 +120,11 @@ impl<M: Model> Engine<M> {
         Ok(())
     }
 
+    /// How many steps were begun. Ranks that exchange data do so in the same one.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
     /// Forgets every sequence: a router that opens a stream starts them anew.
     pub fn on_stream_opened(&mut self) {
         self.sequences.clear();
@@ -132,6 +139,7 @@ impl<M: Model> Engine<M> {
         let step_id = step.step_id;
         let invalid = |reason| StepError::Invalid { step: step_id, reason };
         let plan = self.plan(step).map_err(invalid)?;
+        self.steps += 1;
         let comm_before = self.group.comm.nanoseconds();
         let fatal = |reason| StepError::Fatal { step: step_id, reason };
         let (results, mut timings) = self.compute(&plan).map_err(fatal)?;
@@ -169,6 +177,7 @@ impl<M: Model> Engine<M> {
             return Ok((Vec::new(), StepTimings::default()));
         }
         let (found, timings) = self.found(plan)?;
+        choose::check_numbers(&found)?;
         let results = match self.group.comm.rank() {
             Rank(0) => choose::results(&plan.entries, found),
             Rank(_) => Vec::new(),

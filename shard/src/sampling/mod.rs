@@ -38,16 +38,16 @@ pub struct Sampler {
     previous: Option<TokenId>,
 }
 
-/// Logits from which nothing can be chosen. The sequence cannot go on.
+/// Logits from which nothing can be chosen.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum SamplingError {
-    /// The model computed no number.
+    /// The model computed no number: the rank cannot go on.
     #[error("choose a token: the model's logits hold {found}; its weights or the context are broken")]
     NotFinite {
         /// NaN or infinity.
         found: &'static str,
     },
-    /// Nothing has a probability above zero.
+    /// Nothing has a probability above zero: the sequence cannot go on.
     #[error("choose a token: the grammar and the penalties leave none of the vocabulary")]
     NothingLeft,
 }

@@ -59,7 +59,15 @@ pub(in crate::http) enum Listener {
     /// All of it is content.
     Plain,
     /// There may be calls in it.
-    Calls { parser: Box<CallParser>, style: CallStyle, begun: usize },
+    Calls { parser: Box<CallParser>, ids: CallIds, begun: usize },
+}
+
+/// Where the ids of an answer's calls come from.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::http) struct CallIds {
+    style: CallStyle,
+    /// What they are drawn with; absent where they come once.
+    seed: Option<u64>,
 }
 
 impl Listener {
@@ -69,14 +77,22 @@ impl Listener {
             None => Self::Plain,
             Some(rules) => {
                 let parser = Box::new(CallParser::new(style, rules.names()));
-                Self::Calls { parser, style, begun: 0 }
+                Self::Calls { parser, ids: CallIds { style, seed: None }, begun: 0 }
             }
         }
     }
 
+    /// Of a request's `choice`, whose calls have the same ids each time where `seed` is given.
+    pub(in crate::http) fn named(mut self, seed: Option<u64>, choice: usize) -> Self {
+        if let Self::Calls { ids, .. } = &mut self {
+            ids.seed = seed.map(|seed| mixed(seed ^ mixed(choice as u64)));
+        }
+        self
+    }
+
     /// A whole answer.
     pub(in crate::http) fn hear_all(mut self, text: String, reason: FinishReason) -> Said {
-        let Self::Calls { parser, style, .. } = &mut self else {
+        let Self::Calls { parser, ids, .. } = &mut self else {
             return Said { content: Some(text), calls: Vec::new(), finish_reason: finish_reason(reason) };
         };
         let mut pieces = parser.push(&text);
@@ -86,7 +102,7 @@ impl Listener {
         for piece in pieces {
             match piece {
                 Piece::Content(text) => content.push_str(&text),
-                Piece::Call { name } => calls.push(ToolCall::new(*style, name)),
+                Piece::Call { name } => calls.push(ToolCall::new(ids.id(calls.len()), name)),
                 Piece::Arguments(text) => {
                     if let Some(call) = calls.last_mut() {
                         call.function.arguments.push_str(&text);
@@ -104,7 +120,7 @@ impl Listener {
         text: &str,
         reason: Option<FinishReason>,
     ) -> (Vec<Delta>, Option<&'static str>) {
-        let Self::Calls { parser, style, begun } = self else {
+        let Self::Calls { parser, ids, begun } = self else {
             let delta = (!text.is_empty()).then(|| Delta::of_content(text.to_owned()));
             return (delta.into_iter().collect(), reason.map(finish_reason));
         };
@@ -119,7 +135,8 @@ impl Listener {
             Piece::Content(text) => Delta::of_content(text),
             Piece::Call { name } => {
                 *begun += 1;
-                Delta::of_call(ToolCallDelta::beginning(*begun - 1, ToolCall::new(*style, name)))
+                let index = *begun - 1;
+                Delta::of_call(ToolCallDelta::beginning(index, ToolCall::new(ids.id(index), name)))
             }
             Piece::Arguments(text) => Delta::of_call(ToolCallDelta::more(begun.saturating_sub(1), text)),
         });
@@ -136,9 +153,9 @@ impl Listener {
 }
 
 impl ToolCall {
-    fn new(style: CallStyle, name: String) -> Self {
+    fn new(id: String, name: String) -> Self {
         let function = CalledFunction { name, arguments: String::new() };
-        Self { id: new_id(style), kind: "function", function }
+        Self { id, kind: "function", function }
     }
 }
 
@@ -176,9 +193,30 @@ pub(in crate::http) fn with_new_call_ids(text: &str, style: CallStyle) -> String
     renamed
 }
 
+impl CallIds {
+    /// Of the answer's `index`-th call.
+    fn id(self, index: usize) -> String {
+        let Some(seed) = self.seed else { return new_id(self.style) };
+        let (high, low) =
+            (mixed(seed.wrapping_add(2 * index as u64)), mixed(seed.wrapping_add(2 * index as u64 + 1)));
+        written_id(self.style, &format!("{high:016x}{low:016x}"))
+    }
+}
+
+/// The output function of splitmix64 (Steele, Lea and Flood 2014): each input has an output of its own.
+fn mixed(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
 /// An id that no other call has, in the form that the model's own template takes.
 fn new_id(style: CallStyle) -> String {
-    let random = uuid::Uuid::new_v4().simple().to_string();
+    written_id(style, &uuid::Uuid::new_v4().simple().to_string())
+}
+
+fn written_id(style: CallStyle, random: &str) -> String {
     // The last digits are all random.
     let last = |count: usize| random.get(random.len() - count..).unwrap_or_default();
     match style {

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::calls::{Said, ToolCall, ToolCallDelta};
 use crate::engine::FinishReason;
+use crate::journal::Origin;
 
 /// What every answer and chunk says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,11 +18,19 @@ pub(in crate::http) struct Envelope {
 }
 
 impl Envelope {
-    /// Of an answer that begins now; `kind` is what its id begins with.
-    pub(in crate::http) fn new(kind: &str, model: String, system_fingerprint: String) -> Self {
-        let id = format!("{kind}-{}", uuid::Uuid::new_v4().simple());
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        Self { id, created, model, system_fingerprint }
+    /// Of an answer that begins now, or at its origin; `kind` is what its id begins with.
+    pub(in crate::http) fn new(
+        kind: &str,
+        model: String,
+        system_fingerprint: String,
+        origin: Option<&Origin>,
+    ) -> Self {
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let (answer, created) = match origin {
+            Some(origin) => (origin.answer, origin.created),
+            None => (uuid::Uuid::new_v4(), now()),
+        };
+        Self { id: format!("{kind}-{}", answer.simple()), created, model, system_fingerprint }
     }
 }
 

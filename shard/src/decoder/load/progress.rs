@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
+use lockstep_process::reports;
 use lockstep_proto::{Bytes, Rank};
 use tracing::info;
 
@@ -18,16 +19,19 @@ pub(super) struct Progress {
     total: Bytes,
     done: Cell<u64>,
     said: Cell<Instant>,
+    told: reports::Progress,
 }
 
 impl Progress {
-    pub(super) fn new(rank: Rank, total: Bytes) -> Self {
-        Self { rank, total, done: Cell::new(0), said: Cell::new(Instant::now()) }
+    /// Of `total` bytes, none of which is packed; `told` advances with each piece.
+    pub(super) fn new(rank: Rank, total: Bytes, told: reports::Progress) -> Self {
+        Self { rank, total, done: Cell::new(0), said: Cell::new(Instant::now()), told }
     }
 
     /// Counts bytes that are packed.
     pub(super) fn add(&self, bytes: usize) {
         self.done.set(self.done.get() + bytes as u64);
+        self.told.advance();
         if self.said.get().elapsed() >= INTERVAL {
             self.said.set(Instant::now());
             info!(rank = %self.rank, "loading {}", bar(Bytes(self.done.get()), self.total));

@@ -1,0 +1,219 @@
+//! Streams on disk: what was asked and what was answered, so that another process can go on where this one died.
+//!
+//! A token is written down before it is told. Whether what is written survives the machine, and not the process
+//! alone, is for [`Fsync`] to say. A disk that fails turns the journal off; streams go on without it.
+
+mod codec;
+mod disk;
+mod record;
+mod shelf;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use lockstep_process::tasks::{Fate, Tasks};
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use self::disk::Folder;
+use self::writer::{Command, Writer};
+use crate::engine::GenerationEvent;
+use crate::metrics::Metrics;
+
+pub use record::{Beginning, KeptRequest, Origin, Record, Segment, parse};
+
+/// How often what was written is brought to the disk with [`Fsync::Interval`].
+const BETWEEN_SYNCS: Duration = Duration::from_secs(1);
+
+/// Records that wait to be written. Each stream waits for its last one before it has the next, so this is more than
+/// there are streams on most servers; others wait here a little longer.
+const RECORDS_WAITING: usize = 256;
+
+/// When what was written is brought to the disk. A process that dies loses nothing either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Fsync {
+    /// When the system sees fit: a machine that dies loses the last half minute or so.
+    Never,
+    /// Once a second: a machine that dies loses that second.
+    Interval,
+    /// Before each token is told.
+    Always,
+}
+
+/// Where streams are written down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JournalConfig {
+    /// A folder of this server's own.
+    pub folder: PathBuf,
+    /// When it reaches the disk.
+    pub fsync: Fsync,
+}
+
+/// The journal cannot be kept.
+#[derive(Debug, Error)]
+pub enum JournalError {
+    /// The folder cannot be used.
+    #[error("keep a journal in {folder}: {source}; see --journal")]
+    Folder {
+        /// Which.
+        folder: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another router writes there.
+    #[error(
+        "keep a journal in {folder}: another server has it; give each a folder of its own with --journal"
+    )]
+    Taken {
+        /// Which.
+        folder: PathBuf,
+    },
+    /// The system starts no more threads.
+    #[error("start the journal's thread: {0}")]
+    Thread(io::Error),
+}
+
+/// A stream as another process left it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recovered {
+    /// What was asked.
+    pub beginning: Beginning,
+    /// What its answers, by place, brought, in the order it was told.
+    pub events: Vec<(usize, GenerationEvent)>,
+}
+
+/// The way to the journal; clones lead to the same one.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    commands: mpsc::Sender<Command>,
+}
+
+impl Journal {
+    /// Opens the journal, and returns the streams that may still be taken up: something was told of them within `window`.
+    ///
+    /// # Errors
+    /// When the folder cannot be used.
+    pub fn open(
+        config: &JournalConfig,
+        window: Duration,
+        metrics: Arc<Metrics>,
+        tasks: &Tasks,
+    ) -> Result<(Self, Vec<Recovered>), JournalError> {
+        let failed = |source| JournalError::Folder { folder: config.folder.clone(), source };
+        let taken = || JournalError::Taken { folder: config.folder.clone() };
+        let folder = Folder::open(&config.folder).map_err(failed)?.ok_or_else(taken)?;
+        let (found, torn) = folder.read(window).map_err(failed)?;
+        if torn > 0 {
+            warn!(bytes = torn, "the journal ends in the middle of a record, which is left out");
+        }
+        let (recovered, shelf) = recover(found);
+        info!(streams = recovered.len(), folder = %config.folder.display(), "journal opened");
+        let (commands, inbox) = mpsc::channel(RECORDS_WAITING);
+        let writer = Writer::begin(folder, shelf, config.fsync, metrics).map_err(failed)?;
+        let work = move || writer.run(inbox);
+        std::thread::Builder::new().name("journal".to_owned()).spawn(work).map_err(JournalError::Thread)?;
+        let journal = Self { commands };
+        match config.fsync {
+            Fsync::Never | Fsync::Always => {}
+            Fsync::Interval => {
+                let stop = tasks.stop_token().clone();
+                let commands = journal.commands.downgrade();
+                tasks.spawn("journal sync", Fate::Log, async move {
+                    let syncing = sync_now_and_then(commands);
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => {}
+                        () = syncing => {}
+                    }
+                });
+            }
+        }
+        Ok((journal, recovered))
+    }
+
+    /// Writes a record down. What comes back is told once it is written, or the journal has failed.
+    pub async fn write(&self, record: &Record) -> oneshot::Receiver<()> {
+        let (done, written) = oneshot::channel();
+        if let Some(bytes) = record.encode() {
+            let command = Command::Write { stream: record.stream(), bytes, done };
+            // A writer that is gone writes nothing; the dropped sender says so.
+            let _ = self.commands.send(command).await;
+        }
+        written
+    }
+
+    /// Nobody may take the stream up any more.
+    pub fn forget(&self, stream: Uuid) {
+        // Where there is no room, the next process finds that nobody comes for it.
+        let _ = self.commands.try_send(Command::Forget { stream });
+    }
+}
+
+async fn sync_now_and_then(commands: mpsc::WeakSender<Command>) {
+    loop {
+        tokio::time::sleep(BETWEEN_SYNCS).await;
+        let Some(commands) = commands.upgrade() else { return };
+        if commands.send(Command::Sync).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A segment as it was found.
+#[derive(Debug)]
+struct Found {
+    number: u64,
+    records: Vec<Record>,
+    /// Whether it was written to within the window.
+    is_fresh: bool,
+}
+
+/// The streams in segments, oldest first, that may still be taken up, and which segments they are in.
+fn recover(found: Vec<Found>) -> (Vec<Recovered>, shelf::Shelf) {
+    let mut streams: BTreeMap<Uuid, (Recovered, bool)> = BTreeMap::new();
+    let mut shelf = shelf::Shelf::default();
+    for Found { number, records, is_fresh } in found {
+        shelf.open(number);
+        for record in records {
+            let stream = record.stream();
+            match record {
+                Record::Begun(beginning) => {
+                    let recovered = Recovered { beginning: *beginning, events: Vec::new() };
+                    streams.insert(stream, (recovered, is_fresh));
+                }
+                Record::Heard { place, event, .. } => {
+                    let Some((recovered, fresh)) = streams.get_mut(&stream) else { continue };
+                    recovered.events.push((place as usize, event));
+                    *fresh = is_fresh;
+                }
+                Record::Forgotten { .. } => {
+                    streams.remove(&stream);
+                    shelf.forget(stream);
+                    continue;
+                }
+            }
+            shelf.note(stream);
+        }
+    }
+    streams.retain(|stream, (_, fresh)| {
+        if !*fresh {
+            shelf.forget(*stream);
+        }
+        *fresh
+    });
+    (streams.into_values().map(|(recovered, _)| recovered).collect(), shelf)
+}
+
+/// Where a segment is.
+fn path_of(folder: &Path, number: u64) -> PathBuf {
+    folder.join(format!("{number:012}.journal"))
+}
