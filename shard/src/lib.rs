@@ -29,4 +29,6 @@ mod worker;
 
 pub use error::{ShardError, StreamEnd};
 pub use load::{LoadError, Loaded};
+#[doc(hidden)]
+pub use ops::cpu::limits;
 pub use serve::{run, serve};
