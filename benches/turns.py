@@ -3,6 +3,10 @@
 import json
 import statistics
 import subprocess
+import time
+
+# Threads that wait in a loop for the next step have gone to sleep by then.
+PAUSE_S = 0.2
 
 
 class Contestant:
@@ -26,6 +30,7 @@ class Contestant:
         return json.loads(line)
 
     def ask(self, line):
+        time.sleep(PAUSE_S)
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
         return self.answer()

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use super::huge_memory::HugeMemory;
 
-/// Multiply-adds of one thread in a measurement of a peak: some tens of milliseconds.
-const ROUNDS: u64 = 4_000_000;
+/// Rounds of multiply-adds in a measurement of a peak: some ten milliseconds.
+const ROUNDS: u64 = 2_000_000;
 
 /// Independent sums: more than a multiply-add takes cycles times how many begin in each.
 const SUMS: usize = 16;
