@@ -1,9 +1,12 @@
 """Programs that stay alive and take turns: a line in, a line of JSON out; and what is made of their answers."""
 
+import contextlib
 import json
+import os
 import statistics
 import subprocess
 import time
+from pathlib import Path
 
 # Threads that wait in a loop for the next step have gone to sleep by then.
 PAUSE_S = 0.2
@@ -45,6 +48,35 @@ class Contestant:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+class Company:
+    """How much of the processors others used meanwhile: what makes a run one to repeat."""
+
+    def __init__(self, players):
+        self.players = players
+        self.before = self.now()
+
+    def now(self):
+        """Seconds on the clock, of all processes, and of those that take part."""
+        with contextlib.suppress(OSError):
+            user, nice, system, _, _, interrupts, soft, stolen, *_ = map(
+                int, Path("/proc/stat").read_text().splitlines()[0].split()[1:])
+            own = 0
+            for player in self.players:
+                fields = Path(f"/proc/{player.process.pid}/stat").read_text().rpartition(")")[2].split()
+                own += int(fields[11]) + int(fields[12])
+            tick = os.sysconf("SC_CLK_TCK")
+            return time.perf_counter(), (user + nice + system + interrupts + soft + stolen) / tick, own / tick
+        return None
+
+    def share(self):
+        """Of all processors since the start; None where the system does not say."""
+        after = self.now()
+        if self.before is None or after is None:
+            return None
+        wall, busy, own = (end - begin for begin, end in zip(self.before, after))
+        return max(0.0, (busy - own) / (wall * os.cpu_count()))
 
 
 def median(values):

@@ -114,7 +114,8 @@ struct Streams {
 /// What steps took.
 #[derive(Default)]
 struct Times {
-    whole: f64,
+    /// Each step's seconds.
+    steps: Vec<f64>,
     forward: f64,
     sample: f64,
     /// What the last step sampled.
@@ -159,7 +160,8 @@ impl BareEngine {
             "streams": self.streams.ids.len(),
             "tokens": tokens,
             "depth": self.streams.computed.0,
-            "seconds": times.whole,
+            "seconds": times.steps.iter().sum::<f64>(),
+            "median_step_seconds": median(times.steps),
             "forward_seconds": times.forward,
             "sample_seconds": times.sample,
             "sampled": times.sampled,
@@ -220,7 +222,7 @@ impl BareEngine {
         self.steps += 1;
         let begun = Instant::now();
         let output = self.engine.run_step(step)?;
-        times.whole += begun.elapsed().as_secs_f64();
+        times.steps.push(begun.elapsed().as_secs_f64());
         times.forward += output.timings.forward_ns as f64 / 1e9;
         times.sample += output.timings.sample_ns as f64 / 1e9;
         times.sampled.clear();
@@ -233,6 +235,11 @@ impl BareEngine {
         }
         Ok(())
     }
+}
+
+fn median(mut times: Vec<f64>) -> Option<f64> {
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied()
 }
 
 /// A step that computes `work` and nothing else.
