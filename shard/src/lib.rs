@@ -32,4 +32,6 @@ pub use error::{ShardError, StreamEnd};
 pub use lifeline::Patience;
 pub use load::{LoadError, Loaded};
 pub use ops::cpu::heap::keep_freed_memory;
+#[doc(hidden)]
+pub use ops::cpu::limits;
 pub use serve::{run, serve};
