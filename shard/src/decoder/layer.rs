@@ -7,13 +7,14 @@ use super::mlp::Mlp;
 use super::stream::{ForwardResult, Norm, Pass};
 use crate::batch::BatchSequence;
 use crate::kv::LayerKv;
+use crate::kv::layout::Pool;
 use crate::ops::add_bias::AddBias;
 use crate::ops::attention::{Attention, AttentionShape};
 use crate::ops::head_norm::HeadNorm;
 use crate::ops::linear::Linear;
 use crate::ops::projection_norm::{ProjectionNorm, ProjectionSquares};
 use crate::ops::rope::Rope;
-use crate::ops::write_kv::{Pool, WriteKv};
+use crate::ops::write_kv::WriteKv;
 
 /// One rank's part of one layer.
 pub(super) struct Layer {

@@ -5,7 +5,17 @@ use lockstep_proto::Bytes;
 use crate::batch::BLOCK_SIZE;
 use crate::dtype::Dtype;
 
+/// Which of a layer's two pools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pool {
+    Keys,
+    Values,
+}
+
 /// The sizes of one layer's blocks on one rank.
+///
+/// One head's keys, or values, of one block are a tile. Elements that one step of a product reads together
+/// are neighbours in it: of keys those of one slot, of values those of one column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct KvLayout {
     /// KV heads on this rank.
@@ -18,29 +28,50 @@ impl KvLayout {
     /// Tokens in a block.
     pub(crate) const SLOTS: usize = BLOCK_SIZE.0 as usize;
 
+    /// Elements a head has room for: whole vectors. What is beyond its width is never written, and what is
+    /// computed of it never read.
+    pub(crate) fn padded_width(self) -> usize {
+        self.head_width.next_multiple_of(Self::SLOTS)
+    }
+
     /// Elements of one head's keys, or values, in one block.
     pub(crate) fn tile_elements(self) -> usize {
-        self.head_width * Self::SLOTS
+        self.padded_width() * Self::SLOTS
     }
 
-    /// Where one head's keys, or values, of a block begin.
-    pub(crate) fn tile(self, block: usize, kv_head: usize) -> usize {
-        (block * self.kv_heads + kv_head) * self.tile_elements()
+    /// Where in a tile of keys an element is, where a step reads `step` of them: slots come before steps, so
+    /// that the scores of all of a block's tokens are computed at once.
+    pub(crate) fn key(self, slot: usize, element: usize, step: usize) -> usize {
+        (element / step * Self::SLOTS + slot) * step + element % step
     }
 
-    /// Where in a tile of keys an element is: slots are innermost, so that the scores of all of a block's
-    /// tokens are computed at once.
-    pub(crate) fn key(self, slot: usize, element: usize) -> usize {
-        element * Self::SLOTS + slot
-    }
-
-    /// Where in a tile of values an element is.
-    pub(crate) fn value(self, slot: usize, element: usize) -> usize {
-        slot * self.head_width + element
+    /// Where in a tile of values an element is, where a step reads those of `step` slots.
+    pub(crate) fn value(self, slot: usize, element: usize, step: usize) -> usize {
+        (slot / step * self.padded_width() + element) * step + slot % step
     }
 
     /// Bytes one block takes over all layers, keys and values.
     pub(crate) fn block_bytes(self, layers: usize, dtype: Dtype) -> Bytes {
         Bytes((2 * layers * self.kv_heads * self.tile_elements() * dtype.bytes()) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_element_has_a_place_of_its_own() {
+        for (head_width, step) in [(1, 1), (8, 1), (8, 2), (20, 2), (33, 2), (64, 2), (64, 1)] {
+            let layout = KvLayout { kv_heads: 1, head_width };
+            let all = || (0..KvLayout::SLOTS).flat_map(|slot| (0..head_width).map(move |at| (slot, at)));
+            let mut keys: Vec<usize> = all().map(|(slot, at)| layout.key(slot, at, step)).collect();
+            let mut values: Vec<usize> = all().map(|(slot, at)| layout.value(slot, at, step)).collect();
+            for places in [&mut keys, &mut values] {
+                places.sort_unstable();
+                assert!(places.windows(2).all(|pair| pair[0] < pair[1]), "{head_width} by {step}");
+                assert!(places[places.len() - 1] < layout.tile_elements(), "{head_width} by {step}");
+            }
+        }
     }
 }

@@ -20,9 +20,9 @@ pub struct KvPool {
 
 /// One layer's blocks.
 pub(crate) struct LayerKv {
-    /// (blocks, KV heads, head width, slots)
+    /// (blocks, KV heads, elements of a tile)
     pub(crate) keys: Tensor,
-    /// (blocks, KV heads, slots, head width)
+    /// (blocks, KV heads, elements of a tile)
     pub(crate) values: Tensor,
 }
 
@@ -58,10 +58,10 @@ impl KvPool {
         // Too many elements for a number are too many for the system, which says so below.
         let elements = (layout.tile_elements() * layout.kv_heads).saturating_mul(blocks.len());
         let layer = |_| -> candle_core::Result<LayerKv> {
-            let (heads, width, slots) = (layout.kv_heads, layout.head_width, KvLayout::SLOTS);
+            let shape = (blocks.len(), layout.kv_heads, layout.tile_elements());
             Ok(LayerKv {
-                keys: zeroes(elements, dtype)?.reshape((blocks.len(), heads, width, slots))?,
-                values: zeroes(elements, dtype)?.reshape((blocks.len(), heads, slots, width))?,
+                keys: zeroes(elements, dtype)?.reshape(shape)?,
+                values: zeroes(elements, dtype)?.reshape(shape)?,
             })
         };
         let layers = (0..layers).map(layer).collect::<candle_core::Result<_>>().map_err(failed)?;

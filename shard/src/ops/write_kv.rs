@@ -6,15 +6,13 @@ use half::bf16;
 
 use super::attention::AttentionShape;
 use super::cpu::kv_element::KvElement;
+use super::cpu::parallel::{SharedSlice, for_each_range};
 use super::{contiguous, contiguous_mut};
 use crate::batch::BatchSequence;
+use crate::kv::layout::Pool;
 
-/// Which of the two pools is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pool {
-    Keys,
-    Values,
-}
+/// Scalar operations an element takes to be rounded and put in its place.
+const OPERATIONS: usize = 8;
 
 /// Writes the batch's rows of `pool`, out of (rows, all heads, head width), into the pool.
 pub(crate) struct WriteKv<'a> {
@@ -25,8 +23,18 @@ pub(crate) struct WriteKv<'a> {
 
 impl WriteKv<'_> {
     fn on_cpu<K: KvElement>(&self, pool: &mut [K], qkv: &[f32]) {
+        let (layout, rows) = (self.shape.kv, qkv.len() / self.shape.row_elements());
+        let pool = SharedSlice::new(pool);
+        let operations = rows * layout.kv_heads * layout.head_width * OPERATIONS;
+        for_each_range(layout.kv_heads, operations, |heads| {
+            for head in heads {
+                self.write_head(pool, qkv, head);
+            }
+        });
+    }
+
+    fn write_head<K: KvElement>(&self, pool: SharedSlice<'_, K>, qkv: &[f32], head: usize) {
         let (layout, width) = (self.shape.kv, self.shape.kv.head_width);
-        let stride = (self.shape.query_heads + 2 * layout.kv_heads) * width;
         let first_head = match self.pool {
             Pool::Keys => self.shape.query_heads,
             Pool::Values => self.shape.query_heads + layout.kv_heads,
@@ -35,17 +43,11 @@ impl WriteKv<'_> {
             sequence.slots().enumerate().map(|(row, place)| (sequence.first_row + row, place))
         });
         for (row, (block, slot)) in slots {
-            let heads = &qkv[row * stride + first_head * width..][..layout.kv_heads * width];
-            for (head, elements) in heads.chunks_exact(width).enumerate() {
-                let tile = &mut pool[layout.tile(block, head)..][..layout.tile_elements()];
-                for (element, value) in elements.iter().enumerate() {
-                    let at = match self.pool {
-                        Pool::Keys => layout.key(slot, element),
-                        Pool::Values => layout.value(slot, element),
-                    };
-                    tile[at] = K::from_f32(*value);
-                }
-            }
+            let start = row * self.shape.row_elements() + (first_head + head) * width;
+            let place = K::tile(layout, block, head);
+            // SAFETY: no two heads share a tile, and one thread writes those of a head.
+            let tile = unsafe { pool.part(place.start, place.len()) };
+            K::write(tile, (layout, self.pool, slot), &qkv[start..][..width]);
         }
     }
 }
@@ -63,10 +65,10 @@ impl InplaceOp2 for WriteKv<'_> {
         qkv_layout: &Layout,
     ) -> Result<()> {
         let qkv = contiguous::<f32>(qkv, qkv_layout)?;
-        if pool.dtype() == DType::BF16 {
-            self.on_cpu::<bf16>(contiguous_mut(pool, pool_layout)?, qkv);
-        } else {
-            self.on_cpu::<f32>(contiguous_mut(pool, pool_layout)?, qkv);
+        match pool.dtype() {
+            DType::U8 => self.on_cpu::<u8>(contiguous_mut(pool, pool_layout)?, qkv),
+            DType::BF16 => self.on_cpu::<bf16>(contiguous_mut(pool, pool_layout)?, qkv),
+            _ => self.on_cpu::<f32>(contiguous_mut(pool, pool_layout)?, qkv),
         }
         Ok(())
     }

@@ -2,12 +2,22 @@
 
 use lockstep_proto::TokenId;
 
-use super::softmax;
+use super::{scan, softmax};
 
 /// Tokens with their logits, relative to the largest, in the order of the vocabulary; never empty.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Candidates {
-    tokens: Vec<Candidate>,
+    logits: Vec<f32>,
+    tokens: Tokens,
+}
+
+/// Whose the logits are.
+#[derive(Clone, Debug, PartialEq)]
+enum Tokens {
+    /// The whole vocabulary's.
+    Every,
+    /// Of these, as many as there are logits.
+    These(Vec<TokenId>),
 }
 
 /// A token that may be chosen.
@@ -27,47 +37,92 @@ impl Candidate {
 }
 
 impl Candidates {
-    /// Every token whose logit is above minus infinity; `None` when there is none.
-    pub(super) fn of(logits: &[f32]) -> Option<Self> {
-        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    /// Every token whose logit is above minus infinity, where `largest` is the largest; `None` when there is
+    /// none.
+    pub(super) fn of(mut logits: Vec<f32>, largest: f32) -> Option<Self> {
         if largest == f32::NEG_INFINITY {
             return None;
         }
-        let candidate =
-            |(token, logit): (u32, &f32)| Candidate { token: TokenId(token), logit: logit - largest };
-        let all = (0..).zip(logits).map(candidate);
-        let tokens: Vec<Candidate> = all.filter(|candidate| candidate.logit > f32::NEG_INFINITY).collect();
+        scan::change(&mut logits, |logit| logit - largest);
+        let mut all = Self { logits, tokens: Tokens::Every };
+        all.drop_impossible();
         // An infinite logit would leave none.
-        (!tokens.is_empty()).then_some(Self { tokens })
+        (!all.logits.is_empty()).then_some(all)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.logits.len()
     }
 
     /// In the order of the vocabulary.
-    pub(super) fn as_slice(&self) -> &[Candidate] {
-        &self.tokens
+    pub(super) fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// The `index`-th in the order of the vocabulary.
+    pub(super) fn get(&self, index: usize) -> Candidate {
+        let token = match &self.tokens {
+            Tokens::Every => TokenId(index as u32),
+            Tokens::These(tokens) => tokens[index],
+        };
+        Candidate { token, logit: self.logits[index] }
+    }
+
+    /// A token's logit; `None` where it is no candidate.
+    pub(super) fn logit(&self, token: TokenId) -> Option<f32> {
+        let index = match &self.tokens {
+            Tokens::Every => token.index(),
+            Tokens::These(tokens) => tokens.binary_search(&token).ok()?,
+        };
+        self.logits.get(index).copied()
     }
 
     /// The most probable; the lowest id among equals.
     pub(super) fn best(&self) -> Candidate {
-        let best = self.tokens.iter().min_by(|a, b| a.cmp_most_probable(b));
-        *best.expect("every warper keeps a candidate")
+        let largest = scan::overview(&self.logits).largest;
+        let best = scan::first_of(&self.logits, largest);
+        self.get(best.expect("every warper keeps a candidate"))
+    }
+
+    /// The `count` most probable at least, in the order of the vocabulary, and all that are as probable as the
+    /// least of them; all where there are not more.
+    pub(super) fn most_probable(&self, count: usize) -> Vec<Candidate> {
+        let found = scan::at_least(&self.logits, scan::threshold_of(&self.logits, count));
+        found.into_iter().map(|index| self.get(index)).collect()
     }
 
     /// Changes every logit, in a way that keeps their order; drops what falls to minus infinity.
     pub(super) fn scale(&mut self, scale: impl Fn(f32) -> f32) {
-        for candidate in &mut self.tokens {
-            candidate.logit = scale(candidate.logit);
-        }
-        self.tokens.retain(|candidate| candidate.logit > f32::NEG_INFINITY);
+        scan::change(&mut self.logits, scale);
+        self.drop_impossible();
     }
 
-    /// Drops what `keep` does not keep. It must keep one at least.
-    pub(super) fn retain(&mut self, keep: impl Fn(&Candidate) -> bool) {
-        self.tokens.retain(keep);
+    /// Drops the candidates below `threshold`.
+    pub(super) fn keep_at_least(&mut self, threshold: f32) {
+        let kept = scan::at_least(&self.logits, threshold);
+        self.keep(&kept);
+    }
+
+    /// Drops the candidates less probable than `last`, which is one of them.
+    pub(super) fn keep_until(&mut self, last: Candidate) {
+        let mut kept = scan::at_least(&self.logits, last.logit);
+        kept.retain(|index| self.get(*index).cmp_most_probable(&last).is_le());
+        self.keep(&kept);
+    }
+
+    /// Keeps those of the indices, which are in order and one at least.
+    pub(super) fn keep(&mut self, indices: &[usize]) {
+        if indices.len() == self.len() {
+            return;
+        }
+        let tokens = indices.iter().map(|index| self.get(*index).token).collect();
+        self.logits = indices.iter().map(|index| self.logits[*index]).collect();
+        self.tokens = Tokens::These(tokens);
     }
 
     /// Sum of the exponentials of the logits: what probabilities are shares of.
     pub(super) fn mass(&self) -> f64 {
-        softmax::sum_exp(self.tokens.iter().map(|candidate| candidate.logit))
+        softmax::sum_exp_of(&self.logits, 0.0)
     }
 
     /// Makes the largest logit 0 again, where the most probable token was dropped.
@@ -75,6 +130,12 @@ impl Candidates {
         let largest = self.best().logit;
         if largest < 0.0 {
             self.scale(|logit| logit - largest);
+        }
+    }
+
+    fn drop_impossible(&mut self) {
+        if !scan::all_at_least(&self.logits, f32::MIN) {
+            self.keep_at_least(f32::MIN);
         }
     }
 }

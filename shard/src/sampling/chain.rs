@@ -1,10 +1,13 @@
 //! The order in which a row of logits becomes a token, stated once.
 
+use std::borrow::Cow;
+
 use lockstep_proto::{LogprobsOf, SamplingParams, Seeded, Selection, TokenId, TokenLogprobs, Tokens};
 
 use super::candidates::Candidates;
 use super::penalties::{self, Occurrences};
 use super::rng::Generator;
+use super::scan::{self, Overview};
 use super::{
     SamplingError, draw, grammar_mask, greedy, logit_bias, logprobs, min_p, temperature, top_k, top_p,
     typical_p, watermark,
@@ -29,20 +32,14 @@ pub(super) fn run(
     row: Row<'_>,
 ) -> Result<TokenLogprobs, SamplingError> {
     check_numbers(row.logits)?;
-    let mut logits = row.logits.to_vec();
-    if let Some((mark, previous)) = params.watermark.as_ref().zip(row.previous) {
-        watermark::apply(mark, previous, &mut logits);
-    }
-    logit_bias::apply(&params.logit_bias, &mut logits);
-    penalties::apply(params, occurrences, &mut logits);
-    if let Some(allowed) = row.allowed {
-        grammar_mask::apply(allowed, &mut logits);
-    }
+    let logits = processed(params, occurrences, &row);
     let top = params.top_logprobs as usize;
     let (token, candidates) = match &params.selection {
         Selection::Greedy => (greedy::choose(&logits), None),
         Selection::Seeded(seeded) => {
-            let mut candidates = Candidates::of(&logits).ok_or(SamplingError::NothingLeft)?;
+            let largest = scan::overview(&logits).largest;
+            let mut candidates =
+                Candidates::of(logits.to_vec(), largest).ok_or(SamplingError::NothingLeft)?;
             warp(seeded, &mut candidates);
             let generator = Generator::new(seeded.seed, seeded.choice, row.output_position);
             (Some(draw::choose(&candidates, generator)), Some(candidates))
@@ -56,6 +53,24 @@ pub(super) fn run(
     })
 }
 
+/// The logits after what changes single ones of them; the model's own where nothing does.
+fn processed<'a>(params: &SamplingParams, occurrences: &Occurrences, row: &Row<'a>) -> Cow<'a, [f32]> {
+    let mut logits = Cow::Borrowed(row.logits);
+    if let Some((mark, previous)) = params.watermark.as_ref().zip(row.previous) {
+        watermark::apply(mark, previous, logits.to_mut());
+    }
+    if !params.logit_bias.is_empty() {
+        logit_bias::apply(&params.logit_bias, logits.to_mut());
+    }
+    if penalties::are_on(params) {
+        penalties::apply(params, occurrences, logits.to_mut());
+    }
+    if let Some(allowed) = row.allowed {
+        grammar_mask::apply(allowed, logits.to_mut());
+    }
+    logits
+}
+
 fn warp(seeded: &Seeded, candidates: &mut Candidates) {
     let Seeded { seed: _, choice: _, temperature, top_k, top_p, typical_p, min_p } = seeded;
     temperature::apply(*temperature, candidates);
@@ -67,16 +82,11 @@ fn warp(seeded: &Seeded, candidates: &mut Candidates) {
 
 /// Minus infinity is a number here: a model may rule tokens out, but not all of them.
 pub(super) fn check_numbers(logits: &[f32]) -> Result<(), SamplingError> {
-    let (mut nan, mut infinite, mut possible) = (false, false, false);
-    for logit in logits {
-        nan |= logit.is_nan();
-        infinite |= *logit == f32::INFINITY;
-        possible |= *logit > f32::NEG_INFINITY;
-    }
-    match (nan, infinite, possible) {
-        (true, _, _) => Err(SamplingError::NotFinite { found: "NaN" }),
-        (false, true, _) => Err(SamplingError::NotFinite { found: "infinity" }),
-        (false, false, false) => Err(SamplingError::NotFinite { found: "minus infinity only" }),
-        (false, false, true) => Ok(()),
+    let Overview { largest, has_nan } = scan::overview(logits);
+    match largest {
+        _ if has_nan => Err(SamplingError::NotFinite { found: "NaN" }),
+        f32::INFINITY => Err(SamplingError::NotFinite { found: "infinity" }),
+        f32::NEG_INFINITY => Err(SamplingError::NotFinite { found: "minus infinity only" }),
+        _ => Ok(()),
     }
 }

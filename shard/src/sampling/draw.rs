@@ -11,14 +11,15 @@ const TOKEN_DRAW: u32 = 0;
 
 /// Inverts the cumulative distribution over the vocabulary's order.
 pub(super) fn choose(candidates: &Candidates, generator: Generator) -> TokenId {
-    let weight = |logit| f64::from(softmax::exp(logit));
-    let total: f64 = candidates.as_slice().iter().map(|candidate| weight(candidate.logit)).sum();
+    let weights = softmax::exp_of(candidates.logits());
+    // One after the other: the order is part of what a seed stands for.
+    let total: f64 = weights.iter().copied().map(f64::from).sum();
     let target = generator.uniform(TOKEN_DRAW) * total;
     let mut reached = 0.0;
-    for candidate in candidates.as_slice() {
-        reached += weight(candidate.logit);
+    for (index, weight) in weights.into_iter().enumerate() {
+        reached += f64::from(weight);
         if reached > target {
-            return candidate.token;
+            return candidates.get(index).token;
         }
     }
     // The target is below the total, which was added up in the same order; kept for a total of no weight.

@@ -2,9 +2,14 @@
 //! vectorise and must not fuse, so that they have the same bits with every instruction set and number of threads.
 //! What builds on them and takes a logarithm of the mass has the bits of the platform's `ln`.
 
+use super::scan;
+use crate::ops::cpu::isa::{Isa, Kernel};
+use crate::ops::cpu::simd::Simd;
+
 /// `e` to the power of `x`, for `x` at most 0, within two units in the last place; 0 below -87.
 ///
 /// Multiplications and additions only, so that it is vectorised without changing a bit.
+#[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     // Adding this rounds to an integer and leaves it in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
@@ -28,30 +33,41 @@ pub(super) fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { value }
 }
 
-/// The sum of the exponentials of values at most 0, in f64, added in eight interleaved lanes.
-pub(super) fn sum_exp(values: impl Iterator<Item = f32>) -> f64 {
-    let mut lanes = [0.0_f64; 8];
-    for (index, value) in values.enumerate() {
-        lanes[index % 8] += f64::from(exp(value));
-    }
-    let [a, b, c, d, e, f, g, h] = lanes;
+/// The exponential of each of the logits, which are at most 0.
+pub(super) fn exp_of(logits: &[f32]) -> Vec<f32> {
+    let mut weights = logits.to_vec();
+    scan::change(&mut weights, exp);
+    weights
+}
+
+/// The sum of the exponentials of `logits` less `largest`, in f64, added in eight interleaved lanes.
+pub(super) fn sum_exp_of(logits: &[f32], largest: f32) -> f64 {
+    let [a, b, c, d, e, f, g, h] = Isa::of_this_machine().run(SumExp { logits, largest });
     ((a + b) + (c + d)) + ((e + f) + (g + h))
 }
 
-/// [`sum_exp`] of `logits` less `largest`, the same bits.
-pub(super) fn sum_exp_of(logits: &[f32], largest: f32) -> f64 {
-    let mut lanes = [0.0_f64; 8];
-    let (whole, rest) = logits.as_chunks::<8>();
-    for chunk in whole {
-        for (lane, logit) in lanes.iter_mut().zip(chunk) {
-            *lane += f64::from(exp(logit - largest));
+struct SumExp<'a> {
+    logits: &'a [f32],
+    largest: f32,
+}
+
+impl Kernel for SumExp<'_> {
+    type Output = [f64; 8];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> [f64; 8] {
+        let mut lanes = [0.0_f64; 8];
+        let (whole, rest) = self.logits.as_chunks::<8>();
+        for chunk in whole {
+            for (lane, logit) in lanes.iter_mut().zip(chunk) {
+                *lane += f64::from(exp(logit - self.largest));
+            }
         }
+        for (lane, logit) in lanes.iter_mut().zip(rest) {
+            *lane += f64::from(exp(logit - self.largest));
+        }
+        lanes
     }
-    for (lane, logit) in lanes.iter_mut().zip(rest) {
-        *lane += f64::from(exp(logit - largest));
-    }
-    let [a, b, c, d, e, f, g, h] = lanes;
-    ((a + b) + (c + d)) + ((e + f) + (g + h))
 }
 
 #[cfg(test)]
@@ -73,10 +89,18 @@ mod tests {
     }
 
     #[test]
-    fn both_sums_have_the_same_bits() {
-        let logits: Vec<f32> = (0..1003).map(|index| ((index * 7919) % 1009) as f32 * 0.01).collect();
+    fn sums_and_exponentials_have_the_same_bits_with_every_instruction_set() {
+        let logits: Vec<f32> = (0..1003).map(|index| ((index * 7919) % 1009) as f32 * 0.1).collect();
         let largest = logits.iter().copied().fold(f32::MIN, f32::max);
-        let plain = sum_exp(logits.iter().map(|logit| logit - largest));
-        assert_eq!(sum_exp_of(&logits, largest).to_bits(), plain.to_bits());
+        let mut expected = [0.0; 8];
+        for (index, logit) in logits.iter().enumerate() {
+            expected[index % 8] += f64::from(exp(logit - largest));
+        }
+        for isa in Isa::all_of_this_machine() {
+            assert_eq!(isa.run(SumExp { logits: &logits, largest }), expected, "{isa}");
+        }
+        let relative: Vec<f32> = logits.iter().map(|logit| logit - largest).collect();
+        let one_by_one: Vec<f32> = relative.iter().map(|logit| exp(*logit)).collect();
+        assert_eq!(exp_of(&relative), one_by_one);
     }
 }

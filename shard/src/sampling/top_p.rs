@@ -1,11 +1,11 @@
 //! Keeps the most probable tokens until their mass reaches p (Holtzman et al. 2019, nucleus sampling).
 
 use super::candidates::{Candidate, Candidates};
-use super::softmax;
+use super::{order, softmax};
 
-/// How many of the most probable tokens are looked at first; mostly that is enough, and sorting a whole
+/// How many of the most probable tokens are looked at first; mostly one of them is enough, and sorting a whole
 /// vocabulary is slow.
-const FIRST_LOOK: usize = 256;
+const LOOKS: [usize; 2] = [256, 4096];
 
 /// A token is kept while the mass of those before it is below `p`: more probable ones, and among equals
 /// those with lower ids. 1 is off.
@@ -14,23 +14,15 @@ pub(super) fn apply(p: f32, candidates: &mut Candidates) {
         return;
     }
     let enough = f64::from(p) * candidates.mass();
-    let mut sorted = candidates.as_slice().to_vec();
-    let mut looked_at = FIRST_LOOK;
-    let last = loop {
-        let look = looked_at.min(sorted.len());
-        if look < sorted.len() {
-            sorted.select_nth_unstable_by(look, Candidate::cmp_most_probable);
-        }
-        sorted[..look].sort_unstable_by(Candidate::cmp_most_probable);
-        if let Some(last) = last_of_nucleus(&sorted[..look], enough) {
-            break last;
-        }
-        if look == sorted.len() {
+    let looks = LOOKS.into_iter().filter(|look| *look < candidates.len());
+    for look in looks.chain([candidates.len()]) {
+        let mut sorted = candidates.most_probable(look);
+        order::sort_most_probable(&mut sorted);
+        if let Some(last) = last_of_nucleus(&sorted, enough) {
+            candidates.keep_until(last);
             return;
         }
-        looked_at *= 8;
-    };
-    candidates.retain(|candidate| candidate.cmp_most_probable(&last).is_le());
+    }
 }
 
 /// The candidate with which the mass reaches `enough`.

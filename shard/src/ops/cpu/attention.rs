@@ -1,24 +1,41 @@
 //! Attention over block tables.
 //!
 //! A row and head walk the tiles of their context, one KV block each, from the first position they see to
-//! their own, with an online softmax in f32. That order depends on the row's position alone, so neither its
-//! batch-mates nor how its prompt was cut into chunks shows in the result. Several rows and heads that
-//! read the same tile do so together; none mixes with another.
+//! their own, with an online softmax in f32 that takes in a group of tiles at a time. Every split of 512
+//! positions has a softmax of its own; those of one context are joined in order. Groups and splits begin at
+//! fixed positions, so neither a row's batch-mates nor how its prompt was cut into chunks nor the number of
+//! threads shows in its result. Several rows and heads that read the same tile do so together; none mixes
+//! with another.
+
+mod join;
+mod queries;
+mod tiles;
+mod visit;
 
 use std::ops::Range;
 
+use self::join::Softmax;
+use self::queries::{CHUNK, Chunk, Scoring};
+use self::tiles::{GROUP_TILES, Scratch};
 use super::isa::{Isa, Kernel};
 use super::kv_element::KvElement;
 use super::parallel::{SharedSlice, for_each_range};
-use super::simd::{LANES, Simd, exp, tanh};
+use super::simd::{LANES, Simd};
 use crate::batch::BatchSequence;
 use crate::kv::layout::KvLayout;
 use crate::ops::attention::AttentionShape;
 
-/// Queries that read a tile together: their sums fit the registers.
-const QUERIES: usize = 8;
+/// Queries that visit a group of tiles one chunk after the other, while it is in the nearest cache.
+const QUERIES: usize = 8 * CHUNK;
+
+/// Positions of a split: a few times what joining it costs.
+const SPLIT: usize = 512;
+
+/// Units of work below which the splits of a long context are worked on in parallel.
+const FEW_UNITS: usize = 64;
 
 const _: () = assert!(KvLayout::SLOTS == LANES, "a tile's scores are one vector");
+const _: () = assert!(SPLIT.is_multiple_of(GROUP_TILES * LANES), "a split is whole groups");
 
 /// What attention reads, all of it on this rank.
 #[derive(Clone, Copy)]
@@ -27,14 +44,15 @@ pub(crate) struct AttentionInput<'a, K> {
     pub(crate) sequences: &'a [BatchSequence],
     /// (rows, query heads, then KV heads twice, head width), of which the query heads are read.
     pub(crate) qkv: &'a [f32],
-    /// (blocks, KV heads, head width, slots)
+    /// (blocks, KV heads, a tile of keys)
     pub(crate) keys: &'a [K],
-    /// (blocks, KV heads, slots, head width)
+    /// (blocks, KV heads, a tile of values)
     pub(crate) values: &'a [K],
 }
 
 /// Writes what each row and query head attends to, to `output` (rows, query heads, head width).
 pub(crate) fn attend<K: KvElement>(isa: Isa, input: AttentionInput<'_, K>, output: &mut [f32]) {
+    let window = input.shape.window;
     let units = units(&input);
     let head_steps = input.shape.query_heads * input.shape.kv.head_width * 2;
     let positions = |sequence: &BatchSequence| {
@@ -43,9 +61,24 @@ pub(crate) fn attend<K: KvElement>(isa: Isa, input: AttentionInput<'_, K>, outpu
     };
     let operations = input.sequences.iter().map(positions).sum::<usize>() * head_steps;
     let output = SharedSlice::new(output);
-    for_each_range(units.len(), operations, |range| {
-        isa.run(Units { input, units: &units[range], output });
-    });
+    let walk = |walks: &[(Unit<'_>, Range<usize>)], found: Found<'_>| {
+        for_each_range(walks.len(), operations, |range| {
+            isa.run_pairs(Walks { input, walks, range, found });
+        });
+    };
+    if units.len() >= FEW_UNITS || units.iter().all(|unit| unit.splits(window).len() == 1) {
+        let whole: Vec<_> = units.into_iter().map(|unit| (unit, unit.splits(window))).collect();
+        walk(&whole, Found::Whole(output));
+        return;
+    }
+    let parts: Vec<_> = units
+        .iter()
+        .flat_map(|unit| unit.splits(window).map(move |split| (*unit, split..split + 1)))
+        .collect();
+    let elements = Softmax::elements(input.shape.kv.padded_width());
+    let mut found = vec![0.0; parts.len() * QUERIES * elements];
+    walk(&parts, Found::Parts(SharedSlice::new(&mut found)));
+    isa.run(Join { shape: input.shape, units: &units, found: &found, output });
 }
 
 /// Rows of one sequence and query heads of one KV head, at most [`QUERIES`] together.
@@ -60,12 +93,41 @@ struct Unit<'a> {
     heads: usize,
 }
 
+impl Unit<'_> {
+    fn queries(&self) -> usize {
+        self.rows * self.heads
+    }
+
+    /// The positions its `query`-th query sees.
+    fn seen(&self, query: usize, window: Option<usize>) -> Range<usize> {
+        let end = self.sequence.first_position.index() + self.row + query / self.heads + 1;
+        window.map_or(0, |window| end.saturating_sub(window))..end
+    }
+
+    /// The positions its queries see.
+    fn seen_by_any(&self, window: Option<usize>) -> Range<usize> {
+        self.seen(0, window).start..self.seen(self.queries() - 1, window).end
+    }
+
+    fn splits(&self, window: Option<usize>) -> Range<usize> {
+        let seen = self.seen_by_any(window);
+        seen.start / SPLIT..seen.end.div_ceil(SPLIT)
+    }
+
+    /// Where in `output` its `query`-th query's result begins.
+    fn output(&self, query: usize, shape: AttentionShape) -> usize {
+        let row = self.sequence.first_row + self.row + query / self.heads;
+        (row * shape.query_heads + self.head + query % self.heads) * shape.kv.head_width
+    }
+}
+
 fn units<'a, K>(input: &AttentionInput<'a, K>) -> Vec<Unit<'a>> {
     let group = input.shape.query_heads / input.shape.kv.kv_heads;
     let heads_together = group.min(QUERIES);
-    // With a window, rows begin at different tiles.
-    let rows_together = if input.shape.window.is_some() { 1 } else { QUERIES / heads_together };
-    let mut units = Vec::new();
+    let rows_together = QUERIES / heads_together;
+    let of = |sequence: &BatchSequence| sequence.rows.div_ceil(rows_together);
+    let parts = input.shape.kv.kv_heads * group.div_ceil(heads_together);
+    let mut units = Vec::with_capacity(input.sequences.iter().map(of).sum::<usize>() * parts);
     for sequence in input.sequences {
         for row in (0..sequence.rows).step_by(rows_together) {
             let rows = rows_together.min(sequence.rows - row);
@@ -80,250 +142,165 @@ fn units<'a, K>(input: &AttentionInput<'a, K>) -> Vec<Unit<'a>> {
     units
 }
 
-struct Units<'a, K> {
-    input: AttentionInput<'a, K>,
-    units: &'a [Unit<'a>],
-    output: SharedSlice<'a, f32>,
+/// Where what a walk finds belongs.
+#[derive(Clone, Copy)]
+enum Found<'a> {
+    /// Of all that is seen: the output.
+    Whole(SharedSlice<'a, f32>),
+    /// Of one split: (walks, queries, elements of a softmax).
+    Parts(SharedSlice<'a, f32>),
 }
 
-impl<K: KvElement> Kernel for Units<'_, K> {
+/// Walks over some splits each, one after the other.
+struct Walks<'a, K> {
+    input: AttentionInput<'a, K>,
+    walks: &'a [(Unit<'a>, Range<usize>)],
+    /// Which of them.
+    range: Range<usize>,
+    found: Found<'a>,
+}
+
+impl<K: KvElement> Kernel for Walks<'_, K> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let mut state = State::new(simd, self.input.shape);
+        let shape = self.input.shape;
+        let padded = shape.kv.padded_width();
+        let mut walk = Walk::new(simd, self.input);
+        let mut joined: Vec<Softmax> = (0..QUERIES).map(|_| Softmax::new(padded)).collect();
+        for index in self.range {
+            let (unit, splits) = &self.walks[index];
+            walk.read_queries(simd, unit);
+            for joined in &mut joined {
+                joined.clear();
+            }
+            for split in splits.clone() {
+                walk.run(simd, unit, split);
+                for (query, joined) in joined[..unit.queries()].iter_mut().enumerate() {
+                    let (chunk, at) = (&walk.chunks[query / CHUNK], query % CHUNK);
+                    if chunk.sees(at, split) {
+                        joined.add(
+                            simd,
+                            chunk.maxima[at],
+                            simd.reduce_add(chunk.totals[at]),
+                            chunk.sums(at),
+                        );
+                    }
+                }
+            }
+            for (query, joined) in joined[..unit.queries()].iter().enumerate() {
+                match self.found {
+                    // SAFETY: a row and head belong to one unit, and it to one thread.
+                    Found::Whole(output) => {
+                        joined.write(unsafe { output.part(unit.output(query, shape), shape.kv.head_width) })
+                    }
+                    // SAFETY: a walk belongs to one thread.
+                    Found::Parts(found) => joined.save(unsafe {
+                        found.part(
+                            (index * QUERIES + query) * Softmax::elements(padded),
+                            Softmax::elements(padded),
+                        )
+                    }),
+                }
+            }
+        }
+    }
+}
+
+/// Joins what walks over single splits found.
+struct Join<'a> {
+    shape: AttentionShape,
+    units: &'a [Unit<'a>],
+    found: &'a [f32],
+    output: SharedSlice<'a, f32>,
+}
+
+impl Kernel for Join<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let shape = self.shape;
+        let elements = Softmax::elements(shape.kv.padded_width());
+        let mut joined = Softmax::new(shape.kv.padded_width());
+        let mut first = 0;
         for unit in self.units {
-            let walk = Walk { input: self.input, unit: *unit };
-            walk.read_queries(&mut state);
-            walk.run(simd, &mut state);
-            walk.write(simd, &state, self.output);
+            let splits = unit.splits(shape.window);
+            for query in 0..unit.queries() {
+                joined.clear();
+                for (part, split) in (first..).zip(splits.clone()) {
+                    let found = &self.found[(part * QUERIES + query) * elements..][..elements];
+                    let (sums, numbers) = found.split_at(elements - 2);
+                    if sees(&unit.seen(query, shape.window), split) {
+                        joined.add(simd, numbers[0], numbers[1], sums);
+                    }
+                }
+                // SAFETY: a row and head belong to one unit, and this is the one thread.
+                joined.write(unsafe { self.output.part(unit.output(query, shape), shape.kv.head_width) });
+            }
+            first += splits.len();
         }
     }
 }
 
-/// The online softmax of a unit's queries, row after row and head after head.
-struct State<S: Simd> {
-    /// (head width): the queries' elements, scaled.
-    queries: Vec<[f32; QUERIES]>,
-    /// The largest score yet.
-    maxima: [f32; QUERIES],
-    /// The weights' sums so far, by slot.
-    weights: [S::Lanes; QUERIES],
-    /// (queries, head width): the weighted values' sums so far.
-    sums: [Vec<f32>; QUERIES],
-    softcap: Option<f32>,
+fn sees(seen: &Range<usize>, split: usize) -> bool {
+    seen.start < (split + 1) * SPLIT && seen.end > split * SPLIT
 }
 
-impl<S: Simd> State<S> {
-    #[inline(always)]
-    fn new(simd: S, shape: AttentionShape) -> Self {
-        Self {
-            queries: vec![[0.0; QUERIES]; shape.kv.head_width],
-            maxima: [f32::MIN; QUERIES],
-            weights: [simd.splat(0.0); QUERIES],
-            sums: std::array::from_fn(|_| vec![0.0; shape.kv.head_width]),
-            softcap: shape.softcap,
-        }
-    }
-}
-
-/// One tile of one KV head, and which of its slots are seen: from the first to before the second.
-struct Tile<'a, K> {
-    /// (head width, slots)
-    keys: &'a [K],
-    /// (slots, head width)
-    values: &'a [K],
-    seen: (usize, usize),
-}
-
-/// One unit's walk over the tiles it sees.
-struct Walk<'a, K> {
+/// The walk of one unit after the other over the tiles it sees.
+struct Walk<'a, S: Simd, K: KvElement> {
     input: AttentionInput<'a, K>,
-    unit: Unit<'a>,
+    scoring: Scoring,
+    chunks: Vec<Chunk<S, K::Step>>,
+    scratch: Scratch<K::Step>,
 }
 
-impl<'a, K: KvElement> Walk<'a, K> {
+impl<'a, S: Simd, K: KvElement> Walk<'a, S, K> {
     #[inline(always)]
-    fn run<S: Simd>(&self, simd: S, state: &mut State<S>) {
-        state.maxima = [f32::MIN; QUERIES];
-        state.weights = [simd.splat(0.0); QUERIES];
-        for sums in &mut state.sums {
-            sums.fill(0.0);
-        }
-        // Tiles that every row sees whole, together; then each row's others.
-        let together = match self.input.shape.window {
-            Some(_) => 0,
-            None => (self.position(0) + 1) / LANES,
-        };
-        let heads = self.unit.heads;
-        for phase in 0..=self.unit.rows {
-            let (seen, tiles, queries) = match phase.checked_sub(1) {
-                None => (0..together * LANES, 0..together, 0..self.unit.rows * heads),
-                Some(row) => {
-                    let end = self.position(row) + 1;
-                    let first = self.input.shape.window.map_or(0, |window| end.saturating_sub(window));
-                    let tiles = together.max(first / LANES)..end.div_ceil(LANES);
-                    (first..end, tiles, row * heads..(row + 1) * heads)
-                }
-            };
-            for tile in tiles {
-                let start = tile * LANES;
-                let slots = (seen.start.saturating_sub(start), (seen.end - start).min(LANES));
-                self.visit(simd, state, &self.tile(tile, slots), queries.clone());
-            }
+    fn new(simd: S, input: AttentionInput<'a, K>) -> Self {
+        let AttentionShape { query_heads: _, kv, scale, window: _, softcap } = input.shape;
+        Self {
+            input,
+            scoring: Scoring { scale, softcap },
+            chunks: (0..QUERIES / CHUNK).map(|_| Chunk::new(simd, kv)).collect(),
+            scratch: Scratch::new::<K>(kv),
         }
     }
 
     #[inline(always)]
-    fn position(&self, row: usize) -> usize {
-        self.unit.sequence.first_position.index() + self.unit.row + row
-    }
-
-    #[inline(always)]
-    fn tile(&self, tile: usize, seen: (usize, usize)) -> Tile<'a, K> {
-        let shape = self.input.shape;
-        let kv_head = self.unit.head / (shape.query_heads / shape.kv.kv_heads);
-        let start = shape.kv.tile(self.unit.sequence.blocks[tile].index(), kv_head);
-        let end = start + shape.kv.tile_elements();
-        Tile { keys: &self.input.keys[start..end], values: &self.input.values[start..end], seen }
-    }
-
-    /// Shows a tile to some queries, as many at a time as there is a body of code for.
-    #[inline(always)]
-    fn visit<S: Simd>(&self, simd: S, state: &mut State<S>, tile: &Tile<'_, K>, queries: Range<usize>) {
-        let mut first = queries.start;
-        while first < queries.end {
-            first += match queries.end - first {
-                8.. => visit::<S, K, 8>(simd, state, tile, first),
-                4.. => visit::<S, K, 4>(simd, state, tile, first),
-                2.. => visit::<S, K, 2>(simd, state, tile, first),
-                _ => visit::<S, K, 1>(simd, state, tile, first),
-            };
-        }
-    }
-
-    #[inline(always)]
-    fn read_queries<S: Simd>(&self, state: &mut State<S>) {
-        let shape = self.input.shape;
+    fn read_queries(&mut self, simd: S, unit: &Unit<'_>) {
+        let AttentionInput { shape, qkv, .. } = self.input;
         let width = shape.kv.head_width;
-        for row in 0..self.unit.rows {
-            let stride = (shape.query_heads + 2 * shape.kv.kv_heads) * width;
-            let row_start = (self.unit.sequence.first_row + self.unit.row + row) * stride;
-            for head in 0..self.unit.heads {
-                let query = &self.input.qkv[row_start + (self.unit.head + head) * width..][..width];
-                for (elements, value) in state.queries.iter_mut().zip(query) {
-                    elements[row * self.unit.heads + head] = value * shape.scale;
-                }
+        for (index, chunk) in self.chunks[..unit.queries().div_ceil(CHUNK)].iter_mut().enumerate() {
+            for at in 0..CHUNK {
+                // What is left of the last chunk repeats its last query.
+                let query = (index * CHUNK + at).min(unit.queries() - 1);
+                let row = unit.sequence.first_row + unit.row + query / unit.heads;
+                let head = unit.head + query % unit.heads;
+                let elements = &qkv[row * shape.row_elements() + head * width..][..width];
+                chunk.set(simd, at, elements, unit.seen(query, shape.window));
             }
         }
     }
 
+    /// Shows the tiles of a split to every chunk of the unit's queries.
     #[inline(always)]
-    fn write<S: Simd>(&self, simd: S, state: &State<S>, output: SharedSlice<'_, f32>) {
-        let width = self.input.shape.kv.head_width;
-        for row in 0..self.unit.rows {
-            let output_row = self.unit.sequence.first_row + self.unit.row + row;
-            for head in 0..self.unit.heads {
-                let query = row * self.unit.heads + head;
-                let factor = 1.0 / simd.reduce_add(state.weights[query]);
-                let start = (output_row * self.input.shape.query_heads + self.unit.head + head) * width;
-                // SAFETY: a row and head belong to one unit, worked on by one thread.
-                let output = unsafe { output.part(start, width) };
-                for (output, sum) in output.iter_mut().zip(&state.sums[query]) {
-                    *output = sum * factor;
-                }
+    fn run(&mut self, simd: S, unit: &Unit<'_>, split: usize) {
+        let chunks = &mut self.chunks[..unit.queries().div_ceil(CHUNK)];
+        for chunk in chunks.iter_mut() {
+            chunk.begin(simd);
+        }
+        let seen = unit.seen_by_any(self.input.shape.window);
+        let tiles =
+            (seen.start.max(split * SPLIT) / LANES)..seen.end.min((split + 1) * SPLIT).div_ceil(LANES);
+        for group in tiles.start / GROUP_TILES..tiles.end.div_ceil(GROUP_TILES) {
+            let first = group * GROUP_TILES;
+            let present = tiles.start.max(first)..tiles.end.min(first + GROUP_TILES);
+            let group = self.scratch.group(simd, &self.input, unit, present);
+            for chunk in chunks.iter_mut() {
+                visit::visit(simd, self.scoring, chunk, &group);
             }
-        }
-    }
-}
-
-/// Adds a tile to the online softmax of the `Q` queries from `first` on, and returns how many those are.
-#[inline(always)]
-fn visit<S: Simd, K: KvElement, const Q: usize>(
-    simd: S,
-    state: &mut State<S>,
-    tile: &Tile<'_, K>,
-    first: usize,
-) -> usize {
-    let mut scores = scores::<S, K, Q>(simd, &state.queries, tile.keys, first);
-    if let Some(cap) = state.softcap {
-        let cap = simd.splat(cap);
-        for score in &mut scores {
-            *score = simd.mul(cap, tanh(simd, simd.div(*score, cap)));
-        }
-    }
-    let whole = tile.seen == (0, LANES);
-    let mut scales = [0.0; LANES];
-    for query in 0..Q {
-        if !whole {
-            scores[query] = simd.keep(scores[query], tile.seen, f32::MIN);
-        }
-        let before = state.maxima[first + query];
-        let maximum = before.max(simd.reduce_max(scores[query]));
-        state.maxima[first + query] = maximum;
-        scales[query] = before - maximum;
-    }
-    let exponents = simd.load(&scales);
-    simd.store(exp(simd, exponents), &mut scales);
-    let mut weights = [[0.0; LANES]; Q];
-    for query in 0..Q {
-        let mut weight = exp(simd, simd.sub(scores[query], simd.splat(state.maxima[first + query])));
-        if !whole {
-            weight = simd.keep(weight, tile.seen, 0.0);
-        }
-        let sum = &mut state.weights[first + query];
-        *sum = simd.mul_add(*sum, simd.splat(scales[query]), weight);
-        simd.store(weight, &mut weights[query]);
-    }
-    add_values::<S, K, Q>(simd, &mut state.sums[first..first + Q], tile, (&scales, &weights));
-    Q
-}
-
-/// The products of `Q` queries and a tile's keys, one lane a slot.
-#[inline(always)]
-fn scores<S: Simd, K: KvElement, const Q: usize>(
-    simd: S,
-    queries: &[[f32; QUERIES]],
-    keys: &[K],
-    first: usize,
-) -> [S::Lanes; Q] {
-    let mut scores = [simd.splat(0.0); Q];
-    for (elements, keys) in queries.iter().zip(keys.as_chunks::<LANES>().0) {
-        let keys = K::load(simd, keys);
-        let elements = &elements[first..first + Q];
-        for query in 0..Q {
-            scores[query] = simd.mul_add(simd.splat(elements[query]), keys, scores[query]);
-        }
-    }
-    scores
-}
-
-/// Scales `Q` queries' sums (head width) and adds a tile's values, weighted, slot after slot.
-#[inline(always)]
-fn add_values<S: Simd, K: KvElement, const Q: usize>(
-    simd: S,
-    sums: &mut [Vec<f32>],
-    tile: &Tile<'_, K>,
-    (scales, weights): (&[f32; LANES], &[[f32; LANES]; Q]),
-) {
-    let width = tile.values.len() / LANES;
-    for first in (0..width).step_by(LANES) {
-        let count = LANES.min(width - first);
-        let mut added = [simd.splat(0.0); Q];
-        for query in 0..Q {
-            let sum = simd.load_first(&sums[query][first..first + count]);
-            added[query] = simd.mul(sum, simd.splat(scales[query]));
-        }
-        let mut slot = tile.seen.0;
-        while slot < tile.seen.1 {
-            let values = K::load_first(simd, &tile.values[slot * width + first..][..count]);
-            for query in 0..Q {
-                added[query] = simd.mul_add(simd.splat(weights[query][slot]), values, added[query]);
-            }
-            slot += 1;
-        }
-        for query in 0..Q {
-            simd.store_first(added[query], &mut sums[query][first..first + count]);
         }
     }
 }

@@ -48,13 +48,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn load_bf16(self, from: &[bf16; LANES]) -> [__m256; 2] {
-        let from = from.as_ptr().cast::<__m128i>();
-        // SAFETY: `self` proves that the machine has the instruction; 32 bytes are there to read.
-        unsafe { [widen_eight(_mm_loadu_si128(from)), widen_eight(_mm_loadu_si128(from.add(1)))] }
-    }
-
-    #[inline(always)]
     fn store(self, lanes: [__m256; 2], to: &mut [f32; LANES]) {
         let to = to.as_mut_ptr();
         // SAFETY: `self` proves that the machine has the instruction; there is room for sixteen floats.
@@ -152,12 +145,4 @@ fn first_of_pairs(_: Avx2, pairs: __m256i) -> __m256 {
 fn second_of_pairs(_: Avx2, pairs: __m256i) -> __m256 {
     // SAFETY: the witness proves that the machine has the instructions.
     unsafe { _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32))) }
-}
-
-/// # Safety
-/// The machine has AVX2.
-#[inline(always)]
-unsafe fn widen_eight(eight: __m128i) -> __m256 {
-    // SAFETY: by this function's contract.
-    unsafe { _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16)) }
 }

@@ -53,15 +53,6 @@ macro_rules! common {
         }
 
         #[inline(always)]
-        fn load_bf16(self, from: &[bf16; LANES]) -> __m512 {
-            // SAFETY: `self` proves that the machine has the instructions; 32 bytes are there to read.
-            unsafe {
-                let packed = _mm256_loadu_si256(from.as_ptr().cast());
-                _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(packed), 16))
-            }
-        }
-
-        #[inline(always)]
         fn store(self, lanes: __m512, to: &mut [f32; LANES]) {
             // SAFETY: `self` proves that the machine has the instruction; there is room for sixteen floats.
             unsafe { _mm512_storeu_ps(to.as_mut_ptr(), lanes) }
@@ -182,6 +173,16 @@ impl Simd for Avx512Bf16 {
         let bits = u32::from(pair[0].to_bits()) | u32::from(pair[1].to_bits()) << 16;
         // SAFETY: `self` proves that the machine has the instruction.
         unsafe { _mm512_set1_epi32(bits as i32) }
+    }
+
+    #[inline(always)]
+    fn store_bf16(self, lanes: __m512, to: &mut [bf16; LANES]) {
+        // SAFETY: `self` proves that the machine has the instruction; both types are 32 bytes of bf16, and
+        // there is room for so many.
+        unsafe {
+            let rounded = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(lanes));
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), rounded);
+        }
     }
 
     #[inline(always)]

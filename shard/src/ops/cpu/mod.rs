@@ -17,7 +17,7 @@ pub(crate) mod linear;
 pub(crate) mod logit_transform;
 pub(crate) mod norm;
 pub(crate) mod panels;
-mod parallel;
+pub(crate) mod parallel;
 mod portable;
 pub(crate) mod projection_norm;
 pub(crate) mod rope;

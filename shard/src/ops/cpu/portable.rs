@@ -30,11 +30,6 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn load_bf16(self, from: &[bf16; LANES]) -> [f32; LANES] {
-        each(|lane| widen(from[lane]))
-    }
-
-    #[inline(always)]
     fn store(self, lanes: [f32; LANES], to: &mut [f32; LANES]) {
         *to = lanes;
     }

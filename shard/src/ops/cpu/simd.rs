@@ -24,8 +24,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
 
     fn splat(self, value: f32) -> Self::Lanes;
     fn load(self, from: &[f32; LANES]) -> Self::Lanes;
-    /// Widens exactly.
-    fn load_bf16(self, from: &[bf16; LANES]) -> Self::Lanes;
     fn store(self, lanes: Self::Lanes, to: &mut [f32; LANES]);
 
     fn add(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
@@ -57,6 +55,14 @@ pub(crate) trait Simd: Copy + Send + Sync {
         let mut array = [0.0; LANES];
         self.store(lanes, &mut array);
         array
+    }
+
+    /// The nearest bf16 of every lane, ties to even.
+    #[inline(always)]
+    fn store_bf16(self, lanes: Self::Lanes, to: &mut [bf16; LANES]) {
+        for (to, value) in to.iter_mut().zip(self.to_array(lanes)) {
+            *to = round_to_bf16(value);
+        }
     }
 
     /// The first `from.len()` lanes from memory, zero in the others.
