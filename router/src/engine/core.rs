@@ -25,6 +25,8 @@ pub(super) struct Core {
     traces: SequenceTraces,
     metrics: Arc<Metrics>,
     in_flight: Option<InFlight>,
+    /// What the last step brought and when, until it is handed on.
+    undelivered: Option<(Vec<SequenceEvent>, Instant)>,
     /// Entries in a row of the group's logits.
     vocabulary_size: u32,
     /// For the routes: how long what is queued should take.
@@ -48,6 +50,7 @@ impl Core {
             traces: SequenceTraces::default(),
             metrics,
             in_flight: None,
+            undelivered: None,
             vocabulary_size: 0,
             queue_time_ms,
         }
@@ -120,7 +123,10 @@ impl Core {
     }
 
     /// A step is done.
+    ///
+    /// What it brought is handed on by [`Self::deliver`]: the shards can compute the next step meanwhile.
     pub(super) fn on_step_done(&mut self, output: &StepOutput, now: Instant) -> Result<(), StepMismatch> {
+        self.deliver();
         check_tokens(output, self.vocabulary_size)?;
         let events = self.scheduler.on_step_done(output, now)?;
         self.traces.on_step_done();
@@ -128,7 +134,11 @@ impl Core {
         if let Some(InFlight { started, kind }) = in_flight {
             self.metrics.on_step_done(kind, now.saturating_duration_since(started), &output.timings);
         }
-        self.hand_on(events, now);
+        let tokens = self.note(&events);
+        self.undelivered = Some((events, now));
+        for (sequence, token) in tokens {
+            self.find_mask(sequence, token);
+        }
         if let Some(InFlight { kind, .. }) = in_flight {
             self.metrics.on_batch_filtered(kind, now.elapsed());
         }
@@ -180,6 +190,7 @@ impl Core {
 
     /// Everyone who waits gets `error`.
     pub(super) fn fail_all(&mut self, error: &EngineError) {
+        self.deliver();
         for sequence in self.deliveries.fail_all(error) {
             self.cancel(sequence);
         }
@@ -221,15 +232,37 @@ impl Core {
         self.deliveries.count()
     }
 
+    /// Whether somebody waits for what the last step brought.
+    pub(super) fn is_undelivered(&self) -> bool {
+        self.undelivered.is_some()
+    }
+
+    /// Hands on what the last step brought. Sequences that a stop string ends here are cancelled, in the step in
+    /// flight too.
+    pub(super) fn deliver(&mut self) {
+        if let Some((events, now)) = self.undelivered.take() {
+            for sequence in self.deliveries.on_events(events, now) {
+                self.cancel(sequence);
+            }
+            self.observe();
+        }
+    }
+
     fn hand_on(&mut self, events: Vec<SequenceEvent>, now: Instant) {
-        let tokens = self.note_grammars(&events);
-        self.traces.on_events(&events);
+        self.deliver();
+        let tokens = self.note(&events);
         for sequence in self.deliveries.on_events(events, now) {
             self.cancel(sequence);
         }
         for (sequence, token) in tokens {
             self.find_mask(sequence, token);
         }
+    }
+
+    /// Takes down what events mean to grammars and traces; returns the tokens whose masks are to be found.
+    fn note(&mut self, events: &[SequenceEvent]) -> Vec<(SequenceId, TokenId)> {
+        self.traces.on_events(events);
+        self.note_grammars(events)
     }
 
     /// Closes the places of sequences that end here; returns the sampled tokens of those that go on. Their matchers
@@ -282,6 +315,7 @@ impl Core {
 
     /// A sequence cannot go on, for a reason of its own.
     fn fail(&mut self, sequence: SequenceId, reason: String) {
+        self.deliver();
         self.deliveries.fail(sequence, EngineError::Failed(reason));
         self.cancel(sequence);
     }

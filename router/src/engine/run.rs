@@ -162,6 +162,10 @@ impl<G: ShardGroup> EngineTask<G> {
         loop {
             self.settle_masks().await;
             let Some(mut step) = self.core.plan(Instant::now()) else {
+                if self.core.is_undelivered() {
+                    self.core.deliver();
+                    continue;
+                }
                 if let Some(left) = self.wait().await {
                     return left;
                 }
@@ -242,6 +246,8 @@ impl<G: ShardGroup> EngineTask<G> {
                     watchdog.on_step(work, begun.elapsed());
                     return output.map_err(Left::Lost);
                 }
+                // The step is on its way: the shards do not wait for this.
+                () = std::future::ready(()), if core.is_undelivered() => core.deliver(),
                 // Before arrivals: who has left makes room for them.
                 () = inputs.wake.notified() => core.sweep(),
                 () = until(core.next_deadline()) => core.expire(Instant::now()),

@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use super::stream::{ForwardResult, Pass, Stream};
 use super::wanted::Wanted;
-use super::{Decoder, ForwardError, Hidden, Logits};
+use super::{Decoder, Hidden, Logits};
 use crate::batch::Batch;
 use crate::kv::KvPool;
-use crate::ops::gather_vocabulary::GatherVocabulary;
-use crate::ops::logit_transform::LogitTransform;
+use crate::ops::cpu::logit_transform::transform;
+use crate::ops::gather_vocabulary::gather_vocabulary;
 use crate::ops::select_rows::SelectRows;
 
 /// Runs a batch that was checked. The last layer computes keys and values of every row, and the rest of the
@@ -53,18 +53,13 @@ pub(super) fn forward(decoder: &Decoder, batch: &Batch, kv: &mut KvPool) -> Forw
 /// The logits of some of the wanted rows, from all ranks' parts of the vocabulary.
 pub(super) fn logits(decoder: &Decoder, hidden: &Hidden, rows: Range<usize>) -> ForwardResult<Logits> {
     let (vocabulary, scales) = (decoder.spec.shape.vocabulary, decoder.spec.choices.scales);
+    let count = rows.len();
     let Some(wanted) = hidden.slice(rows)? else { return Ok(Logits::new(Vec::new(), vocabulary)) };
-    let mine = wanted.apply_op1_no_bwd(&decoder.head)?;
+    let mut mine = decoder.head.product(&wanted)?;
     if scales.logits_divisor != 1.0 || scales.logits_softcap.is_some() {
-        mine.inplace_op1(&LogitTransform {
-            divide_by: scales.logits_divisor as f32,
-            softcap: scales.logits_softcap.map(|cap| cap as f32),
-            isa: decoder.isa,
-        })?;
+        let softcap = scales.logits_softcap.map(|cap| cap as f32);
+        transform(decoder.isa, scales.logits_divisor as f32, softcap, &mut mine);
     }
-    let gather = GatherVocabulary::over(decoder.communicator.as_ref(), vocabulary);
-    match mine.apply_op1_no_bwd(&gather).and_then(|all| all.flatten_all()?.to_vec1()) {
-        Ok(values) => Ok(Logits::new(values, vocabulary)),
-        Err(error) => Err(gather.into_failure().map_or(error.into(), ForwardError::Comm)),
-    }
+    let values = gather_vocabulary(decoder.communicator.as_ref(), vocabulary, mine, count)?;
+    Ok(Logits::new(values, vocabulary))
 }

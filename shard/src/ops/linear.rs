@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, bail};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, bail};
 
 use super::contiguous;
 use super::cpu::isa::Isa;
@@ -17,12 +17,18 @@ pub(crate) struct Linear {
     pub(crate) isa: Isa,
 }
 
-impl CustomOp1 for Linear {
-    fn name(&self) -> &'static str {
-        "linear"
+impl Linear {
+    /// (rows, inputs) → (rows * outputs): as applying it, without a tensor around what comes out.
+    pub(crate) fn product(&self, input: &Tensor) -> Result<Vec<f32>> {
+        let (storage, layout) = input.storage_and_layout();
+        match &*storage {
+            Storage::Cpu(storage) => self.multiply(storage, layout).map(|(output, _)| output),
+            Storage::Cuda(_) | Storage::Metal(_) => bail!("multiply rows: they are not in main memory"),
+        }
     }
 
-    fn cpu_fwd(&self, input: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+    /// Also how many rows there are.
+    fn multiply(&self, input: &CpuStorage, layout: &Layout) -> Result<(Vec<f32>, usize)> {
         let shape = self.panels.shape();
         let (rows, inputs) = layout.shape().dims2()?;
         if inputs != shape.inputs {
@@ -30,6 +36,17 @@ impl CustomOp1 for Linear {
         }
         let mut output = vec![0.0; rows * shape.outputs];
         multiply(self.isa, &self.panels, contiguous(input, layout)?, &mut output);
-        Ok((CpuStorage::F32(output), Shape::from((rows, shape.outputs))))
+        Ok((output, rows))
+    }
+}
+
+impl CustomOp1 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, input: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (output, rows) = self.multiply(input, layout)?;
+        Ok((CpuStorage::F32(output), Shape::from((rows, self.panels.shape().outputs))))
     }
 }
