@@ -34,11 +34,22 @@ pub(super) fn visit<S: Simd, P: KvStep>(
     }
     let mut scores = [[simd.splat(f32::MIN); CHUNK]; GROUP_TILES];
     let whole = seen.iter().all(|seen| *seen == [WHOLE; GROUP_TILES]);
-    if whole && S::WIDE {
-        scores = products::<S, P, GROUP_TILES>(simd, &chunk.queries, &group.keys);
+    let mut read = [false; GROUP_TILES];
+    for (tile, read) in read.iter_mut().enumerate() {
+        *read = seen.iter().any(|seen| seen[tile].0 < seen[tile].1);
+    }
+    let first = read.iter().position(|read| *read);
+    let Some(first) = first else { return };
+    if S::WIDE && read.iter().filter(|read| **read).count() > 1 {
+        // Four together take as long as two alone: what is not read repeats another, and is hidden like it.
+        let mut keys = group.keys;
+        for tile in 0..GROUP_TILES {
+            keys[tile] = group.keys[if read[tile] { tile } else { first }];
+        }
+        scores = products::<S, P, GROUP_TILES>(simd, &chunk.queries, &keys);
     } else {
         for tile in 0..GROUP_TILES {
-            if seen.iter().any(|seen| seen[tile].0 < seen[tile].1) {
+            if read[tile] {
                 [scores[tile]] = products::<S, P, 1>(simd, &chunk.queries, &[group.keys[tile]]);
             }
         }
@@ -127,6 +138,9 @@ fn weigh<S: Simd, P: KvStep>(
     for query in 0..CHUNK {
         let maximum = simd.splat(chunk.maxima[query]);
         for tile in 0..GROUP_TILES {
+            if seen.is_some_and(|seen| seen[query][tile].0 >= seen[query][tile].1) {
+                continue;
+            }
             let mut weight = exp(simd, simd.sub(scores[tile][query], maximum));
             if let Some(seen) = seen {
                 weight = simd.keep(weight, seen[query][tile], 0.0);
@@ -252,20 +266,22 @@ fn add_slots<S: Simd, P: KvStep>(
     ((first, end), weights): ((usize, usize), &[P]),
 ) {
     let padded = sums.len();
-    for step in first / P::ELEMENTS..end.div_ceil(P::ELEMENTS) {
-        let start = step * P::ELEMENTS;
-        let kept = first.saturating_sub(start)..(end - start).min(P::ELEMENTS);
-        let weight = weights[step].splat(simd);
-        let row = values[step * padded..][..padded].as_chunks::<LANES>().0;
-        for (sums, values) in sums.as_chunks_mut::<LANES>().0.iter_mut().zip(row) {
+    for (vector, sums) in sums.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        let mut added = simd.load(sums);
+        for step in first / P::ELEMENTS..end.div_ceil(P::ELEMENTS) {
+            let Some(values) = values[step * padded + vector * LANES..].first_chunk::<LANES>() else {
+                break;
+            };
+            let start = step * P::ELEMENTS;
+            let kept = first.saturating_sub(start)..(end - start).min(P::ELEMENTS);
             let mut values = *values;
             if kept != (0..P::ELEMENTS) {
                 for value in &mut values {
                     *value = value.keep(kept.clone());
                 }
             }
-            let added = P::dot(simd, simd.load(sums), weight, P::load(simd, &values));
-            simd.store(added, sums);
+            added = P::dot(simd, added, weights[step].splat(simd), P::load(simd, &values));
         }
+        simd.store(added, sums);
     }
 }
