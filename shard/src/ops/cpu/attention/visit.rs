@@ -16,6 +16,15 @@ type Scores<S> = [[<S as Simd>::Lanes; CHUNK]; GROUP_TILES];
 
 const WHOLE: (usize, usize) = (0, LANES);
 
+/// The weights of some tiles of a group.
+#[derive(Clone, Copy)]
+struct Weights<'a, P> {
+    /// (queries, steps of a group)
+    of_group: &'a [[P; SLOTS]; CHUNK],
+    /// Where the tiles' begin.
+    first_step: usize,
+}
+
 /// Takes a group into the softmax of a chunk's queries. What a query does not see of it leaves its own alone.
 #[inline(always)]
 pub(super) fn visit<S: Simd, P: KvStep>(
@@ -185,7 +194,8 @@ fn add_seen_values<S: Simd, P: KvStep>(
             tile += 1;
         }
         if first < tile {
-            add_values(simd, sums, &group.values[first..tile], (weights, first * steps));
+            let weights = Weights { of_group: weights, first_step: first * steps };
+            add_values(simd, sums, &group.values[first..tile], weights);
             continue;
         }
         for query in 0..CHUNK {
@@ -197,15 +207,9 @@ fn add_seen_values<S: Simd, P: KvStep>(
     }
 }
 
-/// Adds tiles' values to the sums (queries, padded head width), slot after slot, by the weights from
-/// `first_step` on.
+/// Adds tiles' values, weighted, to the sums (queries, padded head width), slot after slot.
 #[inline(always)]
-fn add_values<S: Simd, P: KvStep>(
-    simd: S,
-    sums: &mut [f32],
-    tiles: &[&[P]],
-    weights: (&[[P; SLOTS]; CHUNK], usize),
-) {
+fn add_values<S: Simd, P: KvStep>(simd: S, sums: &mut [f32], tiles: &[&[P]], weights: Weights<'_, P>) {
     let vectors = sums.len() / CHUNK / LANES;
     let mut first = 0;
     while first < vectors {
@@ -222,15 +226,15 @@ fn add_columns<S: Simd, P: KvStep, const V: usize>(
     simd: S,
     sums: &mut [f32],
     first: usize,
-    (tiles, (weights, first_step)): (&[&[P]], (&[[P; SLOTS]; CHUNK], usize)),
+    (tiles, weights): (&[&[P]], Weights<'_, P>),
 ) -> usize {
     let padded = sums.len() / CHUNK;
     let steps = LANES / P::ELEMENTS;
     let mut added = [[simd.splat(0.0); V]; CHUNK];
-    for query in 0..CHUNK {
-        let sums = sums[query * padded + first * LANES..][..V * LANES].as_chunks::<LANES>().0;
+    for (added, sums) in added.iter_mut().zip(sums.chunks_exact(padded)) {
+        let sums = sums[first * LANES..][..V * LANES].as_chunks::<LANES>().0;
         for vector in 0..V {
-            added[query][vector] = simd.load(&sums[vector]);
+            added[vector] = simd.load(&sums[vector]);
         }
     }
     for (tile, values) in tiles.iter().enumerate() {
@@ -240,18 +244,18 @@ fn add_columns<S: Simd, P: KvStep, const V: usize>(
             for vector in 0..V {
                 loaded[vector] = P::load(simd, &row[vector]);
             }
-            for query in 0..CHUNK {
-                let weight = weights[query][first_step + tile * steps + step].splat(simd);
+            for (added, of_query) in added.iter_mut().zip(weights.of_group) {
+                let weight = of_query[weights.first_step + tile * steps + step].splat(simd);
                 for vector in 0..V {
-                    added[query][vector] = P::dot(simd, added[query][vector], weight, loaded[vector]);
+                    added[vector] = P::dot(simd, added[vector], weight, loaded[vector]);
                 }
             }
         }
     }
-    for query in 0..CHUNK {
-        let sums = sums[query * padded + first * LANES..][..V * LANES].as_chunks_mut::<LANES>().0;
+    for (added, sums) in added.iter().zip(sums.chunks_exact_mut(padded)) {
+        let sums = sums[first * LANES..][..V * LANES].as_chunks_mut::<LANES>().0;
         for vector in 0..V {
-            simd.store(added[query][vector], &mut sums[vector]);
+            simd.store(added[vector], &mut sums[vector]);
         }
     }
     V
