@@ -55,7 +55,8 @@ pub(crate) fn load(config: &Config) -> Result<Engine<Loaded>, LoadError> {
     info!(%rank, model = %config.model, dtype = %config.dtype, "loading");
     let spec = ModelSpec::read(&config.model)?;
     let decoder =
-        Decoder::load(&config.model, &spec, config.dtype, Arc::clone(&comm) as Arc<dyn Communicator>)?;
+        Decoder::load(&config.model, &spec, config.dtype, Arc::clone(&comm) as Arc<dyn Communicator>)?
+            .with_kv_cache(config.kv_cache);
     info!(%rank, weights = %decoder.weight_bytes(), seconds = start.elapsed().as_secs_f32(), "loaded");
     let group = Group { comm, epoch: config.joining.epoch, kv_budget: config.kv_budget };
     Ok(Engine::new(Loaded::new(decoder), group))

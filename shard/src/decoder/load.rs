@@ -17,6 +17,7 @@ use super::split::{Slice, Split};
 use super::stream::Norm;
 use super::{Decoder, Dtype, LoadError, names, rope};
 use crate::comm::Communicator;
+use crate::kv::KvCacheDtype;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::panels::{PanelShape, Panels};
 use crate::ops::linear::Linear;
@@ -55,6 +56,7 @@ pub(super) fn load(
         final_norm: loader.norm(names::FINAL_NORM)?,
         head: loader.head()?,
         kv: loader.slice.kv_layout(),
+        kv_cache: KvCacheDtype::Auto,
     })
 }
 
