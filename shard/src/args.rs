@@ -7,6 +7,7 @@ use lockstep_models::ModelFiles;
 
 use crate::config::{CommunicatorAddress, ListenAddress};
 use crate::decoder::Dtype;
+use crate::kv::KvCacheDtype;
 
 /// Run one rank of a model.
 #[derive(Args, Clone, Debug)]
@@ -35,9 +36,13 @@ pub struct ShardArgs {
     #[arg(long, value_name = "ADDRESS", default_value = "solo")]
     pub communicator: CommunicatorAddress,
 
-    /// What weights and KV blocks are held in
+    /// What weights are held in
     #[arg(long, value_enum, default_value_t = Dtype::Bfloat16)]
     pub dtype: Dtype,
+
+    /// What keys and values are held in; auto: as the weights
+    #[arg(long, value_enum, default_value_t = KvCacheDtype::Auto)]
+    pub kv_cache_dtype: KvCacheDtype,
 
     /// Memory for this rank's KV blocks, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 256 << 20)]

@@ -15,6 +15,7 @@ use thiserror::Error;
 use crate::args::ShardArgs;
 use crate::comm::{CommError, Joining, Membership};
 use crate::decoder::Dtype;
+use crate::kv::KvCacheDtype;
 
 /// All that decides what a shard does.
 #[derive(Clone, Debug)]
@@ -27,8 +28,10 @@ pub struct Config {
     pub communicator: CommunicatorAddress,
     /// Where the router connects.
     pub listen: ListenAddress,
-    /// What weights and KV blocks are held in.
+    /// What weights are held in.
     pub dtype: Dtype,
+    /// What keys and values are held in.
+    pub kv_cache: KvCacheDtype,
     /// Memory for KV blocks.
     pub kv_budget: Bytes,
     /// Threads that compute; at least one.
@@ -127,6 +130,7 @@ impl Config {
             communicator: args.communicator,
             listen: args.listen,
             dtype: args.dtype,
+            kv_cache: args.kv_cache_dtype,
             kv_budget: Bytes(args.kv_cache_bytes),
             threads: if args.threads == 0 { cores } else { args.threads },
             reports: args.reports,

@@ -9,6 +9,7 @@ use crate::batch::BLOCK_SIZE;
 use crate::decoder::split::Slice;
 use crate::decoder::{LayerMlp, ModelSpec, Split, SplitError};
 use crate::dtype::Dtype;
+use crate::kv::KvCacheDtype;
 use crate::plan::MemoryPlan;
 
 /// A model split over the ranks of a group.
@@ -40,6 +41,15 @@ impl Forecast {
         // Zero ranks are refused like any number that does not divide the model.
         let ranks = (0..world_size.max(1)).map(Rank).map(rank).collect::<Result<_, _>>()?;
         Ok(Self { spec, dtype, ranks })
+    }
+
+    /// The same with keys and values held so.
+    #[must_use]
+    pub fn with_kv_cache(mut self, held: KvCacheDtype) -> Self {
+        for rank in &mut self.ranks {
+            rank.memory = rank.memory.with_kv_cache(held);
+        }
+        self
     }
 
     /// Bytes of weights over all ranks.

@@ -57,7 +57,8 @@ pub(crate) fn load(config: &Config, progress: Progress) -> Result<Engine<Loaded>
     let spec = ModelSpec::read(&config.model)?;
     let group = Arc::clone(&comm) as Arc<dyn Communicator>;
     progress.advance();
-    let decoder = Decoder::load_telling(&config.model, &spec, config.dtype, group, progress)?;
+    let decoder = Decoder::load_telling(&config.model, &spec, config.dtype, group, progress)?
+        .with_kv_cache(config.kv_cache);
     info!(%rank, weights = %decoder.weight_bytes(), seconds = start.elapsed().as_secs_f32(), "loaded");
     let group = Group { comm, epoch: config.joining.epoch, kv_budget: config.kv_budget };
     Ok(Engine::new(Loaded::new(decoder), group))

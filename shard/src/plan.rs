@@ -10,6 +10,8 @@ use crate::decoder::choices::LayerMlp;
 use crate::decoder::spec::{ExpertShape, ModelSpec};
 use crate::decoder::split::{Slice, Split, SplitError};
 use crate::dtype::Dtype;
+use crate::kv::KvCacheDtype;
+use crate::kv::layout::KvLayout;
 use crate::ops::cpu::panels::PanelShape;
 
 /// The memory of one rank. The embedding table is not counted: it stays in the model's file.
@@ -19,8 +21,24 @@ pub struct MemoryPlan {
     pub weights: Bytes,
     /// Bytes of one KV block, over all layers.
     pub block: Bytes,
+    /// What [`Self::block`] is counted from.
+    kv: PlannedKv,
     /// What [`Self::activations`] is counted from.
     activations: Activations,
+}
+
+/// What KV blocks are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct PlannedKv {
+    layout: KvLayout,
+    layers: usize,
+    weights: Dtype,
+}
+
+impl PlannedKv {
+    fn block(self, held: KvCacheDtype) -> Bytes {
+        self.layout.block_bytes(self.layers, held.beside(self.weights))
+    }
 }
 
 impl MemoryPlan {
@@ -45,11 +63,19 @@ impl MemoryPlan {
             LayerMlp::Experts => attention + experts,
         };
         let in_layers: u64 = spec.layers.iter().map(|layer| in_layer(layer.mlp)).sum();
+        let kv = PlannedKv { layout: slice.kv_layout(), layers: spec.shape.layers, weights: dtype };
         Ok(Self {
             weights: Bytes(in_layers + packed(products.head) + 4 * spec.unpacked_elements() as u64),
-            block: slice.kv_layout().block_bytes(spec.shape.layers, dtype),
+            block: kv.block(KvCacheDtype::Auto),
+            kv,
             activations: Activations::of(spec, &slice, split.world_size as usize, &products),
         })
+    }
+
+    /// The same with keys and values held so.
+    #[must_use]
+    pub fn with_kv_cache(self, held: KvCacheDtype) -> Self {
+        Self { block: self.kv.block(held), ..self }
     }
 
     /// Bytes that computing a step of `rows` takes beside weights and KV, at most: the values between its

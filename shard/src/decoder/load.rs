@@ -18,6 +18,7 @@ use super::split::{Slice, Split};
 use super::stream::Norm;
 use super::{Decoder, Dtype, LoadError, names, rope};
 use crate::comm::Communicator;
+use crate::kv::KvCacheDtype;
 use crate::ops::activation::Activation;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::panels::{PanelShape, Panels, RowSource};
@@ -59,6 +60,7 @@ pub(super) fn load(
         final_norm: loader.norm(names::FINAL_NORM)?,
         head: loader.head()?,
         kv: loader.slice.kv_layout(),
+        kv_cache: KvCacheDtype::Auto,
     })
 }
 

@@ -29,8 +29,8 @@ use thiserror::Error;
 
 use crate::batch::Batch;
 use crate::comm::{CommError, Communicator};
-use crate::kv::KvPool;
 use crate::kv::layout::KvLayout;
+use crate::kv::{KvCacheDtype, KvPool};
 use crate::ops::cpu::isa::Isa;
 use crate::ops::linear::Linear;
 use crate::plan::MemoryPlan;
@@ -63,6 +63,7 @@ pub struct Decoder {
     final_norm: stream::Norm,
     head: Linear,
     kv: KvLayout,
+    kv_cache: KvCacheDtype,
 }
 
 /// A model that cannot be loaded.
@@ -124,12 +125,18 @@ impl Decoder {
         load::load(files, spec, dtype, communicator, progress)
     }
 
+    /// The same with keys and values held so; as the weights are where nothing is said.
+    #[must_use]
+    pub fn with_kv_cache(self, held: KvCacheDtype) -> Self {
+        Self { plan: self.plan.with_kv_cache(held), kv_cache: held, ..self }
+    }
+
     /// KV blocks for this rank, in memory that is taken as they are first written.
     ///
     /// # Errors
     /// When there is not so much address space.
     pub fn allocate_kv(&self, blocks: Blocks) -> Result<KvPool, AllocateError> {
-        KvPool::allocate(self.kv, self.layers.len(), self.dtype, blocks)
+        KvPool::allocate(self.kv, self.layers.len(), self.kv_cache.beside(self.dtype), blocks)
     }
 
     /// What the model is.
@@ -149,7 +156,8 @@ impl Decoder {
 
     /// Names the arithmetic: ranks and hosts with equal names compute equal bits.
     pub fn arithmetic(&self) -> String {
-        format!("{}/{}/v{}", self.dtype, self.isa, self.spec.virtual_shards())
+        let kv = self.kv_cache.arithmetic(self.dtype);
+        format!("{}{kv}/{}/v{}", self.dtype, self.isa, self.spec.virtual_shards())
     }
 
     /// How many rows of logits are worth computing at once. It follows from the vocabulary alone.

@@ -2,8 +2,8 @@
 
 use lockstep_proto::Bytes;
 
+use super::dtype::KvDtype;
 use crate::batch::BLOCK_SIZE;
-use crate::dtype::Dtype;
 
 /// Which of a layer's two pools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +51,8 @@ impl KvLayout {
     }
 
     /// Bytes one block takes over all layers, keys and values.
-    pub(crate) fn block_bytes(self, layers: usize, dtype: Dtype) -> Bytes {
-        Bytes((2 * layers * self.kv_heads * self.tile_elements() * dtype.bytes()) as u64)
+    pub(crate) fn block_bytes(self, layers: usize, dtype: KvDtype) -> Bytes {
+        Bytes((2 * layers * self.kv_heads * dtype.tile_bytes(self)) as u64)
     }
 }
 

@@ -1,15 +1,17 @@
 //! The KV blocks of one rank: for each layer a pool of keys and a pool of values.
 
+mod dtype;
 pub(crate) mod layout;
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, WithDType};
 use half::bf16;
 use lockstep_proto::{Blocks, Bytes};
 use thiserror::Error;
 
-use crate::dtype::Dtype;
+pub use self::dtype::KvCacheDtype;
+pub(crate) use self::dtype::KvDtype;
 use crate::kv::layout::KvLayout;
-use crate::ops::cpu::huge_memory::on_huge_pages;
+use crate::ops::cpu::huge_memory::{ZeroBytes, on_huge_pages};
 
 /// The KV blocks of one rank. Nothing in it is read before a forward pass wrote it.
 pub struct KvPool {
@@ -50,15 +52,15 @@ impl KvPool {
     pub(crate) fn allocate(
         layout: KvLayout,
         layers: usize,
-        dtype: Dtype,
+        dtype: KvDtype,
         blocks: Blocks,
     ) -> Result<Self, AllocateError> {
         let bytes = Bytes(layout.block_bytes(layers, dtype).0.saturating_mul(u64::from(blocks.0)));
         let failed = |source| AllocateError { blocks, bytes, source };
         // Too many elements for a number are too many for the system, which says so below.
-        let elements = (layout.tile_elements() * layout.kv_heads).saturating_mul(blocks.len());
+        let elements = (dtype.tile_elements(layout) * layout.kv_heads).saturating_mul(blocks.len());
         let layer = |_| -> candle_core::Result<LayerKv> {
-            let shape = (blocks.len(), layout.kv_heads, layout.tile_elements());
+            let shape = (blocks.len(), layout.kv_heads, dtype.tile_elements(layout));
             Ok(LayerKv {
                 keys: zeroes(elements, dtype)?.reshape(shape)?,
                 values: zeroes(elements, dtype)?.reshape(shape)?,
@@ -70,15 +72,15 @@ impl KvPool {
 }
 
 /// Zeroes the system hands out page by page when they are first written, on huge pages where it has them.
-fn zeroes(elements: usize, dtype: Dtype) -> candle_core::Result<Tensor> {
+fn zeroes(elements: usize, dtype: KvDtype) -> candle_core::Result<Tensor> {
     match dtype {
-        Dtype::Bfloat16 => {
-            let values = on_huge_pages::<bf16>(elements).map_err(candle_core::Error::wrap)?;
-            Tensor::from_vec(values, elements, &Device::Cpu)
-        }
-        Dtype::Float32 => {
-            let values = on_huge_pages::<f32>(elements).map_err(candle_core::Error::wrap)?;
-            Tensor::from_vec(values, elements, &Device::Cpu)
-        }
+        KvDtype::Float32 => zeroed::<f32>(elements),
+        KvDtype::Bfloat16 => zeroed::<bf16>(elements),
+        KvDtype::Int8 => zeroed::<u8>(elements),
     }
+}
+
+fn zeroed<T: ZeroBytes + WithDType>(elements: usize) -> candle_core::Result<Tensor> {
+    let values = on_huge_pages::<T>(elements).map_err(candle_core::Error::wrap)?;
+    Tensor::from_vec(values, elements, &Device::Cpu)
 }

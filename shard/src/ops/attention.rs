@@ -80,12 +80,12 @@ impl CustomOp3 for Attention<'_> {
     ) -> Result<(CpuStorage, Shape)> {
         let qkv = contiguous::<f32>(qkv, qkv_layout)?;
         let (keys_of, values_of) = (keys_layout, values_layout);
-        let output = match keys.dtype() {
-            DType::U8 => self.on_cpu::<u8>(qkv, contiguous(keys, keys_of)?, contiguous(values, values_of)?),
-            DType::BF16 => {
-                self.on_cpu::<bf16>(qkv, contiguous(keys, keys_of)?, contiguous(values, values_of)?)
-            }
-            _ => self.on_cpu::<f32>(qkv, contiguous(keys, keys_of)?, contiguous(values, values_of)?),
+        let output = if keys.dtype() == DType::U8 {
+            self.on_cpu::<u8>(qkv, contiguous(keys, keys_of)?, contiguous(values, values_of)?)
+        } else if keys.dtype() == DType::BF16 {
+            self.on_cpu::<bf16>(qkv, contiguous(keys, keys_of)?, contiguous(values, values_of)?)
+        } else {
+            self.on_cpu::<f32>(qkv, contiguous(keys, keys_of)?, contiguous(values, values_of)?)
         };
         let columns = self.shape.query_elements();
         let rows = output.len() / columns;

@@ -1,12 +1,18 @@
 //! Turns queries and keys by their positions, in place.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, bail};
 
 use super::attention::AttentionShape;
 use super::cpu::isa::Isa;
+use super::cpu::parallel::{SharedSlice, for_each_range};
 use super::cpu::rope::rotate;
 use super::{contiguous, contiguous_mut};
 use crate::batch::BatchSequence;
+
+/// Scalar operations turning an element takes.
+const OPERATIONS: usize = 4;
 
 /// (rows, all heads, head width), table (positions, rotary width): rotates the first elements, as many as
 /// the table is wide, of the query and key heads of each row by its position's angles, cosines in the first
@@ -52,14 +58,30 @@ impl InplaceOp2 for Rope<'_> {
         let rotary = self.rotary_width(table_layout)?;
         let qkv = contiguous_mut::<f32>(qkv, qkv_layout)?;
         let table = contiguous::<f32>(table, table_layout)?;
+        let (row_elements, width) = (self.shape.row_elements(), self.shape.kv.head_width);
         let rotated_elements = self.shape.query_elements() + self.shape.kv_elements();
-        for sequence in self.sequences {
-            for row in 0..sequence.rows {
-                let position = sequence.first_position.index() + row;
-                let start = (sequence.first_row + row) * self.shape.row_elements();
-                let heads = &mut qkv[start..][..rotated_elements];
-                rotate(self.isa, heads, self.shape.kv.head_width, &table[position * rotary..][..rotary]);
+        let positions: Vec<(usize, usize)> = self
+            .sequences
+            .iter()
+            .flat_map(|sequence| {
+                (0..sequence.rows)
+                    .map(|row| (sequence.first_row + row, sequence.first_position.index() + row))
+            })
+            .collect();
+        // Rows of a sequence follow each other; a batch whose sequences share some is turned by one thread.
+        let apart = positions.windows(2).all(|pair| pair[0].0 < pair[1].0);
+        let qkv = SharedSlice::new(qkv);
+        let turn = |range: Range<usize>| {
+            for (row, position) in &positions[range] {
+                // SAFETY: a row stands once among the positions where several threads work on them.
+                let heads = unsafe { qkv.part(row * row_elements, rotated_elements) };
+                rotate(self.isa, heads, width, &table[position * rotary..][..rotary]);
             }
+        };
+        if apart {
+            for_each_range(positions.len(), positions.len() * rotated_elements * OPERATIONS, turn);
+        } else {
+            turn(0..positions.len());
         }
         Ok(())
     }

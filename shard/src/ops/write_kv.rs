@@ -65,10 +65,12 @@ impl InplaceOp2 for WriteKv<'_> {
         qkv_layout: &Layout,
     ) -> Result<()> {
         let qkv = contiguous::<f32>(qkv, qkv_layout)?;
-        match pool.dtype() {
-            DType::U8 => self.on_cpu::<u8>(contiguous_mut(pool, pool_layout)?, qkv),
-            DType::BF16 => self.on_cpu::<bf16>(contiguous_mut(pool, pool_layout)?, qkv),
-            _ => self.on_cpu::<f32>(contiguous_mut(pool, pool_layout)?, qkv),
+        if pool.dtype() == DType::U8 {
+            self.on_cpu::<u8>(contiguous_mut(pool, pool_layout)?, qkv);
+        } else if pool.dtype() == DType::BF16 {
+            self.on_cpu::<bf16>(contiguous_mut(pool, pool_layout)?, qkv);
+        } else {
+            self.on_cpu::<f32>(contiguous_mut(pool, pool_layout)?, qkv);
         }
         Ok(())
     }

@@ -24,9 +24,9 @@ pub(super) struct Activations {
     logit_rows: usize,
 }
 
-/// Elements that attention notes a row and query head for: one unit of work of 40 bytes, in a list that grows by
-/// doubling.
-const ATTENTION_UNIT: usize = 20;
+/// Elements that attention notes of a row and query head: at most one unit of work, of 40 bytes, and a walk over
+/// what it sees, of 56.
+const ATTENTION_UNIT: usize = 24;
 
 /// Elements that routing notes of a row and expert it goes to: a row's number and a weight, 16 bytes, in a list
 /// that grows by doubling, and the row's number once more.

@@ -87,7 +87,12 @@ impl Candidates {
     /// The `count` most probable at least, in the order of the vocabulary, and all that are as probable as the
     /// least of them; all where there are not more.
     pub(super) fn most_probable(&self, count: usize) -> Vec<Candidate> {
-        let found = scan::at_least(&self.logits, scan::threshold_of(&self.logits, count));
+        self.at_least(scan::threshold_of(&self.logits, count))
+    }
+
+    /// Those at least as probable as `threshold`, in the order of the vocabulary.
+    pub(super) fn at_least(&self, threshold: f32) -> Vec<Candidate> {
+        let found = scan::at_least(&self.logits, threshold);
         found.into_iter().map(|index| self.get(index)).collect()
     }
 

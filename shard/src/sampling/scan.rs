@@ -76,8 +76,8 @@ impl Kernel for FindOverview<'_> {
         let mut nan = [0_u32; TOGETHER];
         let (whole, rest) = self.row.as_chunks::<TOGETHER>();
         for numbers in whole {
+            take_larger(&mut largest, numbers);
             for lane in 0..TOGETHER {
-                largest[lane] = if numbers[lane] > largest[lane] { numbers[lane] } else { largest[lane] };
                 nan[lane] |= u32::from(numbers[lane].is_nan());
             }
         }
@@ -89,6 +89,14 @@ impl Kernel for FindOverview<'_> {
             largest: largest.iter().copied().fold(f32::NEG_INFINITY, f32::max),
             has_nan: nan.iter().any(|nan| *nan != 0),
         }
+    }
+}
+
+#[inline(always)]
+fn take_larger<const LANES: usize>(largest: &mut [f32; LANES], numbers: &[f32; LANES]) {
+    for lane in 0..LANES {
+        // What is not a number is not larger.
+        largest[lane] = if numbers[lane] > largest[lane] { numbers[lane] } else { largest[lane] };
     }
 }
 
@@ -179,10 +187,7 @@ impl Kernel for FindMaxima<'_> {
         for numbers in whole {
             let mut largest = [f32::NEG_INFINITY; LANES];
             for numbers in numbers.as_chunks::<LANES>().0 {
-                for lane in 0..LANES {
-                    largest[lane] =
-                        if numbers[lane] > largest[lane] { numbers[lane] } else { largest[lane] };
-                }
+                take_larger(&mut largest, numbers);
             }
             maxima.extend_from_slice(&largest);
         }

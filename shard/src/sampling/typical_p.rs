@@ -19,29 +19,27 @@ pub(super) fn apply(p: f32, candidates: &mut Candidates) {
     let share = |weight: f32| f64::from(weight) / mass;
     let parts = weights.iter().zip(candidates.logits());
     let entropy: f64 = parts.map(|(weight, logit)| share(*weight) * surprise(*logit)).sum();
-    let distances: Vec<f64> =
-        candidates.logits().iter().map(|logit| (surprise(*logit) - entropy).abs()).collect();
-    let nearest = |a: &usize, b: &usize| distances[*a].total_cmp(&distances[*b]).then(a.cmp(b));
-    let mut sorted: Vec<usize> = (0..candidates.len()).collect();
+    let distance = |logit: f32| (surprise(logit) - entropy).abs();
+    let mut sorted: Vec<(f64, usize)> =
+        candidates.logits().iter().map(|logit| distance(*logit)).zip(0..).collect();
+    let nearest = |a: &(f64, usize), b: &(f64, usize)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
+    let look = FIRST_LOOK.min(sorted.len());
+    if look < sorted.len() {
+        sorted.select_nth_unstable_by(look, nearest);
+    }
     let mut reached = 0.0;
-    let mut first = 0;
-    let mut look = FIRST_LOOK;
-    while first < sorted.len() {
-        let end = look.min(sorted.len());
-        if end < sorted.len() {
-            sorted[first..].select_nth_unstable_by(end - first, nearest);
-        }
-        sorted[first..end].sort_unstable_by(nearest);
-        for index in &sorted[first..end] {
+    for part in [0..look, look..sorted.len()] {
+        sorted[part.clone()].sort_unstable_by(nearest);
+        for (farthest, index) in &sorted[part] {
             reached += share(weights[*index]);
             if reached >= f64::from(p) {
-                let farthest = distances[*index];
-                let kept = |index: &usize| distances[*index] <= farthest;
-                candidates.keep(&(0..distances.len()).filter(kept).collect::<Vec<_>>());
+                let logits = candidates.logits();
+                let kept = |index: &usize| distance(logits[*index]) <= *farthest;
+                let kept: Vec<usize> = (0..logits.len()).filter(kept).collect();
+                candidates.keep(&kept);
                 candidates.rebase();
                 return;
             }
         }
-        (first, look) = (end, 8 * look);
     }
 }

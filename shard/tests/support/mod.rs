@@ -12,7 +12,7 @@ use lockstep_proto::{BlockId, Blocks, Position, TokenId, Tokens};
 use lockstep_shard::batch::{BLOCK_SIZE, Batch, BatchSequence};
 use lockstep_shard::comm::{Communicator, Solo, Threads};
 use lockstep_shard::decoder::{Decoder, Dtype, ModelSpec};
-use lockstep_shard::kv::KvPool;
+use lockstep_shard::kv::{KvCacheDtype, KvPool};
 use lockstep_shard::testing::TinyLlama;
 
 /// Blocks of every test's pool.
@@ -50,8 +50,17 @@ impl Sequence {
 
 impl Runner {
     pub(crate) fn load(files: &ModelFiles, dtype: Dtype, communicator: Arc<dyn Communicator>) -> Self {
+        Self::load_with(files, (dtype, KvCacheDtype::Auto), communicator)
+    }
+
+    pub(crate) fn load_with(
+        files: &ModelFiles,
+        (dtype, kv_cache): (Dtype, KvCacheDtype),
+        communicator: Arc<dyn Communicator>,
+    ) -> Self {
         let spec = ModelSpec::read(files).expect("config.json is served");
         let decoder = Decoder::load(files, &spec, dtype, communicator).expect("weights load");
+        let decoder = decoder.with_kv_cache(kv_cache);
         let kv = decoder.allocate_kv(POOL).expect("blocks fit");
         let at_once = decoder.logit_rows_at_once();
         Self { decoder, kv, next_block: 0, at_once }

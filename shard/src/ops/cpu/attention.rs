@@ -165,43 +165,44 @@ impl<K: KvElement> Kernel for Walks<'_, K> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let shape = self.input.shape;
-        let padded = shape.kv.padded_width();
+        let padded = self.input.shape.kv.padded_width();
         let mut walk = Walk::new(simd, self.input);
         let mut joined: Vec<Softmax> = (0..QUERIES).map(|_| Softmax::new(padded)).collect();
-        for index in self.range {
+        for index in self.range.clone() {
             let (unit, splits) = &self.walks[index];
+            let joined = &mut joined[..unit.queries()];
             walk.read_queries(simd, unit);
-            for joined in &mut joined {
+            for joined in joined.iter_mut() {
                 joined.clear();
             }
             for split in splits.clone() {
                 walk.run(simd, unit, split);
-                for (query, joined) in joined[..unit.queries()].iter_mut().enumerate() {
-                    let (chunk, at) = (&walk.chunks[query / CHUNK], query % CHUNK);
-                    if chunk.sees(at, split) {
-                        joined.add(
-                            simd,
-                            chunk.maxima[at],
-                            simd.reduce_add(chunk.totals[at]),
-                            chunk.sums(at),
-                        );
-                    }
+                for (query, joined) in joined.iter_mut().enumerate() {
+                    walk.chunks[query / CHUNK].join(simd, (query % CHUNK, split), joined);
                 }
             }
-            for (query, joined) in joined[..unit.queries()].iter().enumerate() {
-                match self.found {
+            self.write(index, joined);
+        }
+    }
+}
+
+impl<K> Walks<'_, K> {
+    /// Writes what a walk's queries found.
+    #[inline(always)]
+    fn write(&self, index: usize, joined: &[Softmax]) {
+        let shape = self.input.shape;
+        for (query, joined) in joined.iter().enumerate() {
+            match self.found {
+                Found::Whole(output) => {
+                    let start = self.walks[index].0.output(query, shape);
                     // SAFETY: a row and head belong to one unit, and it to one thread.
-                    Found::Whole(output) => {
-                        joined.write(unsafe { output.part(unit.output(query, shape), shape.kv.head_width) })
-                    }
+                    joined.write(unsafe { output.part(start, shape.kv.head_width) });
+                }
+                Found::Parts(found) => {
+                    let elements = Softmax::elements(shape.kv.padded_width());
+                    let start = (index * QUERIES + query) * elements;
                     // SAFETY: a walk belongs to one thread.
-                    Found::Parts(found) => joined.save(unsafe {
-                        found.part(
-                            (index * QUERIES + query) * Softmax::elements(padded),
-                            Softmax::elements(padded),
-                        )
-                    }),
+                    joined.save(unsafe { found.part(start, elements) });
                 }
             }
         }
@@ -221,25 +222,38 @@ impl Kernel for Join<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let shape = self.shape;
-        let elements = Softmax::elements(shape.kv.padded_width());
-        let mut joined = Softmax::new(shape.kv.padded_width());
+        let mut joined = Softmax::new(self.shape.kv.padded_width());
         let mut first = 0;
         for unit in self.units {
-            let splits = unit.splits(shape.window);
             for query in 0..unit.queries() {
-                joined.clear();
-                for (part, split) in (first..).zip(splits.clone()) {
-                    let found = &self.found[(part * QUERIES + query) * elements..][..elements];
-                    let (sums, numbers) = found.split_at(elements - 2);
-                    if sees(&unit.seen(query, shape.window), split) {
-                        joined.add(simd, numbers[0], numbers[1], sums);
-                    }
-                }
+                self.join(simd, (unit, first, query), &mut joined);
+                let start = unit.output(query, self.shape);
                 // SAFETY: a row and head belong to one unit, and this is the one thread.
-                joined.write(unsafe { self.output.part(unit.output(query, shape), shape.kv.head_width) });
+                joined.write(unsafe { self.output.part(start, self.shape.kv.head_width) });
             }
-            first += splits.len();
+            first += unit.splits(self.shape.window).len();
+        }
+    }
+}
+
+impl Join<'_> {
+    /// Joins the splits of one query of a unit, whose parts begin at `first`.
+    #[inline(always)]
+    fn join<S: Simd>(
+        &self,
+        simd: S,
+        (unit, first, query): (&Unit<'_>, usize, usize),
+        joined: &mut Softmax,
+    ) {
+        let elements = Softmax::elements(self.shape.kv.padded_width());
+        let seen = unit.seen(query, self.shape.window);
+        joined.clear();
+        for (part, split) in (first..).zip(unit.splits(self.shape.window)) {
+            let found = &self.found[(part * QUERIES + query) * elements..][..elements];
+            let (sums, numbers) = found.split_at(elements - 2);
+            if sees(&seen, split) {
+                joined.add(simd, numbers[0], numbers[1], sums);
+            }
         }
     }
 }

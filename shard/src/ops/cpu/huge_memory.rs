@@ -56,6 +56,8 @@ pub(crate) unsafe trait ZeroBytes {}
 unsafe impl ZeroBytes for f32 {}
 // SAFETY: they are 0.0.
 unsafe impl ZeroBytes for bf16 {}
+// SAFETY: one is 0.
+unsafe impl ZeroBytes for u8 {}
 
 /// Memory the system does not have.
 #[derive(Debug, Error, PartialEq, Eq)]

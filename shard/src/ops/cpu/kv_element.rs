@@ -245,37 +245,33 @@ impl KvElement for u8 {
         for (scale, bytes) in of_slot.iter_mut().zip(scales.as_chunks::<SCALE_BYTES>().0) {
             *scale = f32::from_le_bytes(*bytes);
         }
-        // Sixteen elements are pairs of eight slots' keys, or of eight columns of two slots' values.
-        let vectors =
-            elements.as_chunks::<LANES>().0.iter().zip(scratch.as_flattened_mut().as_chunks_mut().0);
-        let row = 2 * elements.len() / KvLayout::SLOTS;
-        let mut scale = simd.splat(0.0);
-        let mut halves = [scale; 2];
-        for half in 0..2 {
-            let mut twice = [0.0; LANES];
-            for (lane, scale) in twice.iter_mut().enumerate() {
-                *scale = of_slot[half * LANES / 2 + lane / 2];
-            }
-            halves[half] = simd.load(&twice);
-        }
-        for (vector, (elements, to)) in vectors.enumerate() {
-            match pool {
-                Pool::Keys => scale = halves[vector % 2],
-                Pool::Values if (vector * LANES).is_multiple_of(row) => {
-                    let slot = vector * LANES / row * 2;
-                    let mut turns = [of_slot[slot]; LANES];
-                    for odd in turns.iter_mut().skip(1).step_by(2) {
-                        *odd = of_slot[slot + 1];
-                    }
-                    scale = simd.load(&turns);
+        // A row of steps is of all slots' keys, or of all columns of two slots' values.
+        let row = match pool {
+            Pool::Keys => 2 * LANES,
+            Pool::Values => elements.len() / (LANES / 2),
+        };
+        let rows = elements.chunks_exact(row).zip(scratch.as_flattened_mut().chunks_exact_mut(row));
+        let mut scales = [simd.splat(0.0); 2];
+        for (index, (elements, to)) in rows.enumerate() {
+            // Those of keys are the same in every row.
+            if index == 0 || pool == Pool::Values {
+                let mut lanes = [[0.0; LANES]; 2];
+                for (lane, scale) in lanes.as_flattened_mut().iter_mut().enumerate() {
+                    *scale = match pool {
+                        Pool::Keys => of_slot[lane / 2],
+                        Pool::Values => of_slot[2 * index + lane % 2],
+                    };
                 }
-                Pool::Values => {}
+                scales = [simd.load(&lanes[0]), simd.load(&lanes[1])];
             }
-            let mut wide = [0.0; LANES];
-            for (wide, element) in wide.iter_mut().zip(elements) {
-                *wide = f32::from(*element as i8);
+            let halves = elements.as_chunks::<LANES>().0.iter().zip(to.as_chunks_mut::<LANES>().0);
+            for (half, (elements, to)) in halves.enumerate() {
+                let mut wide = [0.0; LANES];
+                for (wide, element) in wide.iter_mut().zip(elements) {
+                    *wide = f32::from(*element as i8);
+                }
+                simd.store_bf16(simd.mul(simd.load(&wide), scales[half % 2]), to);
             }
-            simd.store_bf16(simd.mul(simd.load(&wide), scale), to);
         }
         scratch
     }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::super::kv_element::KvStep;
 use super::super::simd::{LANES, Simd};
+use super::join::Softmax;
 use super::sees;
 use crate::kv::layout::KvLayout;
 
@@ -68,12 +69,12 @@ impl<S: Simd, P: KvStep> Chunk<S, P> {
         self.sums.fill(0.0);
     }
 
-    pub(super) fn sees(&self, query: usize, split: usize) -> bool {
-        sees(&self.seen[query], split)
-    }
-
-    /// (padded head width) of one query
-    pub(super) fn sums(&self, query: usize) -> &[f32] {
-        &self.sums[query * self.padded..][..self.padded]
+    /// Adds what a query found in a split to what it found in those before.
+    #[inline(always)]
+    pub(super) fn join(&self, simd: S, (query, split): (usize, usize), joined: &mut Softmax) {
+        if sees(&self.seen[query], split) {
+            let sums = &self.sums[query * self.padded..][..self.padded];
+            joined.add(simd, self.maxima[query], simd.reduce_add(self.totals[query]), sums);
+        }
     }
 }

@@ -16,6 +16,15 @@ type Scores<S> = [[<S as Simd>::Lanes; CHUNK]; GROUP_TILES];
 
 const WHOLE: (usize, usize) = (0, LANES);
 
+/// The weights of some tiles of a group.
+#[derive(Clone, Copy)]
+struct Weights<'a, P> {
+    /// (queries, steps of a group)
+    of_group: &'a [[P; SLOTS]; CHUNK],
+    /// Where the tiles' begin.
+    first_step: usize,
+}
+
 /// Takes a group into the softmax of a chunk's queries. What a query does not see of it leaves its own alone.
 #[inline(always)]
 pub(super) fn visit<S: Simd, P: KvStep>(
@@ -34,11 +43,22 @@ pub(super) fn visit<S: Simd, P: KvStep>(
     }
     let mut scores = [[simd.splat(f32::MIN); CHUNK]; GROUP_TILES];
     let whole = seen.iter().all(|seen| *seen == [WHOLE; GROUP_TILES]);
-    if whole && S::WIDE {
-        scores = products::<S, P, GROUP_TILES>(simd, &chunk.queries, &group.keys);
+    let mut read = [false; GROUP_TILES];
+    for (tile, read) in read.iter_mut().enumerate() {
+        *read = seen.iter().any(|seen| seen[tile].0 < seen[tile].1);
+    }
+    let first = read.iter().position(|read| *read);
+    let Some(first) = first else { return };
+    if S::WIDE && read.iter().filter(|read| **read).count() > 1 {
+        // Four together take as long as two alone: what is not read repeats another, and is hidden like it.
+        let mut keys = group.keys;
+        for tile in 0..GROUP_TILES {
+            keys[tile] = group.keys[if read[tile] { tile } else { first }];
+        }
+        scores = products::<S, P, GROUP_TILES>(simd, &chunk.queries, &keys);
     } else {
         for tile in 0..GROUP_TILES {
-            if seen.iter().any(|seen| seen[tile].0 < seen[tile].1) {
+            if read[tile] {
                 [scores[tile]] = products::<S, P, 1>(simd, &chunk.queries, &[group.keys[tile]]);
             }
         }
@@ -127,6 +147,9 @@ fn weigh<S: Simd, P: KvStep>(
     for query in 0..CHUNK {
         let maximum = simd.splat(chunk.maxima[query]);
         for tile in 0..GROUP_TILES {
+            if seen.is_some_and(|seen| seen[query][tile].0 >= seen[query][tile].1) {
+                continue;
+            }
             let mut weight = exp(simd, simd.sub(scores[tile][query], maximum));
             if let Some(seen) = seen {
                 weight = simd.keep(weight, seen[query][tile], 0.0);
@@ -171,7 +194,8 @@ fn add_seen_values<S: Simd, P: KvStep>(
             tile += 1;
         }
         if first < tile {
-            add_values(simd, sums, &group.values[first..tile], (weights, first * steps));
+            let weights = Weights { of_group: weights, first_step: first * steps };
+            add_values(simd, sums, &group.values[first..tile], weights);
             continue;
         }
         for query in 0..CHUNK {
@@ -183,15 +207,9 @@ fn add_seen_values<S: Simd, P: KvStep>(
     }
 }
 
-/// Adds tiles' values to the sums (queries, padded head width), slot after slot, by the weights from
-/// `first_step` on.
+/// Adds tiles' values, weighted, to the sums (queries, padded head width), slot after slot.
 #[inline(always)]
-fn add_values<S: Simd, P: KvStep>(
-    simd: S,
-    sums: &mut [f32],
-    tiles: &[&[P]],
-    weights: (&[[P; SLOTS]; CHUNK], usize),
-) {
+fn add_values<S: Simd, P: KvStep>(simd: S, sums: &mut [f32], tiles: &[&[P]], weights: Weights<'_, P>) {
     let vectors = sums.len() / CHUNK / LANES;
     let mut first = 0;
     while first < vectors {
@@ -208,15 +226,15 @@ fn add_columns<S: Simd, P: KvStep, const V: usize>(
     simd: S,
     sums: &mut [f32],
     first: usize,
-    (tiles, (weights, first_step)): (&[&[P]], (&[[P; SLOTS]; CHUNK], usize)),
+    (tiles, weights): (&[&[P]], Weights<'_, P>),
 ) -> usize {
     let padded = sums.len() / CHUNK;
     let steps = LANES / P::ELEMENTS;
     let mut added = [[simd.splat(0.0); V]; CHUNK];
-    for query in 0..CHUNK {
-        let sums = sums[query * padded + first * LANES..][..V * LANES].as_chunks::<LANES>().0;
+    for (added, sums) in added.iter_mut().zip(sums.chunks_exact(padded)) {
+        let sums = sums[first * LANES..][..V * LANES].as_chunks::<LANES>().0;
         for vector in 0..V {
-            added[query][vector] = simd.load(&sums[vector]);
+            added[vector] = simd.load(&sums[vector]);
         }
     }
     for (tile, values) in tiles.iter().enumerate() {
@@ -226,18 +244,18 @@ fn add_columns<S: Simd, P: KvStep, const V: usize>(
             for vector in 0..V {
                 loaded[vector] = P::load(simd, &row[vector]);
             }
-            for query in 0..CHUNK {
-                let weight = weights[query][first_step + tile * steps + step].splat(simd);
+            for (added, of_query) in added.iter_mut().zip(weights.of_group) {
+                let weight = of_query[weights.first_step + tile * steps + step].splat(simd);
                 for vector in 0..V {
-                    added[query][vector] = P::dot(simd, added[query][vector], weight, loaded[vector]);
+                    added[vector] = P::dot(simd, added[vector], weight, loaded[vector]);
                 }
             }
         }
     }
-    for query in 0..CHUNK {
-        let sums = sums[query * padded + first * LANES..][..V * LANES].as_chunks_mut::<LANES>().0;
+    for (added, sums) in added.iter().zip(sums.chunks_exact_mut(padded)) {
+        let sums = sums[first * LANES..][..V * LANES].as_chunks_mut::<LANES>().0;
         for vector in 0..V {
-            simd.store(added[query][vector], &mut sums[vector]);
+            simd.store(added[vector], &mut sums[vector]);
         }
     }
     V
@@ -252,20 +270,22 @@ fn add_slots<S: Simd, P: KvStep>(
     ((first, end), weights): ((usize, usize), &[P]),
 ) {
     let padded = sums.len();
-    for step in first / P::ELEMENTS..end.div_ceil(P::ELEMENTS) {
-        let start = step * P::ELEMENTS;
-        let kept = first.saturating_sub(start)..(end - start).min(P::ELEMENTS);
-        let weight = weights[step].splat(simd);
-        let row = values[step * padded..][..padded].as_chunks::<LANES>().0;
-        for (sums, values) in sums.as_chunks_mut::<LANES>().0.iter_mut().zip(row) {
+    for (vector, sums) in sums.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        let mut added = simd.load(sums);
+        for step in first / P::ELEMENTS..end.div_ceil(P::ELEMENTS) {
+            let Some(values) = values[step * padded + vector * LANES..].first_chunk::<LANES>() else {
+                break;
+            };
+            let start = step * P::ELEMENTS;
+            let kept = first.saturating_sub(start)..(end - start).min(P::ELEMENTS);
             let mut values = *values;
             if kept != (0..P::ELEMENTS) {
                 for value in &mut values {
                     *value = value.keep(kept.clone());
                 }
             }
-            let added = P::dot(simd, simd.load(sums), weight, P::load(simd, &values));
-            simd.store(added, sums);
+            added = P::dot(simd, added, weights[step].splat(simd), P::load(simd, &values));
         }
+        simd.store(added, sums);
     }
 }

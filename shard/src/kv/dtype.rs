@@ -1,0 +1,82 @@
+//! What keys and values are held in.
+
+use std::fmt;
+
+use clap::ValueEnum;
+
+use super::layout::KvLayout;
+use crate::dtype::Dtype;
+use crate::ops::cpu::kv_element::KvElement;
+
+/// What is asked for. Attention computes with f32 accumulators in all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvCacheDtype {
+    /// The element type of the weights.
+    #[value(name = "auto")]
+    Auto,
+    /// 16 bits with the exponent of an f32.
+    #[value(name = "bf16")]
+    Bfloat16,
+    /// 8 bits, and a scale for each token and head: about half the memory of 16 bits.
+    #[value(name = "int8")]
+    Int8,
+}
+
+/// What is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KvDtype {
+    Float32,
+    Bfloat16,
+    Int8,
+}
+
+impl KvCacheDtype {
+    pub(crate) fn beside(self, weights: Dtype) -> KvDtype {
+        match (self, weights) {
+            (Self::Int8, _) => KvDtype::Int8,
+            (Self::Bfloat16, _) | (Self::Auto, Dtype::Bfloat16) => KvDtype::Bfloat16,
+            (Self::Auto, Dtype::Float32) => KvDtype::Float32,
+        }
+    }
+
+    /// What it adds to the arithmetic's name, where it is not what the weights' type implies.
+    pub(crate) fn arithmetic(self, weights: Dtype) -> &'static str {
+        let held = self.beside(weights);
+        match held {
+            _ if held == Self::Auto.beside(weights) => "",
+            KvDtype::Float32 => "/kv-f32",
+            KvDtype::Bfloat16 => "/kv-bf16",
+            KvDtype::Int8 => "/kv-int8",
+        }
+    }
+}
+
+impl fmt::Display for KvCacheDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Bfloat16 => "bf16",
+            Self::Int8 => "int8",
+        })
+    }
+}
+
+impl KvDtype {
+    /// Elements of a tile, and the bytes of each.
+    fn tile(self, layout: KvLayout) -> (usize, usize) {
+        match self {
+            Self::Float32 => (f32::tile_elements(layout), size_of::<f32>()),
+            Self::Bfloat16 => (half::bf16::tile_elements(layout), size_of::<half::bf16>()),
+            Self::Int8 => (u8::tile_elements(layout), size_of::<u8>()),
+        }
+    }
+
+    pub(super) fn tile_elements(self, layout: KvLayout) -> usize {
+        self.tile(layout).0
+    }
+
+    pub(super) fn tile_bytes(self, layout: KvLayout) -> usize {
+        let (elements, bytes) = self.tile(layout);
+        elements * bytes
+    }
+}
