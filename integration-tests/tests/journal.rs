@@ -12,7 +12,8 @@ async fn read(url: &str, body: &serde_json::Value, last: Option<&str>, count: us
     let http = reqwest::Client::builder().no_proxy().build().expect("a client");
     let start = std::time::Instant::now();
     let response = loop {
-        let mut request = http.post(format!("{url}/generate_stream")).json(body);
+        let mut request =
+            http.post(format!("{url}/generate_stream")).header("x-use-cache", "false").json(body);
         if let Some(last) = last {
             request = request.header("last-event-id", last);
         }

@@ -138,12 +138,8 @@ async fn native_streams_go_on() {
 #[tokio::test]
 async fn streams_with_a_grammar_go_on() {
     let grammar = json!({"type": "regex", "value": "[a-f]{4} of [0-9]{6}"});
-    check_deaths(
-        "/generate_stream",
-        &parameters(&json!({"do_sample": true, "grammar": grammar})),
-        Turns::One,
-    )
-    .await;
+    let parameters = json!({"max_new_tokens": 30, "details": true, "do_sample": true, "grammar": grammar});
+    check_deaths("/generate_stream", &json!({"inputs": "a", "parameters": parameters}), Turns::One).await;
 }
 
 #[tokio::test]

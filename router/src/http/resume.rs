@@ -164,14 +164,22 @@ impl Streams {
         };
         let (id, seen): (Uuid, usize) = named.ok_or_else(unknown)?;
         let _ = self.are_complete.subscribe().wait_for(|are_complete| *are_complete).await;
-        // Under the lock: it is not given up meanwhile.
-        let streams = self.kept();
-        let kept = streams.by_id.get(&id).ok_or_else(unknown)?;
-        if kept.owner.as_ref() != asking || seen > kept.log.borrow().events.len() {
+        let (headers, mut log) = {
+            // Under the lock: it is not given up meanwhile.
+            let streams = self.kept();
+            let kept = streams.by_id.get(&id).ok_or_else(unknown)?;
+            if kept.owner.as_ref() != asking {
+                return Err(unknown());
+            }
+            kept.readers.fetch_add(1, Ordering::Relaxed);
+            (kept.headers.clone(), kept.log.subscribe())
+        };
+        // What an earlier process told is on its way into the log.
+        let told = log.wait_for(|log| log.events.len() >= seen || log.is_over).await;
+        if told.is_ok_and(|log| log.events.len() < seen) {
             return Err(unknown());
         }
-        kept.readers.fetch_add(1, Ordering::Relaxed);
-        Ok((kept.headers.clone(), read(kept.log.subscribe(), seen)).into_response())
+        Ok((headers, read(log, seen)).into_response())
     }
 
     /// Whether a connection reads any of them.
