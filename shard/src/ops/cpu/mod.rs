@@ -18,5 +18,6 @@ pub(crate) mod panels;
 mod parallel;
 mod portable;
 pub(crate) mod projection_norm;
+pub(crate) mod quantized;
 pub(crate) mod rope;
 pub(crate) mod simd;
