@@ -4,7 +4,7 @@ use clap::Args;
 use lockstep_models::ModelFiles;
 
 use crate::config::{CommunicatorAddress, ListenAddress};
-use crate::decoder::Dtype;
+use crate::decoder::{Dtype, Quantize};
 
 /// Run one rank of a model.
 #[derive(Args, Clone, Debug)]
@@ -36,6 +36,10 @@ pub struct ShardArgs {
     /// What weights and KV blocks are held in
     #[arg(long, value_enum, default_value_t = Dtype::Bfloat16)]
     pub dtype: Dtype,
+
+    /// How the weights of linear layers are quantized
+    #[arg(long, value_enum, default_value_t = Quantize::AsStored)]
+    pub quantize: Quantize,
 
     /// Memory for this rank's KV blocks, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 256 << 20)]

@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use crate::args::ShardArgs;
 use crate::comm::{CommError, Joining, Membership};
-use crate::decoder::Dtype;
+use crate::decoder::Precision;
 
 /// All that decides what a shard does.
 #[derive(Clone, Debug)]
@@ -28,7 +28,7 @@ pub struct Config {
     /// Where the router connects.
     pub listen: ListenAddress,
     /// What weights and KV blocks are held in.
-    pub dtype: Dtype,
+    pub precision: Precision,
     /// Memory for KV blocks.
     pub kv_budget: Bytes,
     /// Threads that compute; at least one.
@@ -124,7 +124,7 @@ impl Config {
             joining: Joining { membership, epoch: Epoch(args.epoch), watchdog },
             communicator: args.communicator,
             listen: args.listen,
-            dtype: args.dtype,
+            precision: Precision { dtype: args.dtype, quantize: args.quantize },
             kv_budget: Bytes(args.kv_cache_bytes),
             threads: if args.threads == 0 { cores } else { args.threads },
             parent: args.parent,

@@ -19,6 +19,7 @@ pub mod kv;
 mod load;
 mod ops;
 pub mod plan;
+mod precision;
 pub mod sampling;
 mod serve;
 #[doc(hidden)]

@@ -52,10 +52,10 @@ pub(crate) fn load(config: &Config) -> Result<Engine<Loaded>, LoadError> {
     let comm = Arc::new(Timed::new(join(config)?));
     let start = Instant::now();
     let rank = config.joining.membership.rank();
-    info!(%rank, model = %config.model, dtype = %config.dtype, "loading");
+    info!(%rank, model = %config.model, precision = %config.precision, "loading");
     let spec = ModelSpec::read(&config.model)?;
     let decoder =
-        Decoder::load(&config.model, &spec, config.dtype, Arc::clone(&comm) as Arc<dyn Communicator>)?;
+        Decoder::load(&config.model, &spec, config.precision, Arc::clone(&comm) as Arc<dyn Communicator>)?;
     info!(%rank, weights = %decoder.weight_bytes(), seconds = start.elapsed().as_secs_f32(), "loaded");
     let group = Group { comm, epoch: config.joining.epoch, kv_budget: config.kv_budget };
     Ok(Engine::new(Loaded::new(decoder), group))

@@ -16,6 +16,7 @@ mod names;
 pub(crate) mod rope;
 pub(crate) mod spec;
 pub(crate) mod split;
+pub(crate) mod stacks;
 mod stream;
 mod wanted;
 
@@ -37,6 +38,7 @@ use crate::plan::MemoryPlan;
 pub use crate::dtype::Dtype;
 pub use crate::kv::AllocateError;
 pub use crate::ops::activation::Activation;
+pub use crate::precision::{Precision, Quantize};
 pub use crate::weights::WeightsError;
 pub use check::BatchError;
 pub use choices::{
@@ -54,7 +56,7 @@ pub use split::{Split, SplitError};
 pub struct Decoder {
     spec: ModelSpec,
     plan: MemoryPlan,
-    dtype: Dtype,
+    precision: Precision,
     isa: Isa,
     communicator: Arc<dyn Communicator>,
     embedding: embedding::Embedding,
@@ -103,10 +105,10 @@ impl Decoder {
     pub fn load(
         files: &ModelFiles,
         spec: &ModelSpec,
-        dtype: Dtype,
+        precision: impl Into<Precision>,
         communicator: Arc<dyn Communicator>,
     ) -> Result<Self, LoadError> {
-        load::load(files, spec, dtype, communicator)
+        load::load(files, spec, precision.into(), communicator)
     }
 
     /// KV blocks for this rank, in memory that is taken as they are first written.
@@ -114,7 +116,7 @@ impl Decoder {
     /// # Errors
     /// When there is not so much address space.
     pub fn allocate_kv(&self, blocks: Blocks) -> Result<KvPool, AllocateError> {
-        KvPool::allocate(self.kv, self.layers.len(), self.dtype, blocks)
+        KvPool::allocate(self.kv, self.layers.len(), self.precision.dtype, blocks)
     }
 
     /// What the model is.
@@ -134,7 +136,13 @@ impl Decoder {
 
     /// Names the arithmetic: ranks and hosts with equal names compute equal bits.
     pub fn arithmetic(&self) -> String {
-        format!("{}/{}/v{}", self.dtype, self.isa, self.spec.virtual_shards())
+        let Precision { dtype, quantize } = self.precision;
+        let weights = match quantize {
+            Quantize::None => String::new(),
+            Quantize::AsStored if dtype == Dtype::Float32 || self.spec.stored.is_empty() => String::new(),
+            Quantize::AsStored | Quantize::Int8 | Quantize::Int4 => format!("/{quantize}"),
+        };
+        format!("{dtype}{weights}/{}/v{}", self.isa, self.spec.virtual_shards())
     }
 
     /// How many rows of logits are worth computing at once. It follows from the vocabulary alone.

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::StoredTensor;
 use crate::ops::cpu::panels::RowSource;
+use crate::ops::cpu::quantized::{Group, PackedRow, QuantizedRows};
 
 /// Rows of several tensors, and the columns of them that a rank has.
 pub(crate) struct StackedRows {
@@ -58,5 +59,26 @@ impl RowSource for StackedRows {
             tensor.release(rows.start + first..rows.start + end);
             before += rows.len();
         }
+    }
+}
+
+/// Rows whose tensors hold blocks, as they are.
+impl QuantizedRows for StackedRows {
+    fn read_groups(&self, output: usize, row: &mut PackedRow) {
+        let found = self.find(output);
+        row.for_each_group(|_, group| match found {
+            Some((tensor, row)) if !group.columns.is_empty() => {
+                tensor.read_group(row, self.columns.start + group.columns.start, group);
+            }
+            Some(_) | None => {
+                let Group { elements, terms, factors, .. } = group;
+                elements.fill(0);
+                (*terms, *factors) = ([0; 2], [0; 2]);
+            }
+        });
+    }
+
+    fn release(&self, outputs: Range<usize>) {
+        RowSource::release(self, outputs);
     }
 }
