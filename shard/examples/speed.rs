@@ -1,5 +1,5 @@
-//! Prints how fast this machine prefills and decodes a model: `speed [FOLDER|demo] [THREADS]`. Figures are
-//! context for people, not a verdict.
+//! Prints how fast this machine prefills and decodes a model: `speed [FOLDER|demo] [THREADS]
+//! [as-stored|none|int8|int4]`. Figures are context for people, not a verdict.
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
@@ -7,11 +7,12 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Instant;
 
+use clap::ValueEnum;
 use lockstep_models::ModelFiles;
 use lockstep_proto::{BlockId, Blocks, Position, TokenId, Tokens};
 use lockstep_shard::batch::{BLOCK_SIZE, Batch, BatchSequence};
 use lockstep_shard::comm::Solo;
-use lockstep_shard::decoder::{Decoder, Dtype, ModelSpec};
+use lockstep_shard::decoder::{Decoder, Dtype, ModelSpec, Precision, Quantize};
 use lockstep_shard::kv::KvPool;
 
 /// Tokens prefilled at once.
@@ -25,11 +26,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let files = ModelFiles::from_argument(&arguments.next().unwrap_or_else(|| "demo".to_owned()));
     let threads = arguments.next().map_or(Ok(1), |text| text.parse())?;
+    let quantize =
+        arguments.next().map_or(Ok(Quantize::default()), |text| Quantize::from_str(&text, true))?;
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     let spec = ModelSpec::read(&files)?;
-    for dtype in [Dtype::Bfloat16, Dtype::Float32] {
+    let dtypes: &[Dtype] = match quantize {
+        Quantize::AsStored | Quantize::None => &[Dtype::Bfloat16, Dtype::Float32],
+        Quantize::Int8 | Quantize::Int4 => &[Dtype::Bfloat16],
+    };
+    for dtype in dtypes.iter().copied() {
         let begun = Instant::now();
-        let decoder = Decoder::load(&files, &spec, dtype, Arc::new(Solo))?;
+        let decoder = Decoder::load(&files, &spec, Precision { dtype, quantize }, Arc::new(Solo))?;
         let loaded = begun.elapsed();
         println!("{files}, {}, {threads} threads, loaded in {loaded:.1?}", decoder.arithmetic());
         println!("  weights {}, KV block {}", decoder.weight_bytes(), decoder.block_bytes());
