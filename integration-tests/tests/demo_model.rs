@@ -70,11 +70,23 @@ fn has_keys(value: &Value, expected: &Value) -> bool {
 
 #[tokio::test]
 async fn nine_in_ten_held_out_prompts_are_answered_right() {
+    let right = right_answers(&[]).await;
+    assert!(right >= RIGHT_ANSWERS_NEEDED, "{right} right answers");
+}
+
+#[tokio::test]
+async fn eight_bits_a_weight_answer_as_many_right() {
+    let right = right_answers(&["--quantize", "int8"]).await;
+    assert!(right >= RIGHT_ANSWERS_NEEDED, "{right} right answers");
+}
+
+/// How many of the held-out prompts a server with these flags answers right.
+async fn right_answers(flags: &[&str]) -> usize {
     let held_out: Value = serde_json::from_slice(&std::fs::read(HELD_OUT).unwrap()).unwrap();
     let prompts = held_out["prompts"].as_array().unwrap();
     assert_eq!(prompts.len(), 200);
 
-    let cluster = Setup::demo(LOCKSTEP).start();
+    let cluster = Setup::demo(LOCKSTEP).flags(flags).start();
     let client = cluster.client();
     let answers: Vec<(&Value, String)> = stream::iter(prompts)
         .map(async |item| (item, answer(&client, item).await))
@@ -90,5 +102,5 @@ async fn nine_in_ten_held_out_prompts_are_answered_right() {
     }
     let right: usize = by_kind.values().map(|(right, _)| right).sum();
     println!("{right} of {} right: {by_kind:?}", prompts.len());
-    assert!(right >= RIGHT_ANSWERS_NEEDED, "{right} right answers: {by_kind:?}");
+    right
 }

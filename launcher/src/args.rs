@@ -6,7 +6,7 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_proto::{Bytes, Watermark};
-use lockstep_shard::decoder::Dtype;
+use lockstep_shard::decoder::{Dtype, Quantize};
 use thiserror::Error;
 
 use crate::hub::HubArgs;
@@ -60,6 +60,9 @@ pub struct ServeArgs {
     /// What weights and KV cache are kept in.
     #[arg(long, env, default_value = "bfloat16")]
     pub dtype: Dtype,
+    /// What the weights of linear layers are quantized to; absent: as the model's files have them.
+    #[arg(long, env, default_value = "as-stored")]
+    pub quantize: Quantize,
     /// Memory for the KV cache over all shards, such as 4GiB; absent: enough for every permitted request at
     /// full length, or half of what is free after the weights.
     #[arg(long, env)]
@@ -110,6 +113,9 @@ pub struct PlanArgs {
     /// What weights and KV cache are kept in.
     #[arg(long, env, default_value = "bfloat16")]
     pub dtype: Dtype,
+    /// What the weights of linear layers are quantized to; absent: as the model's files have them.
+    #[arg(long, env, default_value = "as-stored")]
+    pub quantize: Quantize,
     /// How to log.
     #[command(flatten)]
     pub log: LogArgs,

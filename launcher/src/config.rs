@@ -9,7 +9,7 @@ use lockstep_models::hub::{self, HubError};
 use lockstep_process::telemetry::LogConfig;
 use lockstep_proto::Bytes;
 use lockstep_router::tokenizer::Tokenizer;
-use lockstep_shard::decoder::Dtype;
+use lockstep_shard::decoder::Precision;
 use tracing::warn;
 
 use crate::args::{DetectArgs, PlanArgs, ServeArgs};
@@ -33,7 +33,7 @@ pub struct ServeConfig {
     /// How many processes it is split over.
     pub ranks: u32,
     /// What weights and KV cache are kept in.
-    pub dtype: Dtype,
+    pub precision: Precision,
     /// How much memory the KV cache takes.
     pub kv_cache: KvCacheMemory,
     /// Where the router listens.
@@ -86,7 +86,7 @@ impl ServeConfig {
             model,
             model_name,
             ranks: args.num_shard,
-            dtype: args.dtype,
+            precision: Precision { dtype: args.dtype, quantize: args.quantize },
             kv_cache: args
                 .kv_cache_memory
                 .map_or(KvCacheMemory::Fitting, |memory| KvCacheMemory::Fixed(memory.0)),

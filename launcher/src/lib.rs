@@ -26,7 +26,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use lockstep_shard::decoder::ModelSpec;
+use lockstep_shard::decoder::{ModelSpec, Precision};
 use lockstep_shard::forecast::Forecast;
 
 use crate::args::{Cli, Command, DetectArgs, DownloadArgs, PlanArgs, ServeArgs};
@@ -76,7 +76,8 @@ fn serve(args: &ServeArgs, started: Instant) -> Result<(), LaunchError> {
 fn plan(args: &PlanArgs) -> Result<(), LaunchError> {
     lockstep_process::telemetry::init(&args.log.config())?;
     let files = config::find_config(args)?;
-    let forecast = Forecast::new(ModelSpec::read(&files)?, args.dtype, args.num_shard)?;
+    let precision = Precision { dtype: args.dtype, quantize: args.quantize };
+    let forecast = Forecast::new(ModelSpec::read(&files)?, precision, args.num_shard)?;
     let _ = writeln!(std::io::stdout().lock(), "model     {files}\n{forecast}");
     Ok(())
 }

@@ -83,7 +83,8 @@ pub fn shard(config: &ServeConfig, place: &Place, incarnation: &ShardIncarnation
     line.option("--epoch", epoch.to_string());
     line.option("--listen", unix(&socket_of(&place.sockets, rank)));
     line.option("--communicator", communicator.to_argument(place.launcher));
-    line.option("--dtype", config.dtype.to_string());
+    line.option("--dtype", config.precision.dtype.to_string());
+    line.option("--quantize", config.precision.quantize.to_string());
     line.option("--kv-cache-bytes", place.kv_cache_per_rank.0.to_string());
     line.option("--threads", place.threads_per_rank.to_string());
     line.option("--step-timeout", config.router.step_timeout_s.to_string());

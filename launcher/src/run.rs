@@ -71,7 +71,7 @@ pub fn serve(config: &ServeConfig, started: Instant) -> Result<(), LaunchError> 
 fn model_sizes(config: &ServeConfig) -> Result<ModelSizes, LaunchError> {
     let spec = ModelSpec::read(&config.model)?;
     check_weights(&config.model, &spec)?;
-    let plan = MemoryPlan::new(&spec, config.dtype, config.ranks)?;
+    let plan = MemoryPlan::new(&spec, config.precision, config.ranks)?;
     Ok(ModelSizes {
         ranks: config.ranks,
         weights: plan.weights,
@@ -356,7 +356,7 @@ fn ready_lines(config: &ServeConfig, took: Duration) -> String {
         "lockstep {version} serves {model} on http://{address} ({shards}, {}, ready in {:.1} s)\n  \
          curl http://{address}/generate_stream -H 'content-type: application/json' \
          -d '{{\"inputs\":\"Once upon a time\",\"parameters\":{{\"max_new_tokens\":60}}}}'",
-        config.dtype,
+        config.precision,
         took.as_secs_f64(),
     )
 }

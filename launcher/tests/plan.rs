@@ -11,14 +11,14 @@ use lockstep_launcher::supervisor::Restarts;
 use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_proto::{Bytes, Epoch, Rank, Tokens};
-use lockstep_shard::decoder::Dtype;
+use lockstep_shard::decoder::{Dtype, Precision, Quantize};
 
 fn config(ranks: u32) -> ServeConfig {
     ServeConfig {
         model: ModelFiles::EmbeddedDemo,
         model_name: "lockstep/demo".to_owned(),
         ranks,
-        dtype: Dtype::Bfloat16,
+        precision: Dtype::Bfloat16.into(),
         kv_cache: KvCacheMemory::Fitting,
         address: SocketAddr::from(([0, 0, 0, 0], 3000)),
         grace: Duration::from_secs(90),
@@ -87,6 +87,7 @@ fn a_router_and_its_shards() {
       --listen unix:/run/user/1000/lockstep-x/shard-1.sock
       --communicator shm:/proc/42/fd/9
       --dtype bfloat16
+      --quantize as-stored
       --kv-cache-bytes 1073741824
       --threads 2
       --step-timeout 60
@@ -102,7 +103,7 @@ fn what_was_typed_reaches_the_roles() {
     config.model = ModelFiles::Folder(PathBuf::from("/models/small"));
     config.model_name = "org/small".to_owned();
     config.address = SocketAddr::from(([127, 0, 0, 1], 8080));
-    config.dtype = Dtype::Float32;
+    config.precision = Precision { dtype: Dtype::Float32, quantize: Quantize::Int8 };
     config.log = LogConfig { filter: "debug".to_owned(), format: LogFormat::Json };
     config.router.typed = vec!["--max-best-of".into(), "3".into()];
     config.router.otlp_endpoint = Some("http://collector:4317".to_owned());
@@ -132,6 +133,7 @@ fn what_was_typed_reaches_the_roles() {
       --listen unix:/run/user/1000/lockstep-x/shard-0.sock
       --communicator solo
       --dtype float32
+      --quantize int8
       --kv-cache-bytes 1073741824
       --threads 2
       --step-timeout 60

@@ -26,7 +26,7 @@ fn config(program: PathBuf, runtime_folder: PathBuf) -> ServeConfig {
         model: ModelFiles::EmbeddedDemo,
         model_name: "none".to_owned(),
         ranks: 2,
-        dtype: Dtype::Bfloat16,
+        precision: Dtype::Bfloat16.into(),
         kv_cache: KvCacheMemory::Fixed(Bytes(1 << 20)),
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 9)),
         grace: Duration::from_secs(90),

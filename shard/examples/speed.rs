@@ -23,7 +23,7 @@ use lockstep_proto::{
 use lockstep_shard::Loaded;
 use lockstep_shard::batch::BLOCK_SIZE;
 use lockstep_shard::comm::{Communicator, Solo, Timed};
-use lockstep_shard::decoder::{Decoder, Dtype, ModelSpec};
+use lockstep_shard::decoder::{Decoder, Dtype, ModelSpec, Precision, Quantize};
 use lockstep_shard::engine::{Configuration, Engine, Group};
 use serde_json::json;
 
@@ -46,6 +46,9 @@ struct Cli {
     /// What weights and KV blocks are held in.
     #[arg(long, value_enum, default_value_t = Dtype::Bfloat16)]
     dtype: Dtype,
+    /// How the weights of linear layers are quantized.
+    #[arg(long, value_enum, default_value_t = Quantize::AsStored)]
+    quantize: Quantize,
 }
 
 /// What is timed.
@@ -127,8 +130,9 @@ impl BareEngine {
     fn load(cli: &Cli) -> Result<Self, Box<dyn Error>> {
         let files = ModelFiles::from_argument(&cli.model);
         let spec = ModelSpec::read(&files)?;
+        let precision = Precision { dtype: cli.dtype, quantize: cli.quantize };
         let begun = Instant::now();
-        let decoder = Decoder::load(&files, &spec, cli.dtype, Arc::new(Solo))?;
+        let decoder = Decoder::load(&files, &spec, precision, Arc::new(Solo))?;
         let seconds = begun.elapsed().as_secs_f64();
         let comm = Arc::new(Timed::new(Arc::new(Solo) as Arc<dyn Communicator>));
         let group = Group { comm, epoch: EPOCH, kv_budget: Bytes(u64::MAX) };

@@ -6,7 +6,7 @@ use clap::Args;
 use lockstep_models::ModelFiles;
 
 use crate::config::{CommunicatorAddress, ListenAddress};
-use crate::decoder::Dtype;
+use crate::decoder::{Dtype, Quantize};
 use crate::kv::KvCacheDtype;
 
 /// Run one rank of a model.
@@ -43,6 +43,9 @@ pub struct ShardArgs {
     /// What keys and values are held in; auto: as the weights
     #[arg(long, value_enum, default_value_t = KvCacheDtype::Auto)]
     pub kv_cache_dtype: KvCacheDtype,
+    /// How the weights of linear layers are quantized
+    #[arg(long, value_enum, default_value_t = Quantize::AsStored)]
+    pub quantize: Quantize,
 
     /// Memory for this rank's KV blocks, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 256 << 20)]

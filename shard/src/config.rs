@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use crate::args::ShardArgs;
 use crate::comm::{CommError, Joining, Membership};
-use crate::decoder::Dtype;
+use crate::decoder::Precision;
 use crate::kv::KvCacheDtype;
 
 /// All that decides what a shard does.
@@ -29,7 +29,7 @@ pub struct Config {
     /// Where the router connects.
     pub listen: ListenAddress,
     /// What weights are held in.
-    pub dtype: Dtype,
+    pub precision: Precision,
     /// What keys and values are held in.
     pub kv_cache: KvCacheDtype,
     /// Memory for KV blocks.
@@ -129,7 +129,7 @@ impl Config {
             joining: Joining { membership, epoch: Epoch(args.epoch), watchdog },
             communicator: args.communicator,
             listen: args.listen,
-            dtype: args.dtype,
+            precision: Precision { dtype: args.dtype, quantize: args.quantize },
             kv_cache: args.kv_cache_dtype,
             kv_budget: Bytes(args.kv_cache_bytes),
             threads: if args.threads == 0 { cores } else { args.threads },

@@ -8,15 +8,15 @@ use lockstep_proto::{Bytes, Rank, Tokens};
 use crate::batch::BLOCK_SIZE;
 use crate::decoder::split::Slice;
 use crate::decoder::{LayerMlp, ModelSpec, Split, SplitError};
-use crate::dtype::Dtype;
 use crate::kv::KvCacheDtype;
 use crate::plan::MemoryPlan;
+use crate::precision::Precision;
 
 /// A model split over the ranks of a group.
 #[derive(Clone, Debug)]
 pub struct Forecast {
     spec: ModelSpec,
-    dtype: Dtype,
+    precision: Precision,
     ranks: Vec<RankForecast>,
 }
 
@@ -32,15 +32,20 @@ impl Forecast {
     ///
     /// # Errors
     /// When it cannot be split over so many.
-    pub fn new(spec: ModelSpec, dtype: Dtype, world_size: u32) -> Result<Self, SplitError> {
+    pub fn new(
+        spec: ModelSpec,
+        precision: impl Into<Precision>,
+        world_size: u32,
+    ) -> Result<Self, SplitError> {
+        let precision = precision.into();
         let rank = |rank| {
             let split = Split { rank, world_size };
-            let (slice, memory) = (Slice::of(&spec, split)?, MemoryPlan::of(&spec, dtype, split)?);
+            let (slice, memory) = (Slice::of(&spec, split)?, MemoryPlan::of(&spec, precision, split)?);
             Ok(RankForecast { rank, slice, memory })
         };
         // Zero ranks are refused like any number that does not divide the model.
         let ranks = (0..world_size.max(1)).map(Rank).map(rank).collect::<Result<_, _>>()?;
-        Ok(Self { spec, dtype, ranks })
+        Ok(Self { spec, precision, ranks })
     }
 
     /// The same with keys and values held so.
@@ -71,7 +76,7 @@ impl fmt::Display for Forecast {
         writeln!(
             f,
             "layers    {} of hidden size {}, vocabulary {}, {}",
-            shape.layers, shape.hidden, shape.vocabulary, self.dtype
+            shape.layers, shape.hidden, shape.vocabulary, self.precision
         )?;
         writeln!(
             f,

@@ -20,6 +20,7 @@ mod lifeline;
 mod load;
 mod ops;
 pub mod plan;
+mod precision;
 pub mod sampling;
 mod serve;
 #[doc(hidden)]

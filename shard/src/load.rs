@@ -53,11 +53,11 @@ pub(crate) fn load(config: &Config, progress: Progress) -> Result<Engine<Loaded>
     let comm = Arc::new(Timed::new(join(config)?));
     let start = Instant::now();
     let rank = config.joining.membership.rank();
-    info!(%rank, model = %config.model, dtype = %config.dtype, "loading");
+    info!(%rank, model = %config.model, precision = %config.precision, "loading");
     let spec = ModelSpec::read(&config.model)?;
     let group = Arc::clone(&comm) as Arc<dyn Communicator>;
     progress.advance();
-    let decoder = Decoder::load_telling(&config.model, &spec, config.dtype, group, progress)?
+    let decoder = Decoder::load_telling(&config.model, &spec, config.precision, group, progress)?
         .with_kv_cache(config.kv_cache);
     info!(%rank, weights = %decoder.weight_bytes(), seconds = start.elapsed().as_secs_f32(), "loaded");
     let group = Group { comm, epoch: config.joining.epoch, kv_budget: config.kv_budget };

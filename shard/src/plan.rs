@@ -6,13 +6,14 @@ use lockstep_proto::{Blocks, Bytes, Rank, Tokens};
 
 use self::activations::Activations;
 use crate::batch::BLOCK_SIZE;
-use crate::decoder::choices::LayerMlp;
 use crate::decoder::spec::{ExpertShape, ModelSpec};
 use crate::decoder::split::{Slice, Split, SplitError};
+use crate::decoder::stacks::Stacks;
 use crate::dtype::Dtype;
 use crate::kv::KvCacheDtype;
 use crate::kv::layout::KvLayout;
 use crate::ops::cpu::panels::PanelShape;
+use crate::precision::Precision;
 
 /// The memory of one rank. The embedding table is not counted: it stays in the model's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,26 +47,23 @@ impl MemoryPlan {
     ///
     /// # Errors
     /// When the model cannot be split over so many ranks.
-    pub fn new(spec: &ModelSpec, dtype: Dtype, world_size: u32) -> Result<Self, SplitError> {
-        Self::of(spec, dtype, Split { rank: Rank(0), world_size })
+    pub fn new(
+        spec: &ModelSpec,
+        precision: impl Into<Precision>,
+        world_size: u32,
+    ) -> Result<Self, SplitError> {
+        Self::of(spec, precision.into(), Split { rank: Rank(0), world_size })
     }
 
-    pub(crate) fn of(spec: &ModelSpec, dtype: Dtype, split: Split) -> Result<Self, SplitError> {
+    pub(crate) fn of(spec: &ModelSpec, precision: Precision, split: Split) -> Result<Self, SplitError> {
         let slice = Slice::of(spec, split)?;
         let products = Products::of(spec, &slice);
-        let packed = |product: PanelShape| product.bytes(dtype) as u64;
-        let attention = packed(products.qkv) + packed(products.output);
-        let dense = packed(products.inner) + packed(products.down);
-        let expert = packed(products.expert_gate_up) + packed(products.expert_down);
-        let experts = packed(products.router) + slice.experts.len() as u64 * expert;
-        let in_layer = |mlp: LayerMlp| match mlp {
-            LayerMlp::Dense => attention + dense,
-            LayerMlp::Experts => attention + experts,
-        };
-        let in_layers: u64 = spec.layers.iter().map(|layer| in_layer(layer.mlp)).sum();
-        let kv = PlannedKv { layout: slice.kv_layout(), layers: spec.shape.layers, weights: dtype };
+        let stacks = Stacks::new(spec, &slice);
+        let packed: u64 = stacks.runs(precision).map(|run| run.packing.bytes(run.shape) as u64).sum();
+        let kv =
+            PlannedKv { layout: slice.kv_layout(), layers: spec.shape.layers, weights: precision.dtype };
         Ok(Self {
-            weights: Bytes(in_layers + packed(products.head) + 4 * spec.unpacked_elements() as u64),
+            weights: Bytes(packed + 4 * spec.unpacked_elements() as u64),
             block: kv.block(KvCacheDtype::Auto),
             kv,
             activations: Activations::of(spec, &slice, split.world_size as usize, &products),
@@ -153,6 +151,7 @@ mod tests {
     use lockstep_models::ModelFiles;
 
     use super::*;
+    use crate::dtype::Dtype;
     use crate::testing::TinyLlama;
 
     /// The spec of a model without weights.

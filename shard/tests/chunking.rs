@@ -4,11 +4,16 @@
 mod support;
 
 use lockstep_models::ModelFiles;
-use lockstep_shard::decoder::Dtype;
+use lockstep_shard::decoder::{Dtype, Precision, Quantize};
 use lockstep_shard::testing::{TinyHead, TinyLlama};
 use support::{Runner, Sequence, on_every_rank, tokens, written};
 
-const DTYPES: [Dtype; 2] = [Dtype::Bfloat16, Dtype::Float32];
+const PRECISIONS: [Precision; 4] = [
+    Precision { dtype: Dtype::Bfloat16, quantize: Quantize::None },
+    Precision { dtype: Dtype::Float32, quantize: Quantize::None },
+    Precision { dtype: Dtype::Bfloat16, quantize: Quantize::Int8 },
+    Precision { dtype: Dtype::Bfloat16, quantize: Quantize::Int4 },
+];
 
 /// Calls `check` with each model here and the size of its vocabulary.
 fn on_each_model(check: impl Fn(&ModelFiles, u32)) {
@@ -22,12 +27,12 @@ fn on_each_model(check: impl Fn(&ModelFiles, u32)) {
 #[test]
 fn any_cut_of_a_prompt_gives_the_same_logits() {
     on_each_model(|files, vocabulary| {
-        for dtype in DTYPES {
-            let mut runner = Runner::solo(files, dtype);
+        for precision in PRECISIONS {
+            let mut runner = Runner::solo(files, precision);
             let prompt = tokens(150, 5, vocabulary);
             let whole = runner.alone(&prompt, prompt.len());
             for chunk in [1, 7, 64] {
-                assert!(runner.alone(&prompt, chunk) == whole, "{files} {dtype} in chunks of {chunk}");
+                assert!(runner.alone(&prompt, chunk) == whole, "{files} {precision} in chunks of {chunk}");
             }
         }
     });
@@ -36,8 +41,8 @@ fn any_cut_of_a_prompt_gives_the_same_logits() {
 #[test]
 fn a_sequence_beside_31_others_gives_the_same_logits_as_alone() {
     on_each_model(|files, vocabulary| {
-        for dtype in DTYPES {
-            let mut runner = Runner::solo(files, dtype);
+        for precision in PRECISIONS {
+            let mut runner = Runner::solo(files, precision);
             let prompts: Vec<Vec<u32>> =
                 (0..32).map(|at| tokens(1 + 11 * (at % 7) as usize, at + 1, vocabulary)).collect();
             let mut sequences: Vec<Sequence> = prompts.iter().map(|prompt| Sequence::new(prompt)).collect();
@@ -54,7 +59,7 @@ fn a_sequence_beside_31_others_gives_the_same_logits_as_alone() {
             for (prompt, together) in prompts.iter().zip(&together) {
                 assert!(
                     runner.alone(prompt, prompt.len()) == *together,
-                    "{files} {dtype} {}",
+                    "{files} {precision} {}",
                     prompt.len()
                 );
             }
@@ -65,13 +70,14 @@ fn a_sequence_beside_31_others_gives_the_same_logits_as_alone() {
 #[test]
 fn one_two_and_four_ranks_give_the_same_logits() {
     on_each_model(|files, vocabulary| {
-        for dtype in DTYPES {
+        for precision in PRECISIONS {
             let prompt = tokens(90, 9, vocabulary);
-            let one = Runner::solo(files, dtype).alone(&prompt, 31);
+            let one = Runner::solo(files, precision).alone(&prompt, 31);
             for world_size in [1, 2, 4] {
-                let ranks = on_every_rank(files, dtype, world_size, |mut runner| runner.alone(&prompt, 31));
+                let ranks =
+                    on_every_rank(files, precision, world_size, |mut runner| runner.alone(&prompt, 31));
                 for (rank, logits) in ranks.iter().enumerate() {
-                    assert!(*logits == one, "{files} {dtype} rank {rank} of {world_size}");
+                    assert!(*logits == one, "{files} {precision} rank {rank} of {world_size}");
                 }
             }
         }
@@ -100,9 +106,9 @@ fn any_slices_of_the_wanted_rows_give_the_same_logits() {
 #[test]
 fn rows_without_logits_leave_all_others_as_they_are() {
     on_each_model(|files, vocabulary| {
-        for dtype in DTYPES {
+        for precision in PRECISIONS {
             let prompts = [tokens(60, 17, vocabulary), tokens(30, 19, vocabulary)];
-            let mut runner = Runner::solo(files, dtype);
+            let mut runner = Runner::solo(files, precision);
             let whole = prompts.each_ref().map(|prompt| runner.alone(prompt, prompt.len()));
             let [mut first, mut second] = prompts.each_ref().map(|prompt| Sequence::new(prompt));
             let wanted = [vec![19, 20, 29], vec![], vec![25, 3, 4, 5, 25]];
@@ -114,7 +120,7 @@ fn rows_without_logits_leave_all_others_as_they_are() {
                     _ => whole[1][step * 10 + row - 20].clone(),
                 });
                 let found = runner.compute(&batch);
-                assert!(found == expected.collect::<Vec<_>>(), "{files} {dtype} rows {wanted:?}");
+                assert!(found == expected.collect::<Vec<_>>(), "{files} {precision} rows {wanted:?}");
             }
         }
     });

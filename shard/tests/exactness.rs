@@ -10,7 +10,7 @@ mod schedule;
 
 use lockstep_models::ModelFiles;
 use lockstep_proto::{LogitBias, SamplingParams, Seeded, Selection, TokenId, Watermark};
-use lockstep_shard::decoder::Dtype;
+use lockstep_shard::decoder::{Dtype, Precision, Quantize};
 use lockstep_shard::testing::TinyLlama;
 
 use self::ranks::{Pool, Ranks, Transport};
@@ -22,33 +22,34 @@ const REQUESTS: u32 = 32;
 /// A model and the requests put to it, with the answers each gives alone on one rank.
 struct Suite {
     files: ModelFiles,
-    dtype: Dtype,
+    precision: Precision,
     requests: Vec<Request>,
     alone: Vec<Answer>,
     _folder: Option<tempfile::TempDir>,
 }
 
 impl Suite {
-    fn tiny(dtype: Dtype) -> Self {
+    fn tiny(precision: Precision) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let tiny = TinyLlama::new(11);
         tiny.write(folder.path()).unwrap();
         let vocabulary = u32::try_from(tiny.vocabulary).unwrap();
         let files = ModelFiles::Folder(folder.path().to_owned());
-        Self::new(files, dtype, requests(vocabulary), Some(folder))
+        Self::new(files, precision, requests(vocabulary), Some(folder))
     }
 
-    fn demo() -> Self {
-        Self::new(ModelFiles::EmbeddedDemo, Dtype::Bfloat16, requests(4096), None)
+    fn demo(quantize: Quantize) -> Self {
+        let precision = Precision { dtype: Dtype::Bfloat16, quantize };
+        Self::new(ModelFiles::EmbeddedDemo, precision, requests(4096), None)
     }
 
     fn new(
         files: ModelFiles,
-        dtype: Dtype,
+        precision: Precision,
         requests: Vec<Request>,
         folder: Option<tempfile::TempDir>,
     ) -> Self {
-        let mut ranks = Ranks::start(&files, dtype, Transport::Solo);
+        let mut ranks = Ranks::start(&files, precision, Transport::Solo);
         let alone = |request: &Request| {
             let mut answers = run(&mut ranks, std::slice::from_ref(request), &Plan::plain());
             answers.pop().unwrap()
@@ -60,7 +61,7 @@ impl Suite {
             .zip(scripts)
             .map(|(request, script)| Request { script, ..request })
             .collect();
-        Self { files, dtype, requests, alone, _folder: folder }
+        Self { files, precision, requests, alone, _folder: folder }
     }
 
     /// Runs all requests together as `plan` says, and compares every bit with the answers given alone.
@@ -69,7 +70,7 @@ impl Suite {
     }
 
     fn check_on(&self, transport: Transport, pool: Pool, plans: &[Plan]) {
-        let mut ranks = Ranks::start_on(&self.files, self.dtype, transport, pool);
+        let mut ranks = Ranks::start_on(&self.files, self.precision, transport, pool);
         for plan in plans {
             let answers = run(&mut ranks, &self.requests, plan);
             for (index, (answer, alone)) in answers.iter().zip(&self.alone).enumerate() {
@@ -77,6 +78,12 @@ impl Suite {
             }
         }
     }
+}
+
+/// Everything weights are held in.
+fn precisions() -> [Precision; 4] {
+    let quantized = |quantize| Precision { dtype: Dtype::Bfloat16, quantize };
+    [Dtype::Float32.into(), Dtype::Bfloat16.into(), quantized(Quantize::Int8), quantized(Quantize::Int4)]
 }
 
 /// Mixed lengths, seeds and parameters; all begin alike, so that a prefix can be reused.
@@ -173,15 +180,15 @@ fn some_plans() -> Vec<Plan> {
 
 #[test]
 fn a_tiny_model_is_exact_on_one_rank() {
-    for dtype in [Dtype::Float32, Dtype::Bfloat16] {
-        Suite::tiny(dtype).check(Transport::Solo, &all_plans());
+    for precision in precisions() {
+        Suite::tiny(precision).check(Transport::Solo, &all_plans());
     }
 }
 
 #[test]
 fn a_tiny_model_is_exact_on_several_ranks() {
-    for dtype in [Dtype::Float32, Dtype::Bfloat16] {
-        let suite = Suite::tiny(dtype);
+    for precision in precisions() {
+        let suite = Suite::tiny(precision);
         for ranks in [2, 4] {
             suite.check(Transport::Threads(ranks), &some_plans());
             suite.check(Transport::SharedMemory(ranks), &all_plans());
@@ -192,21 +199,26 @@ fn a_tiny_model_is_exact_on_several_ranks() {
 
 #[test]
 fn the_demo_model_is_exact_on_one_rank() {
-    Suite::demo().check(Transport::Solo, &all_plans());
+    Suite::demo(Quantize::None).check(Transport::Solo, &all_plans());
+    Suite::demo(Quantize::Int8).check(Transport::Solo, &some_plans());
 }
 
 #[test]
 fn the_demo_model_is_exact_on_several_ranks() {
-    let suite = Suite::demo();
-    suite.check(Transport::Threads(2), &some_plans()[1..]);
-    suite.check(Transport::SharedMemory(4), &some_plans()[1..]);
+    for quantize in [Quantize::None, Quantize::Int4] {
+        let suite = Suite::demo(quantize);
+        suite.check(Transport::Threads(2), &some_plans()[1..]);
+        suite.check(Transport::SharedMemory(4), &some_plans()[1..]);
+    }
 }
 
 #[test]
 fn the_demo_model_is_exact_on_any_number_of_threads() {
-    let suite = Suite::demo();
-    for threads in [1, 3] {
-        suite.check_on(Transport::Solo, Pool::Own(threads), &[Plan::plain()]);
-        suite.check_on(Transport::SharedMemory(2), Pool::Own(threads), &[Plan::plain()]);
+    for quantize in [Quantize::None, Quantize::Int8] {
+        let suite = Suite::demo(quantize);
+        for threads in [1, 3] {
+            suite.check_on(Transport::Solo, Pool::Own(threads), &[Plan::plain()]);
+            suite.check_on(Transport::SharedMemory(2), Pool::Own(threads), &[Plan::plain()]);
+        }
     }
 }

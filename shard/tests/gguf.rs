@@ -7,9 +7,9 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use lockstep_models::{ModelFiles, testing};
-use lockstep_shard::decoder::Dtype;
+use lockstep_shard::decoder::{Dtype, Precision, Quantize};
 use support::reference::check;
-use support::{Runner, on_every_rank, tokens};
+use support::{Runner, on_every_rank, relative_error, tokens};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/fixtures/gguf").join(name)
@@ -63,5 +63,28 @@ fn the_demo_computes_the_same_bits_by_way_of_a_gguf_file() {
         let original = Runner::solo(&ModelFiles::EmbeddedDemo, dtype).alone(&prompt, 32);
         let converted = Runner::solo(&ModelFiles::Gguf(path.clone()), dtype).alone(&prompt, 32);
         assert_eq!(converted, original, "{dtype}");
+    }
+}
+
+/// Blocks are multiplied as they are stored, by activations of eight bits.
+#[test]
+fn weights_as_they_are_stored_compute_nearly_what_they_do_widened() {
+    for name in ["llama", "llama3", "qwen2", "qwen3"] {
+        let files = ModelFiles::Gguf(fixture(&format!("{name}.gguf")));
+        let prompt = tokens(40, 7, 512);
+        let logits = |dtype, quantize| {
+            let rows = Runner::solo(&files, Precision { dtype, quantize }).alone(&prompt, 16);
+            rows.concat().into_iter().map(f32::from_bits).collect::<Vec<f32>>()
+        };
+        let widened = logits(Dtype::Float32, Quantize::None);
+        let stored = logits(Dtype::Bfloat16, Quantize::AsStored);
+        assert_ne!(
+            stored,
+            logits(Dtype::Bfloat16, Quantize::None),
+            "{name}: nothing is multiplied as stored"
+        );
+        let error = relative_error(&stored, &widened);
+        eprintln!("{name}: {error}");
+        assert!(error < 0.03, "{name}: off by {error}");
     }
 }

@@ -16,7 +16,7 @@ use support::{Runner, Sequence, tokens};
 const MODEL: ModelFiles = ModelFiles::EmbeddedDemo;
 
 fn runner(kv_cache: KvCacheDtype) -> Runner {
-    Runner::load_with(&MODEL, (Dtype::Bfloat16, kv_cache), Arc::new(Solo) as Arc<dyn Communicator>)
+    Runner::load_with(&MODEL, (Dtype::Bfloat16.into(), kv_cache), Arc::new(Solo) as Arc<dyn Communicator>)
 }
 
 #[test]

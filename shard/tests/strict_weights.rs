@@ -11,7 +11,7 @@ use lockstep_models::ModelFiles;
 use lockstep_proto::{BlockId, Blocks, Position, TokenId};
 use lockstep_shard::batch::{Batch, BatchSequence};
 use lockstep_shard::comm::{Solo, Threads};
-use lockstep_shard::decoder::{Decoder, Dtype, ModelSpec};
+use lockstep_shard::decoder::{Decoder, Dtype, ModelSpec, Precision, Quantize};
 use lockstep_shard::plan::MemoryPlan;
 use lockstep_shard::testing::{TinyHead, TinyLlama, TinyTensor, write_tensors};
 use support::written;
@@ -113,11 +113,17 @@ fn a_file_that_is_no_checkpoint_is_named() {
 fn the_plan_says_what_a_loaded_rank_takes() {
     let (_folder, files) = written(&TinyLlama::new(5));
     let spec = ModelSpec::read(&files).unwrap();
-    for dtype in [Dtype::Bfloat16, Dtype::Float32] {
+    let precisions = [
+        Dtype::Bfloat16.into(),
+        Dtype::Float32.into(),
+        Precision { dtype: Dtype::Bfloat16, quantize: Quantize::Int8 },
+        Precision { dtype: Dtype::Bfloat16, quantize: Quantize::Int4 },
+    ];
+    for precision in precisions {
         for world_size in [1, 2, 4] {
-            let plan = MemoryPlan::new(&spec, dtype, world_size).unwrap();
+            let plan = MemoryPlan::new(&spec, precision, world_size).unwrap();
             let rank = Threads::group(world_size, Duration::from_secs(60)).unwrap().remove(0);
-            let decoder = Decoder::load(&files, &spec, dtype, Arc::new(rank)).unwrap();
+            let decoder = Decoder::load(&files, &spec, precision, Arc::new(rank)).unwrap();
             assert_eq!((decoder.weight_bytes(), decoder.block_bytes()), (plan.weights, plan.block));
             let pool = decoder.allocate_kv(Blocks(3)).unwrap();
             assert_eq!(pool.bytes(), plan.kv_for(Blocks(3)));

@@ -9,59 +9,77 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use lockstep_models::ModelFiles;
 use lockstep_process::reports;
+use tracing::info;
 
 use super::choices::{Bias, Head, NormKind, NormWeight};
 use super::embedding::Embedding;
 use super::layer::Projection;
 use super::spec::ModelSpec;
 use super::split::{Slice, Split};
+use super::stacks::{Part, Run, Stack, Stacks};
 use super::stream::Norm;
-use super::{Decoder, Dtype, LoadError, names, rope};
+use super::{Decoder, LoadError, Precision, Quantize, names, rope};
 use crate::comm::Communicator;
 use crate::kv::KvCacheDtype;
 use crate::ops::activation::Activation;
 use crate::ops::cpu::isa::Isa;
-use crate::ops::cpu::panels::{PanelShape, Panels, RowSource};
+use crate::ops::cpu::panels::{COLUMNS, Panels};
+use crate::ops::cpu::quantized::{QuantizedPanels, Quantizing};
 use crate::ops::gated_linear::GatedLinear;
 use crate::ops::linear::Linear;
-use crate::plan::{MemoryPlan, Products};
+use crate::ops::matrix::{Matrix, Packed, Packing};
+use crate::plan::MemoryPlan;
 use crate::weights::{Checkpoint, GateBesideUp, StackedRows, WeightsError};
 use progress::Progress;
 
 pub(super) fn load(
     files: &ModelFiles,
     spec: &ModelSpec,
-    dtype: Dtype,
+    precision: Precision,
     communicator: Arc<dyn Communicator>,
     told: reports::Progress,
 ) -> Result<Decoder, LoadError> {
     let split = Split { rank: communicator.rank(), world_size: communicator.world_size() };
     let slice = Slice::of(spec, split)?;
-    let plan = MemoryPlan::of(spec, dtype, split)?;
+    let plan = MemoryPlan::of(spec, precision, split)?;
     let checkpoint = open(files, spec)?;
-    let products = Products::of(spec, &slice);
     let loader = Loader {
         checkpoint: &checkpoint,
         spec,
-        slice,
-        products,
-        dtype,
+        stacks: Stacks::new(spec, &slice),
+        slice: &slice,
+        precision,
         isa: Isa::of_this_machine(),
         progress: Progress::new(split.rank, plan.weights, told),
     };
+    say_what_is_widened(&loader);
     Ok(Decoder {
         spec: spec.clone(),
         plan,
-        dtype,
+        precision,
         isa: loader.isa,
         communicator,
         embedding: loader.embedding()?,
         layers: loader.layers()?,
         final_norm: loader.norm(names::FINAL_NORM)?,
-        head: loader.head()?,
+        head: loader.linear(&loader.stacks.head())?,
         kv: loader.slice.kv_layout(),
         kv_cache: KvCacheDtype::Auto,
     })
+}
+
+/// Blocks of types that have no format here, or that end within a virtual shard, are held element by element.
+fn say_what_is_widened(loader: &Loader<'_>) {
+    let (stored, precision) = (&loader.spec.stored, loader.precision);
+    if precision.quantize == Quantize::AsStored && !stored.is_empty() {
+        let widened = |run: &Run| matches!(run.packing, Packing::Elements(_));
+        let (widened, kept): (Vec<Run>, Vec<Run>) = loader.stacks.runs(precision).partition(widened);
+        let (widened, kept) = (widened.len(), kept.len());
+        info!(
+            kept,
+            widened, "matrices that are multiplied as the file holds them, and as {}", precision.dtype
+        );
+    }
 }
 
 /// The checkpoint, with the tensors the model has and no others.
@@ -89,17 +107,11 @@ pub fn check_weights(files: &ModelFiles, spec: &ModelSpec) -> Result<(), Weights
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     spec: &'a ModelSpec,
-    slice: Slice,
-    products: Products,
-    dtype: Dtype,
+    slice: &'a Slice,
+    stacks: Stacks<'a>,
+    precision: Precision,
     isa: Isa,
     progress: Progress,
-}
-
-/// Rows of a module's weight, and of its bias.
-struct Part {
-    module: String,
-    rows: Range<usize>,
 }
 
 impl Loader<'_> {
@@ -107,15 +119,6 @@ impl Loader<'_> {
         let table = self.checkpoint.tensor(&names::weight(names::EMBEDDING))?;
         let scale = self.spec.choices.scales.embedding as f32;
         Ok(Embedding { table, hidden: self.spec.shape.hidden, scale })
-    }
-
-    fn head(&self) -> Result<Linear, LoadError> {
-        let module = match self.spec.choices.head {
-            Head::Tied => names::EMBEDDING,
-            Head::Separate => names::HEAD,
-        };
-        let parts = [Part { module: module.to_owned(), rows: self.slice.vocabulary.clone() }];
-        self.linear(self.products.head, &parts, 0..self.spec.shape.hidden)
     }
 
     fn norm(&self, module: &str) -> Result<Norm, LoadError> {
@@ -147,53 +150,59 @@ impl Loader<'_> {
     }
 
     /// The rows of several modules, one below the other, and the columns this rank has of them.
-    fn linear(
-        &self,
-        shape: PanelShape,
-        parts: &[Part],
-        columns: Range<usize>,
-    ) -> Result<Linear, LoadError> {
-        let rows = self.rows(parts, columns)?;
-        Ok(Linear { panels: self.pack(shape, &rows)?, isa: self.isa })
+    fn linear(&self, stack: &Stack) -> Result<Linear, LoadError> {
+        let runs = stack.runs(self.spec, self.precision);
+        let packed = runs.iter().map(|run| self.pack(stack, run));
+        Ok(Linear { matrix: Arc::new(Matrix::new(packed)?), isa: self.isa })
     }
 
-    /// As [`Self::linear`], of a gate's rows and the same of what it gates.
-    fn gated(
-        &self,
-        shape: PanelShape,
-        (parts, columns): (&[Part], Range<usize>),
-        activation: Activation,
-    ) -> Result<GatedLinear, LoadError> {
-        let rows = GateBesideUp::new(self.rows(parts, columns)?, shape.outputs / 2);
-        Ok(GatedLinear { panels: self.pack(shape, &rows)?, activation, isa: self.isa })
+    /// A gate's rows and the same of what it gates, where they are held element by element and fill whole panels.
+    fn gated(&self, stack: &Stack, activation: Activation) -> Result<Option<GatedLinear>, LoadError> {
+        let runs = stack.runs(self.spec, self.precision);
+        let [Run { packing: Packing::Elements(dtype), shape, parts }] = runs.as_slice() else {
+            return Ok(None);
+        };
+        if !shape.outputs.is_multiple_of(COLUMNS) {
+            return Ok(None);
+        }
+        let rows = GateBesideUp::new(self.rows(stack, parts.clone())?, shape.outputs / 2);
+        let panels = Panels::pack(*shape, *dtype, &rows)?;
+        self.progress.add(shape.bytes(*dtype));
+        Ok(Some(GatedLinear { panels: Arc::new(panels), activation, isa: self.isa }))
     }
 
-    fn rows(&self, parts: &[Part], columns: Range<usize>) -> Result<StackedRows, WeightsError> {
+    fn rows(&self, stack: &Stack, parts: Range<usize>) -> Result<StackedRows, WeightsError> {
         let part =
             |part: &Part| Ok((self.checkpoint.tensor(&names::weight(&part.module))?, part.rows.clone()));
-        let rows = StackedRows::new(parts.iter().map(part).collect::<Result<_, WeightsError>>()?, columns);
+        let parts = stack.parts[parts].iter().map(part).collect::<Result<_, WeightsError>>()?;
+        let rows = StackedRows::new(parts, stack.columns.clone());
         rows.prefetch();
         Ok(rows)
     }
 
-    fn pack(&self, shape: PanelShape, rows: &dyn RowSource) -> Result<Arc<Panels>, LoadError> {
-        let panels = Panels::pack(shape, self.dtype, rows)?;
-        self.progress.add(shape.bytes(self.dtype));
-        Ok(Arc::new(panels))
+    fn pack(&self, stack: &Stack, run: &Run) -> Result<Packed, LoadError> {
+        let rows = self.rows(stack, run.parts.clone())?;
+        let packed = match (run.packing, self.precision.quantize) {
+            (Packing::Elements(dtype), _) => Packed::Elements(Panels::pack(run.shape, dtype, &rows)?),
+            (Packing::Quantized(format), Quantize::AsStored) => {
+                Packed::Quantized(QuantizedPanels::pack(run.shape, format, &rows)?)
+            }
+            (Packing::Quantized(format), Quantize::None | Quantize::Int8 | Quantize::Int4) => {
+                let rows = Quantizing { rows: &rows, format };
+                Packed::Quantized(QuantizedPanels::pack(run.shape, format, &rows)?)
+            }
+        };
+        self.progress.add(run.packing.bytes(run.shape));
+        Ok(packed)
     }
 
     /// As [`Self::linear`], with the same rows of the modules' biases.
-    fn projection(
-        &self,
-        shape: PanelShape,
-        (parts, columns): (&[Part], Range<usize>),
-        with: Bias,
-    ) -> Result<Projection, LoadError> {
+    fn projection(&self, stack: &Stack, with: Bias) -> Result<Projection, LoadError> {
         let bias = match with {
             Bias::Absent => None,
             Bias::Present => {
                 let mut values = Vec::new();
-                for part in parts {
+                for part in &stack.parts {
                     let whole = self.checkpoint.tensor(&names::bias(&part.module))?.row(0);
                     values.extend_from_slice(&whole[part.rows.clone()]);
                 }
@@ -201,6 +210,6 @@ impl Loader<'_> {
                 Some(Tensor::from_vec(values, width, &Device::Cpu)?)
             }
         };
-        Ok(Projection { linear: self.linear(shape, parts, columns)?, bias })
+        Ok(Projection { linear: self.linear(stack)?, bias })
     }
 }

@@ -16,6 +16,7 @@ mod names;
 pub(crate) mod rope;
 pub(crate) mod spec;
 pub(crate) mod split;
+pub(crate) mod stacks;
 mod stream;
 mod wanted;
 
@@ -38,6 +39,7 @@ use crate::plan::MemoryPlan;
 pub use crate::dtype::Dtype;
 pub use crate::kv::AllocateError;
 pub use crate::ops::activation::Activation;
+pub use crate::precision::{Precision, Quantize};
 pub use crate::weights::WeightsError;
 pub use check::BatchError;
 pub use choices::{
@@ -55,7 +57,7 @@ pub use split::{Split, SplitError};
 pub struct Decoder {
     spec: ModelSpec,
     plan: MemoryPlan,
-    dtype: Dtype,
+    precision: Precision,
     isa: Isa,
     communicator: Arc<dyn Communicator>,
     embedding: embedding::Embedding,
@@ -105,10 +107,10 @@ impl Decoder {
     pub fn load(
         files: &ModelFiles,
         spec: &ModelSpec,
-        dtype: Dtype,
+        precision: impl Into<Precision>,
         communicator: Arc<dyn Communicator>,
     ) -> Result<Self, LoadError> {
-        Self::load_telling(files, spec, dtype, communicator, Progress::default())
+        Self::load_telling(files, spec, precision, communicator, Progress::default())
     }
 
     /// As [`Self::load`]; each piece of the weights advances `progress`.
@@ -118,11 +120,11 @@ impl Decoder {
     pub fn load_telling(
         files: &ModelFiles,
         spec: &ModelSpec,
-        dtype: Dtype,
+        precision: impl Into<Precision>,
         communicator: Arc<dyn Communicator>,
         progress: Progress,
     ) -> Result<Self, LoadError> {
-        load::load(files, spec, dtype, communicator, progress)
+        load::load(files, spec, precision.into(), communicator, progress)
     }
 
     /// The same with keys and values held so; as the weights are where nothing is said.
@@ -136,7 +138,7 @@ impl Decoder {
     /// # Errors
     /// When there is not so much address space.
     pub fn allocate_kv(&self, blocks: Blocks) -> Result<KvPool, AllocateError> {
-        KvPool::allocate(self.kv, self.layers.len(), self.kv_cache.beside(self.dtype), blocks)
+        KvPool::allocate(self.kv, self.layers.len(), self.kv_cache.beside(self.precision.dtype), blocks)
     }
 
     /// What the model is.
@@ -156,8 +158,14 @@ impl Decoder {
 
     /// Names the arithmetic: ranks and hosts with equal names compute equal bits.
     pub fn arithmetic(&self) -> String {
-        let kv = self.kv_cache.arithmetic(self.dtype);
-        format!("{}{kv}/{}/v{}", self.dtype, self.isa, self.spec.virtual_shards())
+        let Precision { dtype, quantize } = self.precision;
+        let weights = match quantize {
+            Quantize::None => String::new(),
+            Quantize::AsStored if dtype == Dtype::Float32 || self.spec.stored.is_empty() => String::new(),
+            Quantize::AsStored | Quantize::Int8 | Quantize::Int4 => format!("/{quantize}"),
+        };
+        let kv = self.kv_cache.arithmetic(dtype);
+        format!("{dtype}{weights}{kv}/{}/v{}", self.isa, self.spec.virtual_shards())
     }
 
     /// How many rows of logits are worth computing at once. It follows from the vocabulary alone.

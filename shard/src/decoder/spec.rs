@@ -1,11 +1,15 @@
 //! What a model is: its sizes, its choices among the axes on which families differ, and its layers.
 
+use std::collections::BTreeMap;
+
+use candle_core::quantized::GgmlDType;
 use lockstep_models::{FileError, ModelFiles};
 use lockstep_proto::Tokens;
 use thiserror::Error;
 
 use super::choices::{Choices, LayerChoices, LayerMlp};
 use super::{families, names};
+use crate::weights;
 
 /// A decoder, before any weight is read.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +19,8 @@ pub struct ModelSpec {
     pub(crate) choices: Choices,
     /// As many as the shape has layers.
     pub(crate) layers: Vec<LayerChoices>,
+    /// Its weights that a GGUF file holds in blocks, by name.
+    pub(crate) stored: BTreeMap<String, GgmlDType>,
 }
 
 /// A model's sizes.
@@ -90,12 +96,13 @@ pub enum SpecError {
 }
 
 impl ModelSpec {
-    /// Reads config.json.
+    /// Reads config.json, and how a GGUF file holds the weights.
     ///
     /// # Errors
     /// When it cannot be read, its architecture is unknown, or it asks for what is not implemented.
     pub fn read(files: &ModelFiles) -> Result<Self, SpecError> {
-        families::read(files)
+        let spec = families::read(files)?;
+        Ok(Self { stored: weights::stored_blocks(files)?, ..spec })
     }
 
     /// The architecture's name, as config.json gives it.

@@ -6,14 +6,13 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor,
 
 use super::contiguous;
 use super::cpu::isa::Isa;
-use super::cpu::linear::multiply;
-use super::cpu::panels::Panels;
+use super::matrix::Matrix;
 
 /// (rows, inputs) → (rows, outputs): a product with a packed matrix, each row's result independent of the
 /// others.
 #[derive(Clone)]
 pub(crate) struct Linear {
-    pub(crate) panels: Arc<Panels>,
+    pub(crate) matrix: Arc<Matrix>,
     pub(crate) isa: Isa,
 }
 
@@ -29,13 +28,12 @@ impl Linear {
 
     /// Also how many rows there are.
     fn multiply(&self, input: &CpuStorage, layout: &Layout) -> Result<(Vec<f32>, usize)> {
-        let shape = self.panels.shape();
         let (rows, inputs) = layout.shape().dims2()?;
-        if inputs != shape.inputs {
-            bail!("multiply rows of {inputs} elements by a matrix that takes {}", shape.inputs);
+        if inputs != self.matrix.inputs() {
+            bail!("multiply rows of {inputs} elements by a matrix that takes {}", self.matrix.inputs());
         }
-        let mut output = vec![0.0; rows * shape.outputs];
-        multiply(self.isa, &self.panels, contiguous(input, layout)?, &mut output);
+        let mut output = vec![0.0; rows * self.matrix.outputs()];
+        self.matrix.multiply(self.isa, contiguous(input, layout)?, &mut output);
         Ok((output, rows))
     }
 }
@@ -47,6 +45,6 @@ impl CustomOp1 for Linear {
 
     fn cpu_fwd(&self, input: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (output, rows) = self.multiply(input, layout)?;
-        Ok((CpuStorage::F32(output), Shape::from((rows, self.panels.shape().outputs))))
+        Ok((CpuStorage::F32(output), Shape::from((rows, self.matrix.outputs()))))
     }
 }

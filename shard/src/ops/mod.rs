@@ -12,6 +12,7 @@ pub(crate) mod gated_linear;
 pub(crate) mod gather_vocabulary;
 pub(crate) mod head_norm;
 pub(crate) mod linear;
+pub(crate) mod matrix;
 pub(crate) mod norm;
 pub(crate) mod projection_norm;
 #[cfg(test)]

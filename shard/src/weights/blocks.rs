@@ -1,7 +1,7 @@
 //! Elements that are packed into blocks, widened one row at a time.
 //!
-//! Weights are widened when they are packed for the kernels. A kernel that multiplies blocks as they are would
-//! take them from here.
+//! Rows of the embedding table are, and weights whose blocks are not multiplied as they are stored, see
+//! `packed_blocks`.
 
 use std::borrow::Cow;
 use std::ops::Range;

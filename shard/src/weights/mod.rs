@@ -2,6 +2,7 @@
 //! not used is an error that names it.
 
 mod blocks;
+mod packed_blocks;
 mod stacked;
 mod tensor;
 
@@ -9,12 +10,14 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use candle_core::quantized::GgmlDType;
 use lockstep_models::gguf::{Gguf, GgufError, RowOrder};
 use lockstep_models::{FileBytes, FileError, ModelFiles};
 use safetensors::{Dtype as StoredDtype, SafeTensorError, SafeTensors};
 use serde::Deserialize;
 use thiserror::Error;
 
+pub(crate) use packed_blocks::format_of;
 pub(crate) use stacked::{GateBesideUp, StackedRows};
 pub(crate) use tensor::{Element, StoredTensor};
 
@@ -217,6 +220,21 @@ impl Checkpoint {
         let (file, bytes) = (stored.file.clone(), stored.bytes.clone());
         Ok(StoredTensor::new(file, bytes, element, &stored.shape, stored.order))
     }
+}
+
+/// The tensors a GGUF file holds in blocks, by name; none of other files.
+///
+/// # Errors
+/// When the file cannot be read or its metadata does not tell how its tensors lie.
+pub(crate) fn stored_blocks(files: &ModelFiles) -> Result<BTreeMap<String, GgmlDType>, FileError> {
+    let ModelFiles::Gguf(path) = files else { return Ok(BTreeMap::new()) };
+    let tensors =
+        Gguf::open(path)?.tensors().map_err(|source| FileError::Gguf { path: path.clone(), source })?;
+    let in_blocks = tensors.into_iter().filter_map(|tensor| match Element::of_gguf(tensor.element) {
+        Element::Blocks(dtype) => Some((tensor.name, dtype)),
+        Element::Bf16 | Element::F16 | Element::F32 => None,
+    });
+    Ok(in_blocks.collect())
 }
 
 fn file_names(files: &ModelFiles) -> Result<Vec<String>, WeightsError> {

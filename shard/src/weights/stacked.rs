@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::StoredTensor;
 use crate::ops::cpu::panels::RowSource;
+use crate::ops::cpu::quantized::{Group, PackedRow, QuantizedRows};
 use crate::ops::cpu::simd::LANES;
 
 /// Rows of several tensors, and the columns of them that a rank has.
@@ -92,7 +93,28 @@ impl RowSource for GateBesideUp {
     /// They are whole panels.
     fn release(&self, outputs: Range<usize>) {
         let (first, end) = (outputs.start / 2, outputs.end / 2);
-        self.rows.release(first..end);
-        self.rows.release(self.width + first..self.width + end);
+        RowSource::release(&self.rows, first..end);
+        RowSource::release(&self.rows, self.width + first..self.width + end);
+    }
+}
+
+/// Rows whose tensors hold blocks, as they are.
+impl QuantizedRows for StackedRows {
+    fn read_groups(&self, output: usize, row: &mut PackedRow) {
+        let found = self.find(output);
+        row.for_each_group(|_, group| match found {
+            Some((tensor, row)) if !group.columns.is_empty() => {
+                tensor.read_group(row, self.columns.start + group.columns.start, group);
+            }
+            Some(_) | None => {
+                let Group { elements, terms, factors, .. } = group;
+                elements.fill(0);
+                (*terms, *factors) = ([0; 2], [0; 2]);
+            }
+        });
+    }
+
+    fn release(&self, outputs: Range<usize>) {
+        RowSource::release(self, outputs);
     }
 }

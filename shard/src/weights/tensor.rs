@@ -9,7 +9,8 @@ use lockstep_models::FileBytes;
 use lockstep_models::gguf::{ElementType, RowOrder};
 use safetensors::Dtype as StoredDtype;
 
-use super::blocks;
+use super::{blocks, packed_blocks};
+use crate::ops::cpu::quantized::Group;
 
 /// The element types that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +119,14 @@ impl StoredTensor {
         };
         let start = (row * self.columns() + columns.start) * 2;
         Some(&self.file[self.bytes.clone()][start..start + columns.len() * 2])
+    }
+
+    /// Writes the group that begins at `column` of a row, where the tensor holds blocks of a type that has groups.
+    pub(crate) fn read_group(&self, row: usize, column: usize, group: Group<'_>) {
+        let Element::Blocks(dtype) = self.element else { return };
+        let length = self.element.bytes(self.columns());
+        let row = &self.file[self.bytes.clone()][self.order.stored(row) * length..][..length];
+        packed_blocks::read_group(dtype, row, column, group);
     }
 
     /// Has some rows read from disk, where they are not in memory.

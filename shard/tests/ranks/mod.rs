@@ -13,7 +13,7 @@ use lockstep_shard::Loaded;
 use lockstep_shard::comm::{
     Communicator, Joining, Membership, SharedMemory, Solo, Tcp, Threads, Timed, create,
 };
-use lockstep_shard::decoder::{Decoder, Dtype, ModelSpec};
+use lockstep_shard::decoder::{Decoder, ModelSpec, Precision};
 use lockstep_shard::engine::{Configuration, Engine, Group};
 
 pub(crate) const EPOCH: Epoch = Epoch(1);
@@ -53,13 +53,18 @@ struct RankThread {
 
 impl Ranks {
     /// Loads the model on every rank.
-    pub(crate) fn start(files: &ModelFiles, dtype: Dtype, transport: Transport) -> Self {
-        Self::start_on(files, dtype, transport, Pool::Shared)
+    pub(crate) fn start(files: &ModelFiles, precision: impl Into<Precision>, transport: Transport) -> Self {
+        Self::start_on(files, precision.into(), transport, Pool::Shared)
     }
 
     /// Loads the model on every rank, each with its own `pool`.
-    pub(crate) fn start_on(files: &ModelFiles, dtype: Dtype, transport: Transport, pool: Pool) -> Self {
-        let start = |comm| RankThread::start(files.clone(), dtype, comm, pool);
+    pub(crate) fn start_on(
+        files: &ModelFiles,
+        precision: Precision,
+        transport: Transport,
+        pool: Pool,
+    ) -> Self {
+        let start = |comm| RankThread::start(files.clone(), precision, comm, pool);
         Self { ranks: group(transport).into_iter().map(start).collect() }
     }
 
@@ -76,10 +81,10 @@ impl Ranks {
 }
 
 impl RankThread {
-    fn start(files: ModelFiles, dtype: Dtype, comm: Arc<dyn Communicator>, pool: Pool) -> Self {
+    fn start(files: ModelFiles, precision: Precision, comm: Arc<dyn Communicator>, pool: Pool) -> Self {
         let (steps, inbox) = sync_channel::<Step>(1);
         let (outbox, outputs) = sync_channel(1);
-        let live = move || live(&files, dtype, comm, (inbox, outbox));
+        let live = move || live(&files, precision, comm, (inbox, outbox));
         std::thread::spawn(move || match pool {
             Pool::Shared => live(),
             Pool::Own(threads) => {
@@ -94,13 +99,14 @@ impl RankThread {
 /// A rank's life: until nobody sends steps.
 fn live(
     files: &ModelFiles,
-    dtype: Dtype,
+    precision: Precision,
     comm: Arc<dyn Communicator>,
     (inbox, outbox): (Receiver<Step>, SyncSender<StepOutput>),
 ) {
     let comm = Arc::new(Timed::new(comm));
     let spec = ModelSpec::read(files).unwrap();
-    let decoder = Decoder::load(files, &spec, dtype, Arc::clone(&comm) as Arc<dyn Communicator>).unwrap();
+    let decoder =
+        Decoder::load(files, &spec, precision, Arc::clone(&comm) as Arc<dyn Communicator>).unwrap();
     let group = Group { comm, epoch: EPOCH, kv_budget: Bytes(u64::MAX) };
     let mut engine = Engine::new(Loaded::new(decoder), group);
     let configuration = Configuration { epoch: EPOCH, blocks: BLOCKS, max_step_tokens: Tokens(8192) };

@@ -11,7 +11,7 @@ use lockstep_models::ModelFiles;
 use lockstep_proto::{BlockId, Blocks, Position, TokenId, Tokens};
 use lockstep_shard::batch::{BLOCK_SIZE, Batch, BatchSequence};
 use lockstep_shard::comm::{Communicator, Solo, Threads};
-use lockstep_shard::decoder::{Decoder, Dtype, ModelSpec};
+use lockstep_shard::decoder::{Decoder, ModelSpec, Precision};
 use lockstep_shard::kv::{KvCacheDtype, KvPool};
 use lockstep_shard::testing::TinyLlama;
 
@@ -49,25 +49,29 @@ impl Sequence {
 }
 
 impl Runner {
-    pub(crate) fn load(files: &ModelFiles, dtype: Dtype, communicator: Arc<dyn Communicator>) -> Self {
-        Self::load_with(files, (dtype, KvCacheDtype::Auto), communicator)
+    pub(crate) fn load(
+        files: &ModelFiles,
+        precision: impl Into<Precision>,
+        communicator: Arc<dyn Communicator>,
+    ) -> Self {
+        Self::load_with(files, (precision.into(), KvCacheDtype::Auto), communicator)
     }
 
     pub(crate) fn load_with(
         files: &ModelFiles,
-        (dtype, kv_cache): (Dtype, KvCacheDtype),
+        (precision, kv_cache): (Precision, KvCacheDtype),
         communicator: Arc<dyn Communicator>,
     ) -> Self {
         let spec = ModelSpec::read(files).expect("config.json is served");
-        let decoder = Decoder::load(files, &spec, dtype, communicator).expect("weights load");
+        let decoder = Decoder::load(files, &spec, precision, communicator).expect("weights load");
         let decoder = decoder.with_kv_cache(kv_cache);
         let kv = decoder.allocate_kv(POOL).expect("blocks fit");
         let at_once = decoder.logit_rows_at_once();
         Self { decoder, kv, next_block: 0, at_once }
     }
 
-    pub(crate) fn solo(files: &ModelFiles, dtype: Dtype) -> Self {
-        Self::load(files, dtype, Arc::new(Solo))
+    pub(crate) fn solo(files: &ModelFiles, precision: impl Into<Precision>) -> Self {
+        Self::load(files, precision, Arc::new(Solo))
     }
 
     /// Computes up to `rows` tokens of each sequence in one batch; returns the logits of every row, as bits.
@@ -147,19 +151,26 @@ impl Runner {
 /// Runs `work` on every rank of a group of threads; returns what each returned, in order of ranks.
 pub(crate) fn on_every_rank<T: Send>(
     files: &ModelFiles,
-    dtype: Dtype,
+    precision: impl Into<Precision>,
     world_size: u32,
     work: impl Fn(Runner) -> T + Sync,
 ) -> Vec<T> {
+    let precision = precision.into();
     let group = Threads::group(world_size, WATCHDOG).expect("a power of two");
     std::thread::scope(|scope| {
         let work = &work;
         let ranks: Vec<_> = group
             .into_iter()
-            .map(|rank| scope.spawn(move || work(Runner::load(files, dtype, Arc::new(rank)))))
+            .map(|rank| scope.spawn(move || work(Runner::load(files, precision, Arc::new(rank)))))
             .collect();
         ranks.into_iter().map(|rank| rank.join().expect("the rank ends well")).collect()
     })
+}
+
+/// The error of all values together, relative to their size.
+pub(crate) fn relative_error(found: &[f32], exact: &[f32]) -> f32 {
+    let size = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>().sqrt();
+    size(&mut found.iter().zip(exact).map(|(a, b)| a - b)) / size(&mut exact.iter().copied())
 }
 
 /// A folder with a random model in it.

@@ -1,6 +1,7 @@
 //! What the families' config.json files share, and the model they describe where they say no more.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 
 use lockstep_models::{FileError, ModelFiles};
 use lockstep_proto::Tokens;
@@ -120,6 +121,7 @@ impl Config {
         let layer = LayerChoices { window: None, rope: LayerRope::Global, mlp: LayerMlp::Dense };
         Ok(ModelSpec {
             family,
+            stored: BTreeMap::new(),
             shape: Shape {
                 hidden: sizes.hidden_size,
                 layers,

@@ -1,19 +1,15 @@
 //! The layers' parts of loading.
 
-use std::ops::Range;
-
 use candle_core::{Device, Tensor};
 
-use super::{Loader, Part, names, rope};
+use super::{Loader, names, rope};
 use crate::decoder::LoadError;
-use crate::decoder::choices::{
-    Bias, LayerChoices, LayerMlp, LayerRope, MlpKind, QkNorm, QkvProjection, ScoreScale,
-};
+use crate::decoder::choices::{Bias, LayerChoices, LayerMlp, LayerRope, MlpKind, QkNorm, ScoreScale};
 use crate::decoder::layer::{Layer, LayerAttention, LayerNorms, LayerQkNorm};
 use crate::decoder::mlp::{DenseMlp, Expert, Experts, Inner, Mlp};
 use crate::decoder::spec::ExpertShape;
+use crate::decoder::stacks::Stack;
 use crate::ops::attention::AttentionShape;
-use crate::ops::cpu::panels::COLUMNS;
 use crate::ops::experts::Routing;
 
 /// The tables of angles a model's layers share.
@@ -61,10 +57,6 @@ impl Loader<'_> {
         tables: &RopeTables,
     ) -> Result<LayerAttention, LoadError> {
         let choices = &self.spec.choices.attention;
-        let hidden = 0..self.spec.shape.hidden;
-        let queries = self.slice.elements(&self.slice.query_heads);
-        let output =
-            [Part { module: names::of_layer(index, names::ATTENTION_OUTPUT), rows: hidden.clone() }];
         Ok(LayerAttention {
             shape: AttentionShape {
                 query_heads: self.slice.query_heads.len(),
@@ -76,39 +68,19 @@ impl Loader<'_> {
                 window: layer.window.map(|window| window.len()),
                 softcap: choices.softcap.map(|cap| cap as f32),
             },
-            qkv: self.projection(self.products.qkv, (&self.qkv_parts(index), hidden), choices.qkv_bias)?,
+            qkv: self.projection(&self.stacks.qkv(index), choices.qkv_bias)?,
             qk_norm: self.qk_norm(index)?,
             rope_table: match layer.rope {
                 LayerRope::Global => Some(tables.global.clone()),
                 LayerRope::Local => Some(tables.local.as_ref().unwrap_or(&tables.global).clone()),
                 LayerRope::Absent => None,
             },
-            output: self.projection(self.products.output, (&output, queries), choices.output_bias)?,
+            output: self.projection(&self.stacks.output(index), choices.output_bias)?,
         })
     }
 
-    fn qkv_parts(&self, index: usize) -> [Part; 3] {
-        let (shape, slice) = (&self.spec.shape, &self.slice);
-        let (queries, keys) = (slice.elements(&slice.query_heads), slice.elements(&slice.kv_heads));
-        let module = |name| names::of_layer(index, name);
-        match self.spec.choices.attention.qkv {
-            QkvProjection::Separate => [
-                Part { module: module(names::QUERY), rows: queries },
-                Part { module: module(names::KEY), rows: keys.clone() },
-                Part { module: module(names::VALUE), rows: keys },
-            ],
-            QkvProjection::Fused => {
-                let (all_queries, all_keys) =
-                    (shape.query_heads * shape.head_width, shape.kv_heads * shape.head_width);
-                let after = |first: usize| first + keys.start..first + keys.end;
-                [queries.clone(), after(all_queries), after(all_queries + all_keys)]
-                    .map(|rows| Part { module: module(names::QKV), rows })
-            }
-        }
-    }
-
     fn qk_norm(&self, index: usize) -> Result<LayerQkNorm, LoadError> {
-        let (shape, slice) = (&self.spec.shape, &self.slice);
+        let (shape, slice) = (&self.spec.shape, self.slice);
         let kind = self.spec.choices.attention.qk_norm;
         let head = 0..shape.head_width;
         let elements = match kind {
@@ -134,56 +106,38 @@ impl Loader<'_> {
 
     fn dense_mlp(&self, index: usize) -> Result<DenseMlp, LoadError> {
         let choices = self.spec.choices.mlp;
-        let (hidden, columns) = (0..self.spec.shape.hidden, self.slice.intermediate.clone());
-        let (before, after) = names::mlp(choices.kind);
-        let module = |name: &str| names::of_layer(index, name);
-        let stored = match choices.kind {
-            MlpKind::Gated | MlpKind::Plain => vec![columns.clone(); before.len()],
-            MlpKind::GatedFused => {
-                let up = self.spec.shape.intermediate;
-                vec![columns.clone(), up + columns.start..up + columns.end]
-            }
-        };
-        let parts: Vec<Part> = before
-            .iter()
-            .cycle()
-            .zip(stored)
-            .map(|(name, rows)| Part { module: module(name), rows })
-            .collect();
-        let down = [Part { module: module(after), rows: hidden.clone() }];
         Ok(DenseMlp {
-            inner: self.inner(&parts, hidden)?,
-            down: self.projection(self.products.down, (&down, columns), choices.bias)?,
+            inner: self.inner(&self.stacks.inner(index))?,
+            down: self.projection(&self.stacks.down(index), choices.bias)?,
         })
     }
 
     /// What comes before an MLP's last product. A bias comes between product and activation, so that with one
     /// they are two operators.
-    fn inner(&self, parts: &[Part], hidden: Range<usize>) -> Result<Inner, LoadError> {
-        let (choices, shape) = (self.spec.choices.mlp, self.products.inner);
+    fn inner(&self, stack: &Stack) -> Result<Inner, LoadError> {
+        let choices = self.spec.choices.mlp;
         let activation = choices.activation;
-        let projection = || self.projection(shape, (parts, hidden.clone()), choices.bias);
-        Ok(match (choices.kind, choices.bias) {
-            (MlpKind::Gated | MlpKind::GatedFused, Bias::Absent)
-                if shape.outputs.is_multiple_of(COLUMNS) =>
-            {
-                Inner::Gated(self.gated(shape, (parts, hidden.clone()), activation)?)
-            }
-            (MlpKind::Gated | MlpKind::GatedFused, _) => Inner::ThenGated(projection()?, activation),
-            (MlpKind::Plain, _) => Inner::ThenActivated(projection()?, activation),
+        let gated = match (choices.kind, choices.bias) {
+            (MlpKind::Gated | MlpKind::GatedFused, Bias::Absent) => self.gated(stack, activation)?,
+            (MlpKind::Gated | MlpKind::GatedFused | MlpKind::Plain, _) => None,
+        };
+        if let Some(gated) = gated {
+            return Ok(Inner::Gated(gated));
+        }
+        let projection = self.projection(stack, choices.bias)?;
+        Ok(match choices.kind {
+            MlpKind::Gated | MlpKind::GatedFused => Inner::ThenGated(projection, activation),
+            MlpKind::Plain => Inner::ThenActivated(projection, activation),
         })
     }
 
     fn experts(&self, index: usize, shape: ExpertShape) -> Result<Experts, LoadError> {
         let choices = self.spec.choices.mlp;
-        let module = |name: &str| names::of_layer(index, name);
-        let router = Part { module: module(names::router(choices.experts.names)), rows: 0..shape.count };
         let mine: Vec<usize> = self.slice.experts.clone().collect();
-        let group =
-            |experts: &[usize]| experts.iter().map(|expert| self.expert(index, *expert, shape)).collect();
+        let group = |experts: &[usize]| experts.iter().map(|expert| self.expert(index, *expert)).collect();
         let length = (mine.len() / self.slice.segments).max(1);
         Ok(Experts {
-            router: self.linear(self.products.router, &[router], 0..self.spec.shape.hidden)?,
+            router: self.linear(&self.stacks.router(index))?,
             routing: Routing {
                 experts: shape.count,
                 chosen: shape.chosen,
@@ -195,15 +149,8 @@ impl Loader<'_> {
         })
     }
 
-    fn expert(&self, index: usize, expert: usize, shape: ExpertShape) -> Result<Expert, LoadError> {
-        let [gate, up, down] = names::expert(self.spec.choices.mlp.experts.names, expert)
-            .map(|name| names::of_layer(index, &name));
-        let (hidden, width) = (0..self.spec.shape.hidden, 0..shape.intermediate);
-        let gate_up = [gate, up].map(|module| Part { module, rows: width.clone() });
-        let down = [Part { module: down, rows: hidden.clone() }];
-        Ok(Expert {
-            gate_up: self.linear(self.products.expert_gate_up, &gate_up, hidden)?,
-            down: self.linear(self.products.expert_down, &down, width)?,
-        })
+    fn expert(&self, index: usize, expert: usize) -> Result<Expert, LoadError> {
+        let [gate_up, down] = self.stacks.expert(index, expert);
+        Ok(Expert { gate_up: self.linear(&gate_up)?, down: self.linear(&down)? })
     }
 }

@@ -20,6 +20,7 @@ pub(crate) mod panels;
 pub(crate) mod parallel;
 mod portable;
 pub(crate) mod projection_norm;
+pub(crate) mod quantized;
 pub(crate) mod rope;
 pub(crate) mod simd;
 mod team;

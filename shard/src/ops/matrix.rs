@@ -1,0 +1,90 @@
+//! Packed matrices of linear layers, whatever their weights are held in.
+
+use super::cpu::isa::Isa;
+use super::cpu::linear;
+use super::cpu::panels::{PanelShape, Panels};
+use super::cpu::quantized::{self, Columns, Format, QuantizedPanels};
+use crate::dtype::Dtype;
+
+/// How a matrix is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Packing {
+    /// Element by element.
+    Elements(Dtype),
+    /// In groups with scales.
+    Quantized(Format),
+}
+
+impl Packing {
+    /// Bytes a matrix takes.
+    pub(crate) fn bytes(self, shape: PanelShape) -> usize {
+        match self {
+            Self::Elements(dtype) => shape.bytes(dtype),
+            Self::Quantized(format) => format.bytes(shape),
+        }
+    }
+}
+
+/// A packed matrix.
+pub(crate) enum Packed {
+    Elements(Panels),
+    Quantized(QuantizedPanels),
+}
+
+impl Packed {
+    pub(crate) fn shape(&self) -> PanelShape {
+        match self {
+            Self::Elements(panels) => panels.shape(),
+            Self::Quantized(panels) => panels.shape(),
+        }
+    }
+}
+
+/// Matrices that take the same rows and whose columns stand beside each other.
+pub(crate) struct Matrix {
+    parts: Vec<Packed>,
+}
+
+impl Matrix {
+    /// All of one inner dimension, the first for the first columns.
+    ///
+    /// # Errors
+    /// When packing one fails.
+    pub(crate) fn new<E>(parts: impl Iterator<Item = Result<Packed, E>>) -> Result<Self, E> {
+        Ok(Self { parts: parts.collect::<Result<_, E>>()? })
+    }
+
+    /// Length of the dot products.
+    pub(crate) fn inputs(&self) -> usize {
+        self.parts.first().map_or(0, |part| part.shape().inputs)
+    }
+
+    /// Columns of the product.
+    pub(crate) fn outputs(&self) -> usize {
+        self.parts.iter().map(|part| part.shape().outputs).sum()
+    }
+
+    /// Multiplies `input` (rows, inputs) into `output` (rows, outputs).
+    pub(crate) fn multiply(&self, isa: Isa, input: &[f32], output: &mut [f32]) {
+        let width = self.outputs();
+        let mut first = 0;
+        for part in &self.parts {
+            let outputs = part.shape().outputs;
+            match part {
+                Packed::Elements(panels) if outputs == width => {
+                    linear::multiply(isa, panels, input, output);
+                }
+                Packed::Elements(panels) => {
+                    let mut columns = vec![0.0; output.len() / width.max(1) * outputs];
+                    linear::multiply(isa, panels, input, &mut columns);
+                    let rows = output.chunks_exact_mut(width).zip(columns.chunks_exact(outputs.max(1)));
+                    rows.for_each(|(row, columns)| row[first..first + outputs].copy_from_slice(columns));
+                }
+                Packed::Quantized(panels) => {
+                    quantized::multiply(isa, panels, input, Columns { values: &mut *output, width, first });
+                }
+            }
+            first += outputs;
+        }
+    }
+}
