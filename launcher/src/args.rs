@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_proto::{Bytes, Watermark};
 use lockstep_shard::decoder::{Dtype, Quantize};
+use lockstep_shard::kv::KvCacheDtype;
 use thiserror::Error;
 
 use crate::hub::HubArgs;
@@ -63,6 +64,9 @@ pub struct ServeArgs {
     /// What the weights of linear layers are quantized to; absent: as the model's files have them.
     #[arg(long, env, default_value = "as-stored")]
     pub quantize: Quantize,
+    /// What keys and values are kept in; auto: as the weights.
+    #[arg(long, env, default_value = "auto")]
+    pub kv_cache_dtype: KvCacheDtype,
     /// Memory for the KV cache over all shards, such as 4GiB; absent: enough for every permitted request at
     /// full length, or half of what is free after the weights.
     #[arg(long, env)]
@@ -116,6 +120,9 @@ pub struct PlanArgs {
     /// What the weights of linear layers are quantized to; absent: as the model's files have them.
     #[arg(long, env, default_value = "as-stored")]
     pub quantize: Quantize,
+    /// What keys and values are kept in; auto: as the weights.
+    #[arg(long, env, default_value = "auto")]
+    pub kv_cache_dtype: KvCacheDtype,
     /// How to log.
     #[command(flatten)]
     pub log: LogArgs,

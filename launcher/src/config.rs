@@ -10,6 +10,7 @@ use lockstep_process::telemetry::LogConfig;
 use lockstep_proto::Bytes;
 use lockstep_router::tokenizer::Tokenizer;
 use lockstep_shard::decoder::Precision;
+use lockstep_shard::kv::KvCacheDtype;
 use tracing::warn;
 
 use crate::args::{DetectArgs, PlanArgs, ServeArgs};
@@ -32,10 +33,10 @@ pub struct ServeConfig {
     pub model_name: String,
     /// How many processes it is split over.
     pub ranks: u32,
-    /// What weights and KV cache are kept in.
+    /// What weights are kept in.
     pub precision: Precision,
-    /// How much memory the KV cache takes.
-    pub kv_cache: KvCacheMemory,
+    /// What keys and values are kept in.
+    pub kv_cache: KvCache,
     /// Where the router listens.
     pub address: SocketAddr,
     /// How long running requests may take to end after a stop is asked for.
@@ -59,6 +60,15 @@ pub struct Supervision {
     pub restarts: Restarts,
     /// How long a process may give no sign of life.
     pub silence_allowed: Duration,
+}
+
+/// What keys and values are kept in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvCache {
+    /// Elements of which type.
+    pub held: KvCacheDtype,
+    /// Over all ranks.
+    pub memory: KvCacheMemory,
 }
 
 /// How much memory the KV cache takes over all ranks.
@@ -87,9 +97,12 @@ impl ServeConfig {
             model_name,
             ranks: args.num_shard,
             precision: Precision { dtype: args.dtype, quantize: args.quantize },
-            kv_cache: args
-                .kv_cache_memory
-                .map_or(KvCacheMemory::Fitting, |memory| KvCacheMemory::Fixed(memory.0)),
+            kv_cache: KvCache {
+                held: args.kv_cache_dtype,
+                memory: args
+                    .kv_cache_memory
+                    .map_or(KvCacheMemory::Fitting, |memory| KvCacheMemory::Fixed(memory.0)),
+            },
             address,
             grace: Duration::from_secs(args.graceful_termination_timeout),
             supervision: supervision(args),

@@ -77,7 +77,8 @@ fn plan(args: &PlanArgs) -> Result<(), LaunchError> {
     lockstep_process::telemetry::init(&args.log.config())?;
     let files = config::find_config(args)?;
     let precision = Precision { dtype: args.dtype, quantize: args.quantize };
-    let forecast = Forecast::new(ModelSpec::read(&files)?, precision, args.num_shard)?;
+    let forecast = Forecast::new(ModelSpec::read(&files)?, precision, args.num_shard)?
+        .with_kv_cache(args.kv_cache_dtype);
     let _ = writeln!(std::io::stdout().lock(), "model     {files}\n{forecast}");
     Ok(())
 }

@@ -85,6 +85,7 @@ pub fn shard(config: &ServeConfig, place: &Place, incarnation: &ShardIncarnation
     line.option("--communicator", communicator.to_argument(place.launcher));
     line.option("--dtype", config.precision.dtype.to_string());
     line.option("--quantize", config.precision.quantize.to_string());
+    line.option("--kv-cache-dtype", config.kv_cache.held.to_string());
     line.option("--kv-cache-bytes", place.kv_cache_per_rank.0.to_string());
     line.option("--threads", place.threads_per_rank.to_string());
     line.option("--step-timeout", config.router.step_timeout_s.to_string());

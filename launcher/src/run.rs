@@ -48,7 +48,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// When the model does not fit, the process cannot be set up, or a unit never comes up.
 pub fn serve(config: &ServeConfig, started: Instant) -> Result<(), LaunchError> {
     let wish = Wish {
-        kv_cache: config.kv_cache,
+        kv_cache: config.kv_cache.memory,
         requests: config.router.max_concurrent_requests,
         context: config.router.max_total_tokens,
     };
@@ -71,7 +71,7 @@ pub fn serve(config: &ServeConfig, started: Instant) -> Result<(), LaunchError> 
 fn model_sizes(config: &ServeConfig) -> Result<ModelSizes, LaunchError> {
     let spec = ModelSpec::read(&config.model)?;
     check_weights(&config.model, &spec)?;
-    let plan = MemoryPlan::new(&spec, config.precision, config.ranks)?;
+    let plan = MemoryPlan::new(&spec, config.precision, config.ranks)?.with_kv_cache(config.kv_cache.held);
     Ok(ModelSizes {
         ranks: config.ranks,
         weights: plan.weights,

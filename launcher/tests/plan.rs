@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lockstep_launcher::config::{KvCacheMemory, ServeConfig, Supervision};
+use lockstep_launcher::config::{KvCache, KvCacheMemory, ServeConfig, Supervision};
 use lockstep_launcher::passthrough::RouterFlags;
 use lockstep_launcher::plan::{self, CommandLine, Communicator, Place, ShardIncarnation};
 use lockstep_launcher::supervisor::Restarts;
@@ -12,6 +12,7 @@ use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_proto::{Bytes, Epoch, Rank, Tokens};
 use lockstep_shard::decoder::{Dtype, Precision, Quantize};
+use lockstep_shard::kv::KvCacheDtype;
 
 fn config(ranks: u32) -> ServeConfig {
     ServeConfig {
@@ -19,7 +20,7 @@ fn config(ranks: u32) -> ServeConfig {
         model_name: "lockstep/demo".to_owned(),
         ranks,
         precision: Dtype::Bfloat16.into(),
-        kv_cache: KvCacheMemory::Fitting,
+        kv_cache: KvCache { held: KvCacheDtype::Auto, memory: KvCacheMemory::Fitting },
         address: SocketAddr::from(([0, 0, 0, 0], 3000)),
         grace: Duration::from_secs(90),
         supervision: Supervision { restarts: Restarts::Endless, silence_allowed: Duration::from_secs(120) },
@@ -88,6 +89,7 @@ fn a_router_and_its_shards() {
       --communicator shm:/proc/42/fd/9
       --dtype bfloat16
       --quantize as-stored
+      --kv-cache-dtype auto
       --kv-cache-bytes 1073741824
       --threads 2
       --step-timeout 60
@@ -104,6 +106,7 @@ fn what_was_typed_reaches_the_roles() {
     config.model_name = "org/small".to_owned();
     config.address = SocketAddr::from(([127, 0, 0, 1], 8080));
     config.precision = Precision { dtype: Dtype::Float32, quantize: Quantize::Int8 };
+    config.kv_cache.held = KvCacheDtype::Int8;
     config.log = LogConfig { filter: "debug".to_owned(), format: LogFormat::Json };
     config.router.typed = vec!["--max-best-of".into(), "3".into()];
     config.router.otlp_endpoint = Some("http://collector:4317".to_owned());
@@ -134,6 +137,7 @@ fn what_was_typed_reaches_the_roles() {
       --communicator solo
       --dtype float32
       --quantize int8
+      --kv-cache-dtype int8
       --kv-cache-bytes 1073741824
       --threads 2
       --step-timeout 60

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use lockstep_launcher::config::{KvCacheMemory, ServeConfig, Supervision};
+use lockstep_launcher::config::{KvCache, KvCacheMemory, ServeConfig, Supervision};
 use lockstep_launcher::passthrough::RouterFlags;
 use lockstep_launcher::run;
 use lockstep_launcher::supervisor::Restarts;
@@ -13,6 +13,7 @@ use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_proto::{Bytes, Tokens};
 use lockstep_shard::decoder::Dtype;
+use lockstep_shard::kv::KvCacheDtype;
 
 fn script(folder: &Path, text: &str) -> PathBuf {
     let path = folder.join("role");
@@ -27,7 +28,7 @@ fn config(program: PathBuf, runtime_folder: PathBuf) -> ServeConfig {
         model_name: "none".to_owned(),
         ranks: 2,
         precision: Dtype::Bfloat16.into(),
-        kv_cache: KvCacheMemory::Fixed(Bytes(1 << 20)),
+        kv_cache: KvCache { held: KvCacheDtype::Auto, memory: KvCacheMemory::Fixed(Bytes(1 << 20)) },
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 9)),
         grace: Duration::from_secs(90),
         supervision: Supervision { restarts: Restarts::Endless, silence_allowed: Duration::from_secs(120) },
