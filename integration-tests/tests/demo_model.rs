@@ -101,6 +101,6 @@ async fn right_answers(flags: &[&str]) -> usize {
         *all += 1;
     }
     let right: usize = by_kind.values().map(|(right, _)| right).sum();
-    println!("{right} of {} right: {by_kind:?}", prompts.len());
+    eprintln!("{right} of {} right: {by_kind:?}", prompts.len());
     right
 }

@@ -128,12 +128,12 @@ impl<E: Element> Kernel for PanelRange<'_, E> {
         let mut pending = Pending::default();
         for tiles in activations.tiles.chunks(tiles_together(activations)) {
             pending.make_room(tiles, self.product.shape.segments);
-            for panel in self.panels.clone() {
-                for segment in 0..self.product.shape.segments {
-                    for (index, tile) in tiles.iter().enumerate() {
-                        let part = Part { panel, segment, turn: (index, tiles.len()) };
-                        self.tile_of_any_size(simd, part, tile, &mut pending);
-                    }
+            let segments = 0..self.product.shape.segments;
+            let parts = self.panels.clone().flat_map(|panel| segments.clone().map(move |s| (panel, s)));
+            for (panel, segment) in parts {
+                for (index, tile) in tiles.iter().enumerate() {
+                    let part = Part { panel, segment, turn: (index, tiles.len()) };
+                    self.tile_of_any_size(simd, part, tile, &mut pending);
                 }
             }
         }

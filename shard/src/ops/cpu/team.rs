@@ -219,22 +219,22 @@ mod tests {
 
     use super::*;
 
+    fn wait_until(is_so: impl Fn() -> bool) {
+        while !is_so() {
+            thread::yield_now();
+        }
+    }
+
     #[test]
     fn every_share_ends_before_the_call_does() {
-        for threads in [1, 2, 3, 8] {
-            for _ in 0..2_000 {
-                let left = AtomicUsize::new(100);
-                let done = AtomicUsize::new(0);
-                together(threads, &|| {
-                    while left
-                        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
-                        .is_ok()
-                    {
-                        done.fetch_add(1, Ordering::Relaxed);
-                    }
-                });
-                assert_eq!(done.load(Ordering::Relaxed), 100);
-            }
+        for round in 0..8_000 {
+            let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            together([1, 2, 3, 8][round / 2_000], &|| {
+                while next.fetch_add(1, Ordering::Relaxed) < 100 {
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            assert_eq!(done.load(Ordering::Relaxed), 100);
         }
     }
 
@@ -244,15 +244,11 @@ mod tests {
             let seen = Mutex::new(HashSet::new());
             together(3, &|| {
                 seen.lock().unwrap().insert(thread::current().id());
-                while seen.lock().unwrap().len() < 3 {
-                    thread::yield_now();
-                }
+                wait_until(|| seen.lock().unwrap().len() == 3);
             });
             let team_sleeps =
                 || TEAM.with(|team| team.borrow().as_ref().map(|t| t.board.asleep.load(Ordering::SeqCst)));
-            while team_sleeps() != Some(2) {
-                thread::yield_now();
-            }
+            wait_until(|| team_sleeps() == Some(2));
         }
     }
 
@@ -271,9 +267,7 @@ mod tests {
             let result = catch_unwind(AssertUnwindSafe(|| {
                 together(2, &|| {
                     let mine = turn.fetch_add(1, Ordering::SeqCst);
-                    while turn.load(Ordering::SeqCst) < 2 {
-                        thread::yield_now();
-                    }
+                    wait_until(|| turn.load(Ordering::SeqCst) == 2);
                     assert_ne!(mine, culprit, "the culprit");
                 });
             }));

@@ -86,7 +86,7 @@ impl Format {
 
     /// Bytes a matrix takes.
     pub(crate) fn bytes(self, shape: PanelShape) -> usize {
-        shape.panels() * self.layout().panel_blocks(shape) * self.layout().block_bytes()
+        shape.outputs.div_ceil(LANES) * self.layout().panel_blocks(shape) * self.layout().block_bytes()
     }
 }
 

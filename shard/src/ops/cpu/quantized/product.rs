@@ -113,7 +113,7 @@ fn run<F: Coded>(isa: IntegerIsa, product: &Product<'_>) {
     let shape = product.shape;
     // A dot product of bytes does the work of four multiplications.
     let operations = product.activations.rows() * shape.inputs * shape.outputs / 2;
-    for_each_range(shape.panels(), operations, |panels| {
+    for_each_range(shape.outputs.div_ceil(LANES), operations, |panels| {
         isa.run(SomePanels::<F> { product, panels, format: PhantomData });
     });
 }
