@@ -75,6 +75,8 @@ fn a_long_prompt_with_log_probabilities_stays_within_the_plan() {
         max_positions: ROWS.len() + 1,
         ..TinyLlama::new(23)
     };
+    // As a shard's process does.
+    lockstep_shard::keep_freed_memory();
     let folder = tempfile::tempdir().unwrap();
     model.write(folder.path()).unwrap();
     let files = lockstep_models::ModelFiles::Folder(folder.path().to_owned());

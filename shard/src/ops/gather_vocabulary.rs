@@ -20,6 +20,12 @@ pub(crate) fn gather_vocabulary(
     let width = mine.len() / rows.max(1);
     let mut all = vec![0.0; mine.len() * ranks];
     communicator.all_gather(&mine, &mut all)?;
+    drop(mine);
+    if rows == 1 {
+        // The padding is at the end.
+        all.truncate(vocabulary);
+        return Ok(all);
+    }
     let mut output = Vec::with_capacity(rows * vocabulary);
     for row in 0..rows {
         let mut left = vocabulary;
