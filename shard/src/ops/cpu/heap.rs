@@ -3,7 +3,8 @@
 /// Has the heap keep what is freed. Every operator of a step takes memory for its output and every next one
 /// gives some back; where the system took it each time, it would have to clear the same pages anew, which takes
 /// as long as a fifth of a prompt's computation. To be called before there are threads, which otherwise have
-/// heaps of their own.
+/// heaps of their own. The heap grows by no more than is asked for: what it has in advance it would clear itself,
+/// which would take memory for KV blocks that nobody has written yet.
 pub fn keep_freed_memory() {
     // Only speed depends on it: what the heap refuses stays as it was.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -12,7 +13,6 @@ pub fn keep_freed_memory() {
         (libc::M_MMAP_MAX, 0),
         // All of memory.
         (libc::M_TRIM_THRESHOLD, -1),
-        (libc::M_TOP_PAD, 64 << 20),
     ] {
         // SAFETY: it changes how the heap grows and shrinks, and nothing that lies on it.
         unsafe { libc::mallopt(parameter, value) };
