@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod draws;
 pub mod faults;
 pub mod oracle;
 

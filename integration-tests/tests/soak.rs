@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use lockstep_integration_tests::client::{Client, Generate};
 use lockstep_integration_tests::cluster::{Cluster, Setup};
+use lockstep_integration_tests::draws::Draws;
 use lockstep_integration_tests::oracle::check_stream;
 use lockstep_integration_tests::{BETWEEN_LOOKS, DEADLINE, faults};
 
@@ -15,18 +16,6 @@ const LOAD: Duration = Duration::from_secs(60);
 /// tokens in ten is above.
 const GROWTH_ALLOWED: f64 = 1.15;
 const NOISE_ALLOWED: u64 = 8 << 20;
-
-/// Draws of a splitmix64 generator (Steele, Lea and Flood 2014).
-struct Draws(u64);
-
-impl Draws {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound
-    }
-}
 
 /// What one client did.
 #[derive(Clone, Copy, Debug, Default)]

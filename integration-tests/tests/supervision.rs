@@ -47,6 +47,16 @@ async fn shards_outlive_their_routers() {
     assert_eq!(ranks(&cluster, 2), shards, "and the shards are the same");
 }
 
+/// Kills the router when a stream has told so many events.
+async fn kill_router_after(events: usize, cluster: &Cluster) {
+    let request = Generate::greedy("Once upon a time", 1000).seeded(1);
+    let mut stream = cluster.client().stream(&request).await.expect("it opens");
+    for _ in 0..events {
+        stream.next().await.expect("it goes on").expect("it holds");
+    }
+    faults::kill(faults::router(cluster));
+}
+
 /// One rank: where there are more, a router may die when it has told some of a step and not the others, and the
 /// group starts anew.
 #[tokio::test]
@@ -56,13 +66,7 @@ async fn a_shard_outlives_a_router_that_dies_in_a_step() {
     let before = client.generate(&story()).await.expect("it answers");
     let shards = ranks(&cluster, 1);
     for events in 1..4 {
-        let request = Generate::greedy("Once upon a time", 1000).seeded(1);
-        let mut stream = client.stream(&request).await.expect("it opens");
-        for _ in 0..events {
-            stream.next().await.expect("it goes on").expect("it holds");
-        }
-        faults::kill(faults::router(&cluster));
-        drop(stream);
+        kill_router_after(events, &cluster).await;
         assert_eq!(answer_at_last(&client).await, before);
     }
     assert_eq!(ranks(&cluster, 1), shards);
@@ -74,13 +78,7 @@ async fn the_service_returns_after_a_router_that_dies_in_a_step_of_two_ranks() {
     let client = cluster.client();
     let before = client.generate(&story()).await.expect("it answers");
     for events in 1..6 {
-        let request = Generate::greedy("Once upon a time", 1000).seeded(1);
-        let mut stream = client.stream(&request).await.expect("it opens");
-        for _ in 0..events {
-            stream.next().await.expect("it goes on").expect("it holds");
-        }
-        faults::kill(faults::router(&cluster));
-        drop(stream);
+        kill_router_after(events, &cluster).await;
         assert_eq!(answer_at_last(&client).await, before);
     }
 }

@@ -15,14 +15,15 @@ const RANGES_PER_THREAD: usize = 4;
 /// Calls `work` with ranges that cover `0..items`, on as many threads as the work is worth.
 /// `operations` says how many scalar operations all items take together.
 pub(crate) fn for_each_range(items: usize, operations: usize, work: impl Fn(Range<usize>) + Sync + Send) {
-    let threads = rayon::current_num_threads().min(operations / WORTH_A_THREAD + 1).min(items);
+    let all = rayon::current_num_threads();
+    let threads = all.min(operations / WORTH_A_THREAD + 1).min(items);
     if threads <= 1 {
         work(0..items);
         return;
     }
     let length = items.div_ceil(threads * RANGES_PER_THREAD).max(1);
     let next = AtomicUsize::new(0);
-    together(threads, &|| {
+    together((threads, all), &|| {
         loop {
             let first = next.fetch_add(length, Ordering::Relaxed);
             if first >= items {

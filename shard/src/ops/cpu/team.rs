@@ -25,16 +25,18 @@ thread_local! {
     static TEAM: RefCell<Option<Team>> = const { RefCell::new(None) };
 }
 
-/// Calls `share` on this thread and, where they come in time, on up to `threads - 1` helpers, and returns when
-/// all calls have. A helper that calls this runs alone.
-pub(super) fn together(threads: usize, share: Share<'_>) {
+/// Calls `share` on this thread and, where they come in time, on up to `threads - 1` of the helpers of a team of
+/// `all` threads, and returns when all calls have. A helper that calls this runs alone.
+///
+/// The team is made once for all sizes of work: threads are started where `all` is another than before alone.
+pub(super) fn together((threads, all): (usize, usize), share: Share<'_>) {
     TEAM.with(|team| match team.try_borrow_mut() {
         Ok(mut team) => {
             let team = match &mut *team {
-                Some(team) if team.helpers.len() + 1 == threads => team,
-                other => other.insert(Team::new(threads - 1)),
+                Some(team) if team.threads == all => team,
+                other => other.insert(Team::new(all)),
             };
-            team.run(share);
+            team.run(threads.saturating_sub(1), share);
         }
         // Called from within a share: every thread of the team has work already.
         Err(_) => share(),
@@ -43,6 +45,8 @@ pub(super) fn together(threads: usize, share: Share<'_>) {
 
 /// Helpers of one thread.
 struct Team {
+    /// How many threads were asked for, the owner among them.
+    threads: usize,
     board: Arc<Board>,
     helpers: Vec<JoinHandle<()>>,
 }
@@ -52,6 +56,8 @@ struct Board {
     state: State,
     /// Valid while the state is open, and until the last helper has left.
     share: UnsafeCell<Option<Share<'static>>>,
+    /// Helpers the work has room for at one time.
+    room: AtomicU64,
     asleep: AtomicUsize,
     leave: AtomicBool,
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
@@ -65,6 +71,15 @@ unsafe impl Send for Board {}
 
 /// Which work is up, whether it may still be joined, and how many helpers are at it.
 struct State(AtomicU64);
+
+/// What came of an attempt to join work.
+enum Entered {
+    /// None is up, or the state changed meanwhile.
+    Nothing,
+    /// Enough others are at it.
+    Full(u64),
+    Inside(u64),
+}
 
 impl State {
     const OPEN: u64 = 1 << 16;
@@ -92,14 +107,21 @@ impl State {
         state & Self::OPEN != 0 && state / Self::NEXT != last
     }
 
-    /// Joins work other than `last`, if it is still open, and returns which.
-    fn enter(&self, last: u64) -> Option<u64> {
+    /// Joins work other than `last`, where it is still open and has room.
+    fn enter(&self, last: u64, room: &AtomicU64) -> Entered {
         let state = self.0.load(Ordering::Acquire);
         let work = state / Self::NEXT;
         if state & Self::OPEN == 0 || work == last {
-            return None;
+            return Entered::Nothing;
         }
-        self.0.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).ok().map(|_| work)
+        // It was said before the work was put up; where other work is up by now, the exchange fails.
+        if state & (Self::OPEN - 1) >= room.load(Ordering::Relaxed) {
+            return Entered::Full(work);
+        }
+        match self.0.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => Entered::Inside(work),
+            Err(_) => Entered::Nothing,
+        }
     }
 
     fn exit(&self) {
@@ -108,10 +130,11 @@ impl State {
 }
 
 impl Team {
-    fn new(helpers: usize) -> Self {
+    fn new(threads: usize) -> Self {
         let board = Arc::new(Board {
             state: State(AtomicU64::new(0)),
             share: UnsafeCell::new(None),
+            room: AtomicU64::new(0),
             asleep: AtomicUsize::new(0),
             leave: AtomicBool::new(false),
             panic: Mutex::new(None),
@@ -121,11 +144,12 @@ impl Team {
             // With fewer helpers than were asked for, the work is done all the same.
             thread::Builder::new().name(format!("helper-{index}")).spawn(move || help(&board)).ok()
         };
-        let helpers = (1..=helpers).filter_map(start).collect();
-        Self { board, helpers }
+        let helpers = (1..threads).filter_map(start).collect();
+        Self { threads, board, helpers }
     }
 
-    fn run(&self, share: Share<'_>) {
+    /// Calls `share` on this thread and on at most so many helpers at one time.
+    fn run(&self, room: usize, share: Share<'_>) {
         /// Closes the work even if the owner's own share panics, since helpers borrow it.
         struct Closed<'a>(&'a Board);
 
@@ -139,10 +163,11 @@ impl Team {
         let share_of_all = unsafe { std::mem::transmute::<Share<'_>, Share<'static>>(share) };
         // SAFETY: the state is closed and nobody is inside: every `open` was followed by a `close`.
         unsafe { *self.board.share.get() = Some(share_of_all) };
+        self.board.room.store(room as u64, Ordering::Relaxed);
         self.board.state.open();
         let closed = Closed(&self.board);
         if self.board.asleep.load(Ordering::SeqCst) > 0 {
-            self.helpers.iter().for_each(|helper| helper.thread().unpark());
+            self.helpers.iter().take(room).for_each(|helper| helper.thread().unpark());
         }
         share();
         drop(closed);
@@ -171,12 +196,13 @@ fn help(board: &Board) {
         let _busy = team.borrow_mut();
         let mut last = 0;
         while !board.leave.load(Ordering::SeqCst) {
-            match board.state.enter(last) {
-                Some(work) => {
+            match board.state.enter(last, &board.room) {
+                Entered::Inside(work) => {
                     last = work;
                     do_share(board);
                 }
-                None => wait(board, last),
+                Entered::Full(work) => last = work,
+                Entered::Nothing => wait(board, last),
             }
         }
     });
@@ -229,7 +255,7 @@ mod tests {
     fn every_share_ends_before_the_call_does() {
         for round in 0..8_000 {
             let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-            together([1, 2, 3, 8][round / 2_000], &|| {
+            together(([1, 2, 3, 8][round % 4], 8), &|| {
                 while next.fetch_add(1, Ordering::Relaxed) < 100 {
                     done.fetch_add(1, Ordering::Relaxed);
                 }
@@ -242,7 +268,7 @@ mod tests {
     fn helpers_take_part_after_a_sleep() {
         for _ in 0..3 {
             let seen = Mutex::new(HashSet::new());
-            together(3, &|| {
+            together((3, 3), &|| {
                 seen.lock().unwrap().insert(thread::current().id());
                 wait_until(|| seen.lock().unwrap().len() == 3);
             });
@@ -253,10 +279,30 @@ mod tests {
     }
 
     #[test]
+    fn no_more_take_part_than_the_work_is_worth_and_the_team_stays() {
+        let helpers = || -> Vec<_> {
+            let id = |helper: &JoinHandle<()>| helper.thread().id();
+            TEAM.with(|team| team.borrow().iter().flat_map(|team| team.helpers.iter().map(id)).collect())
+        };
+        together((4, 4), &|| {});
+        let before = helpers();
+        for threads in (1..=4).cycle().take(2_000) {
+            let (inside, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            together((threads, 4), &|| {
+                most.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                thread::yield_now();
+                inside.fetch_sub(1, Ordering::SeqCst);
+            });
+            assert!(most.load(Ordering::SeqCst) <= threads, "{threads}");
+        }
+        assert_eq!(helpers(), before);
+    }
+
+    #[test]
     fn work_within_work_is_done_by_the_one_who_asks() {
-        together(2, &|| {
+        together((2, 2), &|| {
             let me = thread::current().id();
-            together(2, &|| assert_eq!(thread::current().id(), me));
+            together((2, 2), &|| assert_eq!(thread::current().id(), me));
         });
     }
 
@@ -265,7 +311,7 @@ mod tests {
         for culprit in 0..2 {
             let turn = AtomicUsize::new(0);
             let result = catch_unwind(AssertUnwindSafe(|| {
-                together(2, &|| {
+                together((2, 2), &|| {
                     let mine = turn.fetch_add(1, Ordering::SeqCst);
                     wait_until(|| turn.load(Ordering::SeqCst) == 2);
                     assert_ne!(mine, culprit, "the culprit");
@@ -273,7 +319,7 @@ mod tests {
             }));
             assert!(result.is_err());
             let count = AtomicUsize::new(0);
-            together(2, &|| {
+            together((2, 2), &|| {
                 count.fetch_add(1, Ordering::SeqCst);
             });
             assert!(count.load(Ordering::SeqCst) >= 1);
