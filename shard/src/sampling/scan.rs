@@ -2,16 +2,13 @@
 //! depend on them: maxima, comparisons, and what each element is on its own.
 
 use crate::ops::cpu::isa::{Isa, Kernel};
-use crate::ops::cpu::simd::Simd;
+use crate::ops::cpu::simd::{LANES, Simd};
 
 /// Numbers looked at together.
 const TOGETHER: usize = 64;
 
 /// Numbers of which one lane's maximum is taken, where the most probable are selected.
 const BLOCK: usize = 64;
-
-/// Lanes of such maxima.
-const LANES: usize = 16;
 
 /// What is known of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -93,8 +90,8 @@ impl Kernel for FindOverview<'_> {
 }
 
 #[inline(always)]
-fn take_larger<const LANES: usize>(largest: &mut [f32; LANES], numbers: &[f32; LANES]) {
-    for lane in 0..LANES {
+fn take_larger<const COUNT: usize>(largest: &mut [f32; COUNT], numbers: &[f32; COUNT]) {
+    for lane in 0..COUNT {
         // What is not a number is not larger.
         largest[lane] = if numbers[lane] > largest[lane] { numbers[lane] } else { largest[lane] };
     }
