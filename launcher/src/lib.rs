@@ -20,6 +20,7 @@ pub mod run;
 mod signals;
 mod sockets;
 pub mod supervisor;
+pub mod topology;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -1,5 +1,6 @@
-//! What every role needs of its process: telemetry, traces, tasks with a fate, shutdown.
+//! What every role needs of its process: telemetry, traces, tasks with a fate, shutdown, processors.
 
+pub mod cpus;
 pub mod reports;
 pub mod shutdown;
 pub mod tasks;

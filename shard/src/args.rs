@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use lockstep_models::ModelFiles;
+use lockstep_process::cpus::CpuList;
 
 use crate::config::{CommunicatorAddress, ListenAddress};
 use crate::decoder::{Dtype, Quantize};
@@ -51,9 +52,13 @@ pub struct ShardArgs {
     #[arg(long, value_name = "BYTES", default_value_t = 256 << 20)]
     pub kv_cache_bytes: u64,
 
-    /// Threads that compute; 0 means one a core
+    /// Threads that compute; 0 means one for each of --cpus, or one a core
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
+
+    /// Processors to compute on, one thread on each, such as 0-7,16; absent: wherever the system puts threads
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<CpuList>,
 
     /// How long a rank waits for the slowest of its group before it gives the group up, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60,

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use lockstep_models::ModelFiles;
+use lockstep_process::cpus::CpuList;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_process::traces::{Role, TraceConfig};
 use lockstep_proto::{Bytes, Epoch, Rank};
@@ -36,6 +37,8 @@ pub struct Config {
     pub kv_budget: Bytes,
     /// Threads that compute; at least one.
     pub threads: usize,
+    /// What they compute on, one on each; `None`: wherever the system puts them.
+    pub cpus: Option<CpuList>,
     /// Where to give signs of life.
     pub reports: Option<PathBuf>,
     /// The process to die with.
@@ -119,7 +122,8 @@ impl Config {
     pub fn new(args: ShardArgs) -> Result<Self, CommError> {
         let membership = Membership::new(Rank(args.rank), args.world_size)?;
         let watchdog = Duration::from_secs(args.step_timeout);
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let cpus = args.cpus.filter(|cpus| !cpus.as_slice().is_empty());
+        let threads = cpus.as_ref().map_or_else(cores, |cpus| cpus.as_slice().len());
         let role = Role::Shard { rank: args.rank };
         // What is sampled is the router's decision.
         let traces = TraceConfig::new(role, args.otlp_endpoint, args.otlp_service_name, 1.0);
@@ -132,13 +136,19 @@ impl Config {
             precision: Precision { dtype: args.dtype, quantize: args.quantize },
             kv_cache: args.kv_cache_dtype,
             kv_budget: Bytes(args.kv_cache_bytes),
-            threads: if args.threads == 0 { cores } else { args.threads },
+            threads: if args.threads == 0 { threads } else { args.threads },
+            cpus,
             reports: args.reports,
             parent: args.parent,
             log: LogConfig { filter: args.log_level, format },
             traces,
         })
     }
+}
+
+/// Processors that this process may use.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 #[cfg(test)]

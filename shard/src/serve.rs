@@ -29,6 +29,7 @@ use crate::grpc::{MAX_MESSAGE_BYTES, ShardService};
 use crate::lifeline::{Patience, Streams};
 use crate::load::{self, LoadError};
 use crate::ops::cpu::heap::keep_freed_memory;
+use crate::ops::cpu::placement::{compute_on, take_place};
 use crate::worker::{self, StartError, Worker, WorkerError};
 
 /// How long a shard that was told to stop may take to finish its step and close its connections.
@@ -56,7 +57,11 @@ pub fn run(args: ShardArgs) -> Result<(), ShardError> {
     {
         return Err(ShardError::ParentGone { parent });
     }
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(config.threads).build_global();
+    if let Some(cpus) = &config.cpus {
+        compute_on(cpus);
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(config.threads).start_handler(take_place);
+    let pool = pool.build_global();
     pool.map_err(|error| ShardError::Threads { source: io::Error::other(error) })?;
     let threads = |source| ShardError::Threads { source };
     // One thread moves messages; the engine computes on its own and the pool's.
@@ -91,6 +96,8 @@ pub fn run(args: ShardArgs) -> Result<(), ShardError> {
             );
         }
         let load = move || {
+            // This is the engine's thread, the first of those that compute.
+            take_place(0);
             let loaded = load::load(&config, progress.clone());
             progress.become_steady();
             loaded

@@ -18,6 +18,7 @@ pub(crate) mod logit_transform;
 pub(crate) mod norm;
 pub(crate) mod panels;
 pub(crate) mod parallel;
+pub(crate) mod placement;
 mod portable;
 pub(crate) mod projection_norm;
 pub(crate) mod quantized;

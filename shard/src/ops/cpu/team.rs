@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use super::placement::take_place;
+
 /// What one thread of the team does of the work; it is called once by each that takes part.
 type Share<'a> = &'a (dyn Fn() + Sync);
 
@@ -142,7 +144,13 @@ impl Team {
         let start = |index: usize| {
             let board = Arc::clone(&board);
             // With fewer helpers than were asked for, the work is done all the same.
-            thread::Builder::new().name(format!("helper-{index}")).spawn(move || help(&board)).ok()
+            thread::Builder::new()
+                .name(format!("helper-{index}"))
+                .spawn(move || {
+                    take_place(index);
+                    help(&board);
+                })
+                .ok()
         };
         let helpers = (1..threads).filter_map(start).collect();
         Self { threads, board, helpers }
