@@ -1,5 +1,7 @@
 //! What every role needs of its process: telemetry, traces, tasks with a fate, shutdown.
 
+pub mod datagrams;
+pub mod orders;
 pub mod reports;
 pub mod shutdown;
 pub mod tasks;
