@@ -5,19 +5,16 @@
 //! comes later, if a rank ends after all; none is ever waited for.
 
 use std::fmt;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::net::UnixDatagram;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error};
+use tracing::debug;
 
-/// Longest report, in bytes: a word and two numbers.
-const REPORT_BYTES: usize = 64;
+use crate::datagrams::{Inbox, Noise, send};
 
 /// How often a process says that it lives.
 const BETWEEN_SIGNS: Duration = Duration::from_secs(1);
@@ -28,8 +25,17 @@ const STEADY: u64 = u64::MAX;
 /// What is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
-    /// The router has given the group of this epoch up.
+    /// The router has no group of this epoch: it gave it up, or let it leave as it was asked to.
     Lost {
+        /// The group's replica.
+        replica: u32,
+        /// The group's incarnation.
+        epoch: u64,
+    },
+    /// The router computes with the group of this epoch.
+    Serves {
+        /// The group's replica.
+        replica: u32,
         /// The group's incarnation.
         epoch: u64,
     },
@@ -44,14 +50,11 @@ pub enum Report {
     RouterLives,
 }
 
-/// What is no report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Noise;
-
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Lost { epoch } => write!(f, "lost {epoch}"),
+            Self::Lost { replica, epoch } => write!(f, "lost {replica} {epoch}"),
+            Self::Serves { replica, epoch } => write!(f, "serves {replica} {epoch}"),
             Self::RankLives { epoch, rank } => write!(f, "rank {epoch} {rank}"),
             Self::RouterLives => f.write_str("router"),
         }
@@ -63,12 +66,17 @@ impl FromStr for Report {
 
     fn from_str(text: &str) -> Result<Self, Noise> {
         let words: Vec<&str> = text.split(' ').collect();
+        let pair = |first: &str, second: &str| -> Result<(u32, u64), Noise> {
+            Ok((first.parse().map_err(|_| Noise)?, second.parse().map_err(|_| Noise)?))
+        };
         match words[..] {
-            ["lost", epoch] => Ok(Self::Lost { epoch: epoch.parse().map_err(|_| Noise)? }),
-            ["rank", epoch, rank] => {
-                let (epoch, rank) = (epoch.parse().map_err(|_| Noise)?, rank.parse().map_err(|_| Noise)?);
-                Ok(Self::RankLives { epoch, rank })
+            ["lost", replica, epoch] => {
+                pair(replica, epoch).map(|(replica, epoch)| Self::Lost { replica, epoch })
             }
+            ["serves", replica, epoch] => {
+                pair(replica, epoch).map(|(replica, epoch)| Self::Serves { replica, epoch })
+            }
+            ["rank", epoch, rank] => pair(rank, epoch).map(|(rank, epoch)| Self::RankLives { epoch, rank }),
             ["router"] => Ok(Self::RouterLives),
             _ => Err(Noise),
         }
@@ -76,51 +84,7 @@ impl FromStr for Report {
 }
 
 /// The launcher's end.
-#[derive(Debug)]
-pub struct ReportInbox {
-    socket: UnixDatagram,
-}
-
-impl ReportInbox {
-    /// Listens at `path`.
-    ///
-    /// # Errors
-    /// When nothing can be bound there.
-    pub fn bind(path: &Path) -> io::Result<Self> {
-        Ok(Self { socket: UnixDatagram::bind(path)? })
-    }
-
-    /// The next report. What is none is passed over; after a socket that breaks there is none.
-    ///
-    /// # Cancel safety
-    /// No report is lost.
-    pub async fn next(&self) -> Report {
-        loop {
-            let mut report = [0; REPORT_BYTES];
-            let count = match self.socket.recv(&mut report).await {
-                Ok(count) => count,
-                Err(error) => {
-                    error!(%error, "nothing is heard of router and shards any more");
-                    std::future::pending().await
-                }
-            };
-            let text = std::str::from_utf8(&report[..count]).ok();
-            if let Some(report) = text.and_then(|text| text.parse().ok()) {
-                return report;
-            }
-        }
-    }
-}
-
-/// Tells whoever listens at `path`, without waiting.
-///
-/// # Errors
-/// When nobody listens, or has read nothing for long.
-pub fn send(path: &Path, report: Report) -> io::Result<()> {
-    let socket = std::os::unix::net::UnixDatagram::unbound()?;
-    socket.set_nonblocking(true)?;
-    socket.send_to(report.to_string().as_bytes(), path).map(drop)
-}
+pub type ReportInbox = Inbox<Report>;
 
 /// How far a process is with what it does; clones count together.
 #[derive(Clone, Debug, Default)]
@@ -175,36 +139,32 @@ pub async fn tell_signs_of_life(
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn reports_arrive_and_noise_does_not() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("reports.sock");
+    #[test]
+    fn reports_are_read_as_they_are_written() {
         let reports = [
-            Report::Lost { epoch: 7 },
+            Report::Lost { replica: 0, epoch: 7 },
+            Report::Lost { replica: u32::MAX, epoch: u64::MAX },
+            Report::Serves { replica: 3, epoch: 9 },
             Report::RankLives { epoch: u64::MAX, rank: u32::MAX },
             Report::RouterLives,
-            Report::Lost { epoch: u64::MAX },
         ];
-        assert!(send(&path, reports[0]).is_err(), "nobody listens yet");
-        let inbox = ReportInbox::bind(&path).expect("it is free");
-        let noise = std::os::unix::net::UnixDatagram::unbound().expect("a socket");
+        for report in reports {
+            assert_eq!(report.to_string().parse(), Ok(report));
+        }
         let wrong = [
             "",
             "lost",
-            "lost -1",
-            "found 3",
-            "lost 18446744073709551616",
+            "lost 3",
+            "lost 1 -1",
+            "found 1 3",
+            "lost 1 18446744073709551616",
             "rank 1",
             "rank 1 x",
+            "serves x 1",
             "router 1",
         ];
         for text in wrong {
-            noise.send_to(text.as_bytes(), &path).expect("it listens");
-        }
-        for report in reports {
-            // The queue may have room for ten.
-            send(&path, report).expect("it listens");
-            assert_eq!(inbox.next().await, report);
+            assert_eq!(text.parse::<Report>(), Err(Noise), "{text:?}");
         }
     }
 

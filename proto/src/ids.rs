@@ -33,6 +33,10 @@ id!(
     Rank(u32)
 );
 id!(
+    /// A replica's place among those of its router, from 0: one group of ranks, whatever its incarnation.
+    ReplicaId(u32)
+);
+id!(
     /// Counts the steps of one `Run` stream.
     StepId(u64)
 );
@@ -43,6 +47,13 @@ id!(
 
 impl TokenId {
     /// The id as an index into a row of logits.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl ReplicaId {
+    /// The id as an index into a list of replicas.
     pub fn index(self) -> usize {
         self.0 as usize
     }

@@ -13,7 +13,7 @@ mod watermark;
 pub mod wire;
 
 pub use convert::WireError;
-pub use ids::{BlockId, Epoch, Rank, SequenceId, StepId, TokenId};
+pub use ids::{BlockId, Epoch, Rank, ReplicaId, SequenceId, StepId, TokenId};
 pub use sampling::{LogitBias, LogprobsOf, SamplingParams, Seeded, Selection};
 pub use step::{
     ContextLogprobs, Outcome, PromptLogprobs, Sampling, SequenceResult, SequenceStart, ShardDescription,

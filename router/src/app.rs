@@ -146,14 +146,14 @@ struct Rooms {
 }
 
 impl App {
-    /// Puts the parts together and starts their tasks.
+    /// Puts the parts together and starts their tasks. `groups` are the replicas of the model, at least one.
     ///
     /// # Errors
     /// When metrics or threads cannot be set up.
     pub fn start<G: ShardGroup>(
         mut config: AppConfig,
         model: Model,
-        group: G,
+        groups: Vec<G>,
         tasks: &Tasks,
     ) -> Result<Arc<Self>, AppError> {
         let vocabulary_size = u32::try_from(model.tokenizer.vocabulary().len()).unwrap_or(u32::MAX);
@@ -170,7 +170,7 @@ impl App {
         )
         .map_err(AppError::Pool)?;
         let stop = tasks.stop_token().clone();
-        let (task, engine) = EngineTask::new(group, config.engine, vocabulary, Arc::clone(&metrics), stop);
+        let (task, engine) = EngineTask::new(groups, config.engine, vocabulary, Arc::clone(&metrics), stop);
         tasks.spawn("engine", Fate::StopServer, task.with_traces(config.traces.clone()).run());
         tasks.spawn("metrics upkeep", Fate::Log, upkeep(Arc::clone(&metrics), tasks.stop_token().clone()));
         let keys = Arc::new(Keys::open(&config.access)?);

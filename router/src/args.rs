@@ -64,6 +64,10 @@ pub struct RouterArgs {
     #[arg(long = "shard", required = true, value_name = "ADDRESS")]
     pub shards: Vec<String>,
 
+    /// How many replicas the ranks make up, the first ones the first replica.
+    #[arg(long, env = "REPLICAS", default_value_t = 1)]
+    pub replicas: usize,
+
     /// Address to listen on.
     #[arg(long, env = "HOSTNAME", default_value = "0.0.0.0")]
     pub hostname: String,
@@ -230,6 +234,10 @@ pub struct RouterArgs {
     /// Socket of the launcher, for lost groups and signs of life.
     #[arg(long, value_name = "PATH")]
     pub reports: Option<PathBuf>,
+
+    /// Socket to hear the launcher's orders at: groups that are to leave.
+    #[arg(long, value_name = "PATH")]
+    pub orders: Option<PathBuf>,
 
     /// Where OpenTelemetry spans go: http://host:port of a gRPC OTLP receiver [default: what
     /// OTEL_EXPORTER_OTLP_ENDPOINT says, or nowhere].

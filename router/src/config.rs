@@ -30,6 +30,16 @@ pub enum ConfigError {
     /// An address of no known kind.
     #[error(transparent)]
     Address(#[from] AddressError),
+    /// Groups of different sizes.
+    #[error(
+        "accept --replicas {replicas}: {ranks} ranks cannot be divided into so many groups of the same size; give --shard once for each rank of each replica"
+    )]
+    UnevenReplicas {
+        /// How many groups.
+        replicas: usize,
+        /// How many ranks.
+        ranks: usize,
+    },
     /// A number is too small.
     #[error("accept --{flag} {found}: it must be at least {least}")]
     TooSmall {
@@ -112,6 +122,15 @@ pub enum MetricAliases {
     Vllm,
 }
 
+/// Where router and launcher talk to each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LauncherSockets {
+    /// The launcher hears of groups and of signs of life.
+    pub reports: Option<PathBuf>,
+    /// The router hears which groups are to leave.
+    pub orders: Option<PathBuf>,
+}
+
 /// Everything the router is told.
 #[derive(Clone, Debug)]
 pub struct RouterConfig {
@@ -119,8 +138,8 @@ pub struct RouterConfig {
     pub files: ModelFiles,
     /// The name clients see.
     pub model_id: String,
-    /// The ranks, in order.
-    pub shards: Vec<ShardAddress>,
+    /// The ranks of each replica, in order.
+    pub replicas: Vec<Vec<ShardAddress>>,
     /// Where to listen.
     pub listen: Listen,
     /// What the parts are configured with.
@@ -131,8 +150,8 @@ pub struct RouterConfig {
     pub chats: ChatConfig,
     /// Whose names metrics have besides ours.
     pub aliases: MetricAliases,
-    /// Where to report lost groups and give signs of life.
-    pub reports: Option<PathBuf>,
+    /// What there is to tell the launcher and to hear of it.
+    pub launcher: LauncherSockets,
     /// How the process ends.
     pub stopping: Stopping,
     /// How to log.
@@ -147,7 +166,7 @@ impl RouterConfig {
     /// # Errors
     /// When a value makes no sense.
     pub fn from_args(args: RouterArgs) -> Result<Self, ConfigError> {
-        let shards = args.shards.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
+        let replicas = replicas(&args)?;
         let app = app_config(&args)?;
         let endpoint = args
             .otlp_endpoint
@@ -159,7 +178,7 @@ impl RouterConfig {
         Ok(Self {
             files: ModelFiles::from_argument(&args.model),
             model_id: args.model_id,
-            shards,
+            replicas,
             listen: Listen { hostname: args.hostname, port: args.port },
             app,
             max_positions: args.max_positions.map(Tokens),
@@ -168,7 +187,7 @@ impl RouterConfig {
                 tool_call_style: args.tool_call_style,
             },
             aliases: if args.vllm_metrics { MetricAliases::Vllm } else { MetricAliases::None },
-            reports: args.reports,
+            launcher: LauncherSockets { reports: args.reports, orders: args.orders },
             stopping: Stopping {
                 drain_timeout: Duration::from_secs(args.graceful_termination_timeout),
                 parent: args.parent,
@@ -176,6 +195,19 @@ impl RouterConfig {
             log: LogConfig { filter: args.log_level, format },
             traces,
         })
+    }
+}
+
+/// The ranks in as many groups of the same size as there are replicas.
+fn replicas(args: &RouterArgs) -> Result<Vec<Vec<ShardAddress>>, ConfigError> {
+    let addresses: Vec<ShardAddress> =
+        args.shards.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
+    let (ranks, replicas) = (addresses.len(), args.replicas);
+    match ranks.checked_div(replicas) {
+        Some(size) if size > 0 && size * replicas == ranks => {
+            Ok(addresses.chunks(size).map(<[ShardAddress]>::to_vec).collect())
+        }
+        Some(_) | None => Err(ConfigError::UnevenReplicas { replicas, ranks }),
     }
 }
 
@@ -317,8 +349,18 @@ mod tests {
     }
 
     #[test]
+    fn ranks_are_dealt_out_in_their_order() {
+        let flags = ["--shard", "unix:/b", "--shard", "unix:/c", "--shard", "unix:/d", "--replicas", "2"];
+        let replicas = config(&flags).unwrap().replicas;
+        let written =
+            replicas.iter().map(|group| group.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let expected = [["unix:/tmp/a.sock", "unix:/b"], ["unix:/c", "unix:/d"]];
+        assert_eq!(written.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
     fn values_that_make_no_sense_are_named() {
-        let cases: [(&[&str], &str); 7] = [
+        let cases: [(&[&str], &str); 9] = [
             (&["--max-concurrent-requests", "0"], "--max-concurrent-requests 0"),
             (&["--max-total-tokens", "1"], "--max-total-tokens 1"),
             (&["--max-total-tokens", "10", "--max-input-tokens", "10"], "--max-input-tokens 10"),
@@ -326,6 +368,8 @@ mod tests {
             (&["--watermark-delta", "101"], "--watermark-delta 101"),
             (&["--journal", "/tmp"], "--resume-window"),
             (&["--shard", "nowhere"], "\"nowhere\""),
+            (&["--replicas", "2"], "--replicas 2: 1 ranks"),
+            (&["--replicas", "0"], "--replicas 0"),
         ];
         for (flags, expected) in cases {
             let error = config(flags).unwrap_err().to_string();

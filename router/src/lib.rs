@@ -7,6 +7,7 @@
 
 pub mod args;
 pub mod config;
+mod launcher;
 pub mod serve;
 
 pub mod app;

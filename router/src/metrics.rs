@@ -3,10 +3,11 @@
 mod grammar;
 mod vllm;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use lockstep_proto::{Blocks, StepTimings, Tokens};
+use lockstep_proto::{Blocks, ReplicaId, StepTimings, Tokens};
 use lockstep_scheduler::{Stats, TokenOrigin};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{
@@ -14,6 +15,7 @@ use metrics_exporter_prometheus::{
 };
 
 use self::vllm::VllmAliases;
+use crate::engine::GroupEnd;
 use crate::error::{ALL_KINDS, ErrorKind};
 use crate::shards::GroupFacts;
 
@@ -69,7 +71,7 @@ const HISTOGRAMS: [(&str, Scale, &str); 21] = [
     ("lockstep_grammar_mask_seconds", Scale::Moments, "Seconds of finding out which tokens may follow"),
 ];
 
-const COUNTERS: [(&str, &str); 13] = [
+const COUNTERS: [(&str, &str); 15] = [
     ("tgi_request_count", "Requests that arrived"),
     ("tgi_request_success", "Requests answered in full"),
     ("tgi_request_failure", "Requests that failed, by cause"),
@@ -81,16 +83,20 @@ const COUNTERS: [(&str, &str); 13] = [
     ("lockstep_preemptions_total", "Sequences that lost their blocks to an older one"),
     ("lockstep_grammar_tokens_total", "Tokens of answers with a grammar, by origin: sampled or forced"),
     ("lockstep_group_losses_total", "Groups of ranks lost"),
-    ("lockstep_group_restarts_total", "Groups of ranks that took a lost one's place"),
+    ("lockstep_group_restarts_total", "Groups of ranks that took an earlier one's place"),
+    ("lockstep_group_drains_total", "Groups of ranks that left because they were asked to"),
+    ("lockstep_sequence_moves_total", "Sequences that went on with another replica"),
     ("lockstep_response_cache_hits_total", "Requests answered from the response cache"),
 ];
 
-const GAUGES: [(&str, &str); 10] = [
+const GAUGES: [(&str, &str); 12] = [
     ("tgi_queue_size", "Requests in the queue"),
     ("tgi_batch_current_size", "Sequences that hold KV blocks"),
     ("tgi_batch_current_max_tokens", "Tokens that the KV blocks held by sequences have room for"),
     ("tgi_batch_max_total_tokens", "Tokens that all KV blocks have room for"),
-    ("lockstep_ranks_ready", "Ranks of the group that serves; 0 while there is none"),
+    ("lockstep_ranks_ready", "Ranks of the groups that serve; 0 while there is none"),
+    ("lockstep_replicas_ready", "Replicas whose group serves"),
+    (REPLICA_READY, "Whether the group of this replica serves, by replica"),
     ("lockstep_kv_blocks_used", "KV blocks held by sequences"),
     ("lockstep_kv_blocks_free", "KV blocks held by nobody"),
     ("lockstep_kv_blocks_cached", "KV blocks held by the prefix cache alone"),
@@ -113,6 +119,8 @@ const STEP_COUNTERS: [&str; 3] =
 const RANK_HISTOGRAMS: [&str; 2] = ["lockstep_rank_forward_seconds", "lockstep_rank_communication_seconds"];
 /// Why prompts join a batch: the first is ours, the others are the reference server's padded batches.
 const CONCAT_REASONS: [&str; 3] = ["chunking", "backpressure", "wait_exceeded"];
+/// The gauge by replica.
+const REPLICA_READY: &str = "lockstep_replica_ready";
 /// The label of requests whose client has left.
 const DROPPED: &str = "dropped";
 
@@ -164,7 +172,12 @@ pub struct Metrics {
 struct Seen {
     stats: Stats,
     block_size: Tokens,
-    groups: u64,
+    /// How many replicas there are.
+    replicas: usize,
+    /// Replicas that serve, with their ranks.
+    serving: BTreeMap<ReplicaId, u32>,
+    /// Replicas that have ever served.
+    served: BTreeSet<ReplicaId>,
 }
 
 /// A KV cache's size.
@@ -245,7 +258,8 @@ impl Metrics {
         .concat();
         let plain = COUNTERS.iter().filter(|(name, _)| !labelled.contains(name));
         plain.for_each(|(name, _)| counter(recorder, name, &[]).increment(0));
-        GAUGES.iter().for_each(|(name, _)| gauge(recorder, name, &[]).set(0.0));
+        let plain = GAUGES.iter().filter(|(name, _)| *name != REPLICA_READY);
+        plain.for_each(|(name, _)| gauge(recorder, name, &[]).set(0.0));
     }
 
     /// Tells the numbers that an endpoint picker for vLLM reads under the names it knows, for this model.
@@ -353,10 +367,14 @@ impl Metrics {
         histogram(&self.recorder, "tgi_batch_filter_duration", &label).record(took.as_secs_f64());
     }
 
-    /// What a step cost each rank, in their order.
-    pub fn on_ranks_done(&self, ranks: &[StepTimings]) {
+    /// What a step cost each rank of a replica, in their order. Which replica is told where there are several.
+    pub fn on_ranks_done(&self, replica: ReplicaId, ranks: &[StepTimings]) {
+        let is_alone = self.seen().replicas <= 1;
         for (rank, timings) in ranks.iter().enumerate() {
-            let label = [rank_label(rank)];
+            let mut label = vec![rank_label(rank)];
+            if !is_alone {
+                label.push(replica_label(replica.index()));
+            }
             for (name, nanoseconds) in
                 RANK_HISTOGRAMS.into_iter().zip([timings.forward_ns, timings.comm_ns])
             {
@@ -385,19 +403,45 @@ impl Metrics {
         counter(&self.recorder, "tgi_batch_inference_failure", &[kind.label()]).increment(1);
     }
 
-    /// A group serves from here on.
-    pub fn on_group_ready(&self, facts: &GroupFacts) {
+    /// A replica's group serves from here on.
+    pub fn on_group_ready(&self, replica: ReplicaId, facts: &GroupFacts) {
         let mut seen = self.seen();
         seen.block_size = facts.block_size;
-        seen.groups += 1;
-        counter(&self.recorder, "lockstep_group_restarts_total", &[]).absolute(seen.groups - 1);
-        gauge(&self.recorder, "lockstep_ranks_ready", &[]).set(facts.world_size);
+        seen.serving.insert(replica, facts.world_size);
+        if !seen.served.insert(replica) {
+            counter(&self.recorder, "lockstep_group_restarts_total", &[]).increment(1);
+        }
+        self.show_replicas(&seen);
     }
 
-    /// A group was lost.
-    pub fn on_group_lost(&self) {
-        counter(&self.recorder, "lockstep_group_losses_total", &[]).increment(1);
-        gauge(&self.recorder, "lockstep_ranks_ready", &[]).set(0.0);
+    /// A group serves no more, because it was asked to leave or by itself.
+    pub fn on_group_end(&self, replica: ReplicaId, end: GroupEnd) {
+        let name = match end {
+            GroupEnd::Lost => "lockstep_group_losses_total",
+            GroupEnd::Drained => "lockstep_group_drains_total",
+        };
+        counter(&self.recorder, name, &[]).increment(1);
+        let mut seen = self.seen();
+        seen.serving.remove(&replica);
+        self.show_replicas(&seen);
+    }
+
+    /// How many replicas there are.
+    pub fn expect_replicas(&self, replicas: usize) {
+        let mut seen = self.seen();
+        seen.replicas = replicas;
+        self.show_replicas(&seen);
+    }
+
+    fn show_replicas(&self, seen: &Seen) {
+        let ranks: u32 = seen.serving.values().sum();
+        gauge(&self.recorder, "lockstep_ranks_ready", &[]).set(ranks);
+        gauge(&self.recorder, "lockstep_replicas_ready", &[]).set(seen.serving.len() as f64);
+        for replica in 0..seen.replicas {
+            let is_ready = seen.serving.keys().any(|serving| serving.index() == replica);
+            let label = [replica_label(replica)];
+            gauge(&self.recorder, REPLICA_READY, &label).set(f64::from(u8::from(is_ready)));
+        }
     }
 
     /// A request was answered from the response cache.
@@ -427,6 +471,7 @@ impl Metrics {
         let absolute = [
             ("lockstep_prefix_hit_tokens_total", stats.prefix_hit_tokens_total),
             ("lockstep_preemptions_total", stats.preemptions_total),
+            ("lockstep_sequence_moves_total", stats.moves_total),
         ];
         for (name, value) in absolute {
             counter(&self.recorder, name, &[]).absolute(value);
@@ -471,6 +516,10 @@ impl Scale {
         };
         (0..count).map(|step| first * f64::powi(2.0, step)).collect()
     }
+}
+
+fn replica_label(replica: usize) -> Label {
+    Label::new("replica", replica.to_string())
 }
 
 fn rank_label(rank: usize) -> Label {

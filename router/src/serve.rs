@@ -1,11 +1,10 @@
 //! The router as a process: runtime, listener, and the three phases of its end.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_process::reports::{self, Progress, Report, tell_signs_of_life};
+use lockstep_process::reports::{Progress, Report, tell_signs_of_life};
 use lockstep_process::shutdown::{ParentState, StopSignal, die_with_parent};
 use lockstep_process::tasks::{Fate, Tasks};
 use lockstep_process::telemetry::{self, TelemetryError};
@@ -13,14 +12,13 @@ use lockstep_process::traces::{TraceError, Traces};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::app::{App, AppConfig, AppError};
 use crate::args::{GenerationConfig, RouterArgs};
 use crate::config::{ConfigError, Listen, MetricAliases, RouterConfig, Stopping};
-use crate::engine::GroupState;
 use crate::http::connections;
+use crate::launcher;
 use crate::model::{Model, ModelError};
 use crate::shards::RemoteGroup;
 use crate::tools::CallSupport;
@@ -100,7 +98,7 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     let listener = listen(&config.listen).await?;
     let address = listener.local_addr()?;
     let tasks = Tasks::new();
-    if let Some(path) = config.reports.clone() {
+    if let Some(path) = config.launcher.reports.clone() {
         let stop = tasks.stop_token().clone();
         let signs = tell_signs_of_life(path, Report::RouterLives, Progress::steady(), stop);
         tasks.spawn("signs of life", Fate::Log, signs);
@@ -114,15 +112,13 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     }
     // A model whose rotation is stretched has more positions than its files name.
     model.max_positions = config.max_positions.or(model.max_positions);
-    let group = RemoteGroup::new(config.shards);
+    let groups = config.replicas.into_iter().map(RemoteGroup::new).collect();
     let traces = Traces::start(&config.traces)?;
-    let app = App::start(AppConfig { traces: traces.clone(), ..config.app }, model, group, &tasks)?;
+    let app = App::start(AppConfig { traces: traces.clone(), ..config.app }, model, groups, &tasks)?;
     if config.aliases == MetricAliases::Vllm {
         app.metrics.alias_for_vllm(&app.model.id);
     }
-    if let Some(path) = config.reports {
-        tasks.spawn("loss reports", Fate::Log, report_losses(app.engine.state(), path));
-    }
+    launcher::begin_talking(&config.launcher, &app.engine, &tasks)?;
     let connections =
         connections::serve(listener, app.router(), app.config.patience.client_timeout, tasks.clone());
     tasks.spawn("http", Fate::StopServer, connections);
@@ -141,23 +137,6 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
             Ok(())
         }
         StopCause::VitalTaskEnded => Err(RouterError::VitalTaskEnded),
-    }
-}
-
-/// Tells the launcher of every group that is given up, until the engine ends.
-async fn report_losses(mut group: watch::Receiver<GroupState>, path: PathBuf) {
-    let mut serving = None;
-    while group.changed().await.is_ok() {
-        let now = match &*group.borrow_and_update() {
-            GroupState::Ready(facts) => Some(facts.epoch),
-            GroupState::Away { .. } => None,
-        };
-        if let Some(lost) = std::mem::replace(&mut serving, now)
-            && now != Some(lost)
-            && let Err(error) = reports::send(&path, Report::Lost { epoch: lost.0 })
-        {
-            warn!(%error, epoch = lost.0, "the launcher does not hear of a lost group");
-        }
     }
 }
 

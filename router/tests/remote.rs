@@ -185,7 +185,7 @@ async fn ranks_behind_sockets_answer_and_come_back() {
     let paths = sockets(folder.path());
     let addresses = paths.iter().map(|path| ShardAddress::Unix(path.clone())).collect();
     let tasks = Tasks::new();
-    let app = App::start(config(), model(), RemoteGroup::new(addresses), &tasks).unwrap();
+    let app = App::start(config(), model(), vec![RemoteGroup::new(addresses)], &tasks).unwrap();
 
     let first = Tasks::new();
     let control = serve(&paths[0], (0, 2), 1, &first);
@@ -222,7 +222,7 @@ async fn ranks_that_stopped_at_different_steps_are_given_up_until_they_come_anew
     let (control, lost) = serve_begun(&paths[0], (0, 2), (1, 7), &first);
     let (_, also_lost) = serve_begun(&paths[1], (1, 2), (1, 6), &first);
     let tasks = Tasks::new();
-    let app = App::start(config(), model(), RemoteGroup::new(addresses), &tasks).unwrap();
+    let app = App::start(config(), model(), vec![RemoteGroup::new(addresses)], &tasks).unwrap();
     let server = Server { app, control, tasks };
     let told = |lost: &Mutex<Option<u64>>| *lost.lock().unwrap();
     server.until(async |_| told(&lost) == Some(1) && told(&also_lost) == Some(1)).await;

@@ -5,13 +5,14 @@
 use std::time::{Duration, Instant};
 
 use lockstep_proto::{
-    Blocks, Epoch, Outcome, PromptLogprobs, Sampling, SamplingParams, SequenceId, SequenceResult, Step,
-    StepOutput, StepTimings, TokenId, TokenLogprobs, Tokens,
+    Blocks, Epoch, Outcome, PromptLogprobs, ReplicaId, Sampling, SamplingParams, SequenceId,
+    SequenceResult, Step, StepOutput, StepTimings, TokenId, TokenLogprobs, Tokens,
 };
 use lockstep_scheduler::{CacheSalt, CacheShape, Limits, PrefixCaching, Scheduler, Service, Submission};
 
 const PROMPT_TOKENS: u32 = 200;
 const STEPS: usize = 500;
+const ONLY: ReplicaId = ReplicaId(0);
 
 fn main() {
     for sequences in [1, 64, 1024] {
@@ -29,9 +30,9 @@ fn decode(sequences: u32) {
     }
     let (mut plan, mut done) = (Vec::new(), Vec::new());
     while plan.len() < STEPS {
-        let (step, planned) = timed(|| scheduler.plan_step(Instant::now()));
+        let (step, planned) = timed(|| scheduler.plan_step(ONLY, Instant::now()));
         let output = answer(&step.expect("sequences run"));
-        let (events, taken_in) = timed(|| scheduler.on_step_done(&output, Instant::now()));
+        let (events, taken_in) = timed(|| scheduler.on_step_done(ONLY, &output, Instant::now()));
         if events.expect("it answers the step").len() == sequences as usize {
             plan.push(planned);
             done.push(taken_in);
@@ -47,10 +48,10 @@ fn admission() {
     let mut times = Vec::new();
     for sequence in 0..STEPS as u64 {
         submit(&mut scheduler, sequence, prompt.clone());
-        let (step, time) = timed(|| scheduler.plan_step(Instant::now()));
+        let (step, time) = timed(|| scheduler.plan_step(ONLY, Instant::now()));
         times.push(time);
         let output = answer(&step.expect("a sequence waits"));
-        scheduler.on_step_done(&output, Instant::now()).expect("it answers the step");
+        scheduler.on_step_done(ONLY, &output, Instant::now()).expect("it answers the step");
         scheduler.on_cancel(SequenceId(sequence));
     }
     println!("admission of 1,000 cached tokens: plan_step {:?}", median(times));
@@ -66,7 +67,7 @@ fn scheduler(sequences: u32) -> Scheduler {
         prefix_cache: PrefixCaching::Enabled,
     });
     let blocks = Blocks(sequences * 64 + 1_000);
-    let ended = scheduler.on_group_ready(Epoch(1), CacheShape { blocks, block_size: Tokens(16) });
+    let ended = scheduler.on_group_ready(ONLY, Epoch(1), CacheShape { blocks, block_size: Tokens(16) });
     assert!(ended.is_empty());
     scheduler
 }

@@ -2,13 +2,14 @@
 
 use std::time::Instant;
 
-use lockstep_proto::{Blocks, SequenceId, Tokens};
+use lockstep_proto::{Blocks, ReplicaId, SequenceId, Tokens};
 
-use crate::blocks::BlockTable;
+use crate::blocks::Found;
 use crate::budget::StepBudget;
 use crate::event::SequenceEvent;
 use crate::group::{Group, Plan};
-use crate::limits::{Limits, PrefixCaching};
+use crate::limits::PrefixCaching;
+use crate::placement::Siblings;
 use crate::queue::Queue;
 use crate::scheduler::Scheduler;
 use crate::sequence::{Leader, Running, Sequence};
@@ -25,6 +26,9 @@ pub(crate) struct Admission {
     /// Until its first admission: when it was submitted.
     queued_since: Option<Instant>,
     cached: Tokens,
+    /// Who computed it last.
+    before: Option<ReplicaId>,
+    replica: ReplicaId,
 }
 
 impl Scheduler {
@@ -41,8 +45,8 @@ impl Scheduler {
         if requested > self.limits.max_total {
             return Err(AdmissionError::TooLong { requested, limit: self.limits.max_total });
         }
-        if let Some(group) = &self.group {
-            let shape = group.cache.shape();
+        if let Some(largest) = self.replicas.largest() {
+            let shape = largest.cache.shape();
             if !shape.holds(requested) {
                 let needed = requested.blocks_ceil(shape.block_size);
                 return Err(AdmissionError::CannotFit { needed, blocks: shape.blocks });
@@ -63,8 +67,9 @@ impl Scheduler {
     }
 
     pub(crate) fn note_admitted(&mut self, admissions: Vec<Admission>, now: Instant) {
-        for Admission { sequence, queued_since, cached } in admissions {
+        for Admission { sequence, queued_since, cached, before, replica } in admissions {
             self.totals.prefix_hit_tokens += u64::from(cached.0);
+            self.totals.moves += u64::from(before.is_some_and(|before| before != replica));
             if let Some(since) = queued_since {
                 let queued = now.saturating_duration_since(since);
                 self.events.push(SequenceEvent::Admitted { sequence, queued, cached });
@@ -74,39 +79,51 @@ impl Scheduler {
 }
 
 /// Whether a waiting sequence can run.
-#[derive(Debug)]
-enum Fit {
-    /// With these blocks to begin with.
-    Fits(BlockTable),
-    /// Not yet: a running sequence computes what it begins with, or what follows it is being found out.
-    Follows,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fit {
+    /// It can.
+    Fits,
+    /// Not yet: this one computes what it begins with.
+    Follows(Leader),
     /// There are too few blocks.
     Lacks,
+    /// There will never be enough of them.
+    Never,
+}
+
+/// What a group makes of a waiting sequence.
+#[derive(Debug)]
+pub(crate) struct Prospect {
+    pub(crate) fit: Fit,
+    /// Tokens of it that are cached, or soon will be.
+    pub(crate) prefix: Tokens,
+    found: Found,
 }
 
 impl Group {
     /// Admits in the queue's order until tokens, places or blocks run out, and plans the first chunk of
-    /// each. Who waits for the blocks of a running sequence, or is held, is passed over and keeps its place.
+    /// each. Who waits for the blocks of a running sequence, is held, or is better off with one of the siblings, is
+    /// passed over and keeps its place.
     pub(crate) fn admit(
         &mut self,
-        limits: &Limits,
         queue: &mut Queue,
+        mut siblings: Siblings<'_>,
         budget: &mut StepBudget,
         plan: &mut Plan,
     ) -> Vec<Admission> {
         let mut admissions = Vec::new();
         let mut passed_over = Vec::new();
-        while !budget.is_spent() && self.running.len() < limits.running() {
+        while !budget.is_spent() && self.has_places(1) {
             let Some(mut next) = queue.pop() else { break };
-            match self.fit(&mut next) {
-                Fit::Follows => passed_over.push(next),
-                Fit::Lacks => {
-                    // Nobody overtakes it: what becomes free is for it, however much it needs.
-                    passed_over.push(next);
-                    break;
-                }
-                Fit::Fits(table) => {
-                    let admission = self.admit_one(next, table, budget, plan);
+            let Some(prospect) = self.prospect_unless_it_waits(&mut next) else {
+                siblings.leave_to_self(&next);
+                passed_over.push(next);
+                continue;
+            };
+            match prospect.fit {
+                Fit::Fits if siblings.prefer(&next, self, prospect.prefix) => passed_over.push(next),
+                Fit::Fits => {
+                    let admission = self.admit_one(next, prospect.found, budget, plan);
                     if admission.queued_since.is_some()
                         && let Some(running) = self.running.get(&admission.sequence)
                     {
@@ -114,6 +131,16 @@ impl Group {
                         queue.charge(&running.sequence.standing.tenant, prompt);
                     }
                     admissions.push(admission);
+                }
+                Fit::Follows(_) => {
+                    siblings.leave_to_self(&next);
+                    passed_over.push(next);
+                }
+                Fit::Never => passed_over.push(next),
+                Fit::Lacks => {
+                    // Nobody overtakes it: what becomes free is for it, however much it needs.
+                    passed_over.push(next);
+                    break;
                 }
             }
         }
@@ -132,39 +159,54 @@ impl Group {
         plan: &mut Plan,
     ) -> Option<Admission> {
         let mut sequence = queue.remove(waiting)?;
-        if let Fit::Fits(table) = self.fit(&mut sequence) {
-            return Some(self.admit_one(sequence, table, budget, plan));
+        match self.prospect_unless_it_waits(&mut sequence) {
+            Some(Prospect { fit: Fit::Fits, found, .. }) => {
+                Some(self.admit_one(sequence, found, budget, plan))
+            }
+            Some(_) | None => {
+                queue.put_back(sequence);
+                None
+            }
         }
-        queue.put_back(sequence);
-        None
     }
 
-    /// Whether `waiting` can run now, and with which blocks.
-    fn fit(&mut self, waiting: &mut Sequence) -> Fit {
+    /// What there is for `waiting`, unless it is held or follows whom it followed when it was last looked at.
+    fn prospect_unless_it_waits(&self, waiting: &mut Sequence) -> Option<Prospect> {
         if waiting.is_held() || waiting.standing.leader.is_some_and(|leader| self.is_leading(leader)) {
-            return Fit::Follows;
+            return None;
         }
-        let table = self.cache.open(waiting.salt, waiting.reusable());
-        waiting.standing.leader = self.leader_of(waiting, &table);
-        let missing = waiting.wanted_context().blocks_ceil(self.cache.shape().block_size);
-        let fit = if waiting.standing.leader.is_some() {
-            Fit::Follows
-        } else if missing.saturating_sub(table.len()) + self.promised() > self.cache.available() {
-            Fit::Lacks
-        } else {
-            return Fit::Fits(table);
+        let prospect = self.prospect(waiting);
+        waiting.standing.leader = match prospect.fit {
+            Fit::Follows(leader) => Some(leader),
+            Fit::Fits | Fit::Lacks | Fit::Never => None,
         };
-        self.cache.release(table);
-        fit
+        Some(prospect)
+    }
+
+    /// Whether `waiting` can run now, and what is cached of it.
+    pub(crate) fn prospect(&self, waiting: &Sequence) -> Prospect {
+        let shape = self.cache.shape();
+        let found = self.cache.find(waiting.salt, waiting.reusable());
+        let leader = self.leader_of(waiting, found.len());
+        let missing = waiting.wanted_context().blocks_ceil(shape.block_size).saturating_sub(found.len());
+        let fit = match leader {
+            _ if !shape.holds(waiting.max_context()) => Fit::Never,
+            Some(leader) => Fit::Follows(leader),
+            None if missing + self.promised() > self.cache.available_beside(&found) => Fit::Lacks,
+            None => Fit::Fits,
+        };
+        let prefix = leader.map_or(found.len(), |leader| leader.until).tokens(shape.block_size);
+        Prospect { fit, prefix, found }
     }
 
     fn admit_one(
         &mut self,
         mut sequence: Sequence,
-        mut table: BlockTable,
+        found: Found,
         budget: &mut StepBudget,
         plan: &mut Plan,
     ) -> Admission {
+        let mut table = self.cache.open(found);
         let cached = table.len().tokens(self.cache.shape().block_size);
         let tokens = budget.take(sequence.known_tokens() - cached);
         self.cache.extend(&mut table, cached + tokens).expect("the missing blocks are available");
@@ -172,6 +214,8 @@ impl Group {
             sequence: sequence.id,
             queued_since: sequence.standing.queued_since.take(),
             cached,
+            before: sequence.standing.replica.replace(self.replica),
+            replica: self.replica,
         };
         plan.push_start(sequence.start());
         let mut running = Running::new(sequence, table, cached);
@@ -180,10 +224,9 @@ impl Group {
         admission
     }
 
-    /// A running sequence that will soon publish blocks that `waiting`, whose cached blocks are in `table`,
-    /// can use. Waiting for them is cheaper than computing them twice: choices of one request and bursts
+    /// A running sequence that will soon publish blocks that `waiting`, of which so many are `cached`, can use. Waiting for them is cheaper than computing them twice: choices of one request and bursts
     /// with one system prompt compute it once.
-    fn leader_of(&self, waiting: &Sequence, table: &BlockTable) -> Option<Leader> {
+    fn leader_of(&self, waiting: &Sequence, cached: Blocks) -> Option<Leader> {
         if self.cache.caching() == PrefixCaching::Disabled {
             return None;
         }
@@ -194,7 +237,7 @@ impl Group {
             Tokens::of_len(known.take_while(|(a, b)| a == b).count()).blocks_floor(block_size)
         };
         let mut open = self.running.values().filter(|running| {
-            running.sequence.salt == waiting.salt && running.table.is_open() && alike(running) > table.len()
+            running.sequence.salt == waiting.salt && running.table.is_open() && alike(running) > cached
         });
         let running = open.next()?;
         Some(Leader { sequence: running.sequence.id, until: alike(running) })

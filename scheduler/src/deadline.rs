@@ -19,8 +19,8 @@ impl Scheduler {
     pub fn on_time(&mut self, now: Instant) -> Vec<SequenceEvent> {
         let due = |sequence: &Sequence| sequence.standing.deadline.is_some_and(|deadline| deadline <= now);
         let waiting = self.queue.iter().filter(|sequence| due(sequence));
-        let running = self.group.iter().flat_map(|group| group.running.values());
-        let running = running.map(|running| &running.sequence).filter(|sequence| due(sequence));
+        let running =
+            self.replicas.running().map(|running| &running.sequence).filter(|sequence| due(sequence));
         let mut expired: Vec<_> = waiting.map(|sequence| (sequence.id, ExpiredWhile::Waiting)).collect();
         expired.extend(running.map(|sequence| (sequence.id, ExpiredWhile::Running)));
         let events = expired.into_iter().map(|(sequence, state)| {
@@ -33,7 +33,7 @@ impl Scheduler {
     /// How long a sequence of this service is expected to wait in the queue: for what its tenant has there,
     /// for as much of every other tenant's, and for what comes back from running.
     pub fn expected_wait(&self, service: &Service) -> Duration {
-        self.pace.time_for(self.queue.tokens_before(&service.tenant, &self.pace))
+        self.time_for(self.queue.tokens_before(&service.tenant, &self.pace))
     }
 
     /// Refuses what cannot even begin in time.

@@ -17,8 +17,7 @@ impl Scheduler {
     /// A sequence that was held gets tokens again: first those `forced`, which follow whatever the model says, up to
     /// its end; their log-probabilities are told as of any other. Nothing happens to a sequence that is not held.
     pub fn on_resume(&mut self, sequence: SequenceId, forced: &[TokenId]) {
-        let running = self.group.as_mut().and_then(|group| group.running.get_mut(&sequence));
-        let given = match running {
+        let given = match self.replicas.running_mut(sequence) {
             Some(running) if running.is_held() => {
                 running.sequence.standing.hold = Hold::Free;
                 Some((running.sequence.standing.tenant.clone(), running.force(forced)))
@@ -40,8 +39,7 @@ impl Scheduler {
     }
 
     fn set_hold(&mut self, sequence: SequenceId, hold: Hold) {
-        let running = self.group.as_mut().and_then(|group| group.running.get_mut(&sequence));
-        if let Some(running) = running {
+        if let Some(running) = self.replicas.running_mut(sequence) {
             running.sequence.standing.hold = hold;
         } else if let Some(mut waiting) = self.queue.remove(sequence) {
             waiting.standing.hold = hold;

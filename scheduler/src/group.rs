@@ -3,23 +3,43 @@
 use std::time::Instant;
 
 use indexmap::IndexMap;
-use lockstep_proto::{Epoch, SequenceId, SequenceStart, Step, StepId, Work};
+use lockstep_proto::{Epoch, ReplicaId, SequenceId, SequenceStart, Step, StepId, Work};
 
 use crate::blocks::{BlockCache, BlockTable};
-use crate::limits::{CacheShape, PrefixCaching};
-use crate::scheduler::Scheduler;
+use crate::limits::{CacheShape, Limits};
 use crate::sequence::{Chunk, Running, Sequence};
 
 /// A group of shards, for one epoch.
 #[derive(Debug)]
 pub(crate) struct Group {
+    pub(crate) replica: ReplicaId,
     pub(crate) epoch: Epoch,
+    pub(crate) phase: Phase,
+    limits: Limits,
     pub(crate) cache: BlockCache,
     /// What runs longest first.
     pub(crate) running: IndexMap<SequenceId, Running>,
     pub(crate) in_flight: Option<InFlight>,
     /// Sequences for the shards to forget, with the next step.
     pub(crate) releases: Vec<SequenceId>,
+}
+
+/// How far a group is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// It computes.
+    Serving,
+    /// It finishes its step and computes no other.
+    Draining,
+}
+
+/// How a group leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    /// As was planned.
+    Drained,
+    /// By itself, perhaps because of what it was computing.
+    Lost,
 }
 
 /// The step the shards are computing.
@@ -41,6 +61,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// Whether there is nothing to compute.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.work.is_empty()
+    }
+
     pub(crate) fn push_start(&mut self, start: SequenceStart) {
         self.starts.push(start);
     }
@@ -52,45 +77,63 @@ impl Plan {
 }
 
 impl Group {
-    pub(crate) fn new(epoch: Epoch, cache: CacheShape, caching: PrefixCaching) -> Self {
+    pub(crate) fn new(replica: ReplicaId, epoch: Epoch, cache: CacheShape, limits: Limits) -> Self {
         Self {
+            replica,
             epoch,
-            cache: BlockCache::new(cache, caching),
+            phase: Phase::Serving,
+            limits,
+            cache: BlockCache::new(cache, limits.prefix_cache),
             running: IndexMap::new(),
             in_flight: None,
             releases: Vec::new(),
         }
     }
 
-    /// What ran, without the blocks, which are gone. What was being computed has one loss more.
-    pub(crate) fn into_sequences(mut self) -> impl Iterator<Item = Sequence> {
-        for chunk in self.in_flight.iter().flat_map(|step| &step.chunks) {
+    /// Whether it takes sequences at all.
+    pub(crate) fn admits(&self) -> bool {
+        self.phase == Phase::Serving
+    }
+
+    /// Whether it could plan a step now.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.admits() && self.in_flight.is_none()
+    }
+
+    /// Whether so many more sequences may run.
+    pub(crate) fn has_places(&self, more: usize) -> bool {
+        self.running.len() + more <= self.limits.running()
+    }
+
+    /// Sequences it computes, and one more for each step's worth of tokens they are behind.
+    pub(crate) fn load(&self) -> usize {
+        let behind = self.running.values().map(|running| running.behind().len()).sum::<usize>();
+        self.running.len() + behind / self.limits.step_tokens().len()
+    }
+
+    /// What ran, without the blocks, which are gone. What was being computed has one loss more, if it was one.
+    pub(crate) fn into_sequences(mut self, leaving: Leaving) -> impl Iterator<Item = Sequence> {
+        let computed = self.in_flight.iter().flat_map(|step| &step.chunks);
+        for chunk in computed.filter(|_| leaving == Leaving::Lost) {
             if let Some(running) = self.running.get_mut(&chunk.sequence) {
                 running.sequence.losses.on_lost();
             }
         }
         self.running.into_values().map(|running| running.sequence)
     }
-}
 
-impl Scheduler {
     /// Makes a plan the step in flight.
-    pub(crate) fn launch(&mut self, plan: Plan, now: Instant) -> Option<Step> {
-        if plan.work.is_empty() {
-            return None;
-        }
-        let step_id = self.take_step_id();
-        let group = self.group.as_mut()?;
-        group.in_flight =
+    pub(crate) fn launch(&mut self, step_id: StepId, plan: Plan, now: Instant) -> Step {
+        self.in_flight =
             Some(InFlight { step: step_id, planned: now, chunks: plan.chunks, cancelled: Vec::new() });
-        Some(Step {
-            epoch: group.epoch,
+        Step {
+            epoch: self.epoch,
             step_id,
             starts: plan.starts,
             work: plan.work,
             // Grammar masks belong to the sequences of `work` that sample; whoever owns grammars adds them.
             masks: Vec::new(),
-            releases: std::mem::take(&mut group.releases),
-        })
+            releases: std::mem::take(&mut self.releases),
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! What always holds, checked after every call where debug assertions are on.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use lockstep_proto::Tokens;
@@ -27,10 +28,8 @@ impl Scheduler {
     pub fn check_invariants(&self) -> Result<(), Violation> {
         self.check_order()?;
         self.check_limits()?;
-        let Some(group) = &self.group else { return Ok(()) };
-        group.check_blocks()?;
-        group.check_in_flight()?;
-        group.running.values().try_for_each(|running| group.check_running(running))
+        self.check_places()?;
+        self.replicas.groups().try_for_each(Group::check)
     }
 
     pub(crate) fn assert_invariants(&self) {
@@ -46,23 +45,27 @@ impl Scheduler {
         if !self.queue.is_in_order() {
             return Err(Violation::of("a waiting sequence is not at its place in the queue"));
         }
-        let mut running = self.group.iter().flat_map(|group| group.running.values());
-        if let Some(running) = running.find(|running| !running.sequence.has_run()) {
+        if let Some(running) = self.replicas.running().find(|running| !running.sequence.has_run()) {
             let id = running.sequence.id;
             return Err(Violation::of(format!("sequence {id} runs and was never admitted")));
         }
-        let running = self.group.iter().flat_map(|group| group.running.values());
-        if running.filter(|running| running.sequence.losses.are_suspicious()).count() > 1 {
-            return Err(Violation::of("several suspects run, so a lost group would not tell which"));
-        }
         Ok(())
+    }
+
+    /// A sequence has one place: in the queue or with one replica.
+    fn check_places(&self) -> Result<(), Violation> {
+        let mut seen = BTreeSet::new();
+        match self.sequences().find(|sequence| !seen.insert(sequence.id)) {
+            None => Ok(()),
+            Some(twice) => Err(Violation::of(format!("sequence {} has two places", twice.id))),
+        }
     }
 
     fn check_limits(&self) -> Result<(), Violation> {
         if self.requests() > self.limits.max_requests as usize {
             return Err(Violation::of("more requests are here than allowed"));
         }
-        if self.group.as_ref().is_some_and(|group| group.running.len() > self.limits.running()) {
+        if self.replicas.groups().any(|group| !group.has_places(0)) {
             return Err(Violation::of("more sequences run than allowed"));
         }
         Ok(())
@@ -70,6 +73,21 @@ impl Scheduler {
 }
 
 impl Group {
+    fn check(&self) -> Result<(), Violation> {
+        self.check_blocks()?;
+        self.check_in_flight()?;
+        self.check_suspects()?;
+        self.running.values().try_for_each(|running| self.check_running(running))
+    }
+
+    fn check_suspects(&self) -> Result<(), Violation> {
+        let suspects = self.running.values().filter(|running| running.sequence.losses.are_suspicious());
+        if suspects.count() > 1 {
+            return Err(Violation::of("several suspects run, so a lost group would not tell which"));
+        }
+        Ok(())
+    }
+
     fn check_blocks(&self) -> Result<(), Violation> {
         let cancelled = self.in_flight.iter().flat_map(|step| &step.cancelled);
         self.cache.check(self.running.values().map(|running| &running.table).chain(cancelled))

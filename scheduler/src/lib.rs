@@ -7,7 +7,7 @@
 //! use std::time::Instant;
 //!
 //! use lockstep_proto::{
-//!     Blocks, Epoch, Outcome, PromptLogprobs, SamplingParams, SequenceId, SequenceResult, StepOutput,
+//!     Blocks, Epoch, Outcome, PromptLogprobs, ReplicaId, SamplingParams, SequenceId, SequenceResult, StepOutput,
 //!     StepTimings, TokenId, TokenLogprobs, Tokens,
 //! };
 //! use lockstep_scheduler::{
@@ -23,8 +23,9 @@
 //!     max_total: Tokens(2048),
 //!     prefix_cache: PrefixCaching::Enabled,
 //! });
-//! let lost = scheduler.on_group_ready(Epoch(1), CacheShape { blocks: Blocks(100), block_size: Tokens(16) });
-//! assert!(lost.is_empty());
+//! let only = ReplicaId(0);
+//! let cache = CacheShape { blocks: Blocks(100), block_size: Tokens(16) };
+//! assert!(scheduler.on_group_ready(only, Epoch(1), cache).is_empty());
 //!
 //! let submission = Submission {
 //!     prompt: vec![TokenId(7), TokenId(8)],
@@ -38,7 +39,7 @@
 //! };
 //! scheduler.on_submit(SequenceId(1), submission, Instant::now())?;
 //!
-//! let step = scheduler.plan_step(Instant::now()).expect("a sequence waits and the group is ready");
+//! let step = scheduler.plan_step(only, Instant::now()).expect("a sequence waits and the group is ready");
 //! assert_eq!(step.starts[0].context, [TokenId(7), TokenId(8)]);
 //!
 //! // Every rank computes the step; the first one answers that the end-of-sequence token follows.
@@ -53,14 +54,14 @@
 //!     }],
 //!     timings: StepTimings::default(),
 //! };
-//! let events = scheduler.on_step_done(&output, Instant::now())?;
+//! let events = scheduler.on_step_done(only, &output, Instant::now())?;
 //! let origin = TokenOrigin::Sampled;
 //! assert_eq!(events[1], SequenceEvent::Token { sequence: SequenceId(1), token, origin });
 //! assert_eq!(
 //!     events[2],
 //!     SequenceEvent::Finished { sequence: SequenceId(1), reason: FinishReason::StopToken },
 //! );
-//! assert!(scheduler.plan_step(Instant::now()).is_none());
+//! assert!(scheduler.plan_step(only, Instant::now()).is_none());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -74,7 +75,9 @@
 //! - `budget`: tokens of a step
 //! - `grow`: blocks for what runs; preemption
 //! - `admit`: who may wait, who may run
+//! - `placement`: with which replica
 //! - `group`: all that is lost with the shards; the step in flight
+//! - `replicas`: the groups there are
 //! - `losses`: sequences that groups are lost with
 //! - `forced`: tokens that are not sampled, and waiting for them
 //! - `finish`: results, ends, cancellation
@@ -98,7 +101,9 @@ mod invariants;
 mod limits;
 mod losses;
 mod pace;
+mod placement;
 mod queue;
+mod replicas;
 mod scheduler;
 mod sequence;
 mod service;

@@ -4,12 +4,11 @@
 //! steps of its own, until it gets further than it ever was. The third group then falls with the one that
 //! fells groups and with nobody else.
 
-use std::time::Instant;
-
 use lockstep_proto::{SequenceId, Tokens};
 
+use crate::admit::Admission;
 use crate::budget::StepBudget;
-use crate::group::Plan;
+use crate::group::{Group, Plan};
 use crate::scheduler::Scheduler;
 use crate::sequence::Running;
 
@@ -66,21 +65,26 @@ pub(crate) enum Suspect {
 }
 
 impl Scheduler {
-    /// Who is to be computed alone next: whoever is at it, then the oldest.
-    pub(crate) fn suspect(&self) -> Option<Suspect> {
-        let mut running = self.group.iter().flat_map(|group| group.running.values());
+    /// Who is to be computed alone next by `group`: whoever is at it, then the oldest that waits.
+    pub(crate) fn suspect(&self, group: &Group) -> Option<Suspect> {
+        let mut running = group.running.values();
         if let Some(suspect) = running.find(|running| running.sequence.losses.are_suspicious()) {
             let is_held = suspect.is_held();
             return Some(if is_held { Suspect::Held } else { Suspect::Running(suspect.sequence.id) });
         }
-        let waiting = self.queue.iter();
+        let shape = group.cache.shape();
+        let waiting = self.queue.iter().filter(|sequence| shape.holds(sequence.max_context()));
         let waiting = waiting.filter(|sequence| sequence.losses.are_suspicious() && !sequence.is_held());
         waiting.min_by_key(|sequence| sequence.arrival()).map(|sequence| Suspect::Waiting(sequence.id))
     }
 
     /// A plan for a running sequence and for no other.
-    pub(crate) fn plan_alone(&mut self, suspect: SequenceId, budget: &mut StepBudget) -> Plan {
-        let Some(group) = &mut self.group else { return Plan::default() };
+    pub(crate) fn plan_alone(
+        &mut self,
+        group: &mut Group,
+        suspect: SequenceId,
+        budget: &mut StepBudget,
+    ) -> Plan {
         let grant = |(id, running): (&SequenceId, &Running)| {
             if *id == suspect { budget.take(running.behind()) } else { Tokens::ZERO }
         };
@@ -93,14 +97,15 @@ impl Scheduler {
     /// A plan for a waiting sequence and for no other, if there is room for it.
     pub(crate) fn admit_alone(
         &mut self,
+        group: &mut Group,
         suspect: SequenceId,
         budget: &mut StepBudget,
-        now: Instant,
-    ) -> Option<Plan> {
-        let group = self.group.as_mut().filter(|group| group.running.len() < self.limits.running())?;
+    ) -> Option<(Plan, Admission)> {
+        if !group.has_places(1) {
+            return None;
+        }
         let mut plan = Plan::default();
         let admission = group.admit_if_it_fits(suspect, &mut self.queue, budget, &mut plan)?;
-        self.note_admitted(vec![admission], now);
-        Some(plan)
+        Some((plan, admission))
     }
 }

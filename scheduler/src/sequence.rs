@@ -5,8 +5,8 @@
 use std::time::Instant;
 
 use lockstep_proto::{
-    Blocks, ContextLogprobs, Position, PromptLogprobs, Sampling, SamplingParams, SequenceId, SequenceStart,
-    TokenId, TokenLogprobs, Tokens, Work, WorkTokens,
+    Blocks, ContextLogprobs, Position, PromptLogprobs, ReplicaId, Sampling, SamplingParams, SequenceId,
+    SequenceStart, TokenId, TokenLogprobs, Tokens, Work, WorkTokens,
 };
 
 use crate::blocks::BlockTable;
@@ -59,6 +59,8 @@ pub(crate) struct Standing {
     pub(crate) queued_since: Option<Instant>,
     /// Whose blocks it waits for, when it was last looked at.
     pub(crate) leader: Option<Leader>,
+    /// Who computed it last.
+    pub(crate) replica: Option<ReplicaId>,
     pub(crate) hold: Hold,
 }
 
@@ -145,6 +147,7 @@ impl Sequence {
                 deadline: submission.service.deadline,
                 queued_since: Some(now),
                 leader: None,
+                replica: None,
                 hold: Hold::Free,
             },
             sampling: submission.sampling,

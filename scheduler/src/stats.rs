@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lockstep_proto::{Blocks, Tokens};
 
-/// A snapshot. `blocks_used + blocks_cached + blocks_free` are all blocks there are.
+/// A snapshot, over all replicas. `blocks_used + blocks_cached + blocks_free` are all blocks there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Sequences in the queue.
@@ -25,4 +25,6 @@ pub struct Stats {
     pub prefix_hit_tokens_total: u64,
     /// How often a sequence lost its blocks to one admitted before it, since the scheduler began.
     pub preemptions_total: u64,
+    /// How often a sequence went on with another replica than the one it ran on before, since the scheduler began.
+    pub moves_total: u64,
 }

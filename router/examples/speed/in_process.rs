@@ -80,7 +80,7 @@ pub(crate) fn serve(args: RouterArgs) -> Result<SocketAddr, Box<dyn Error>> {
     let (listener, app, tasks) = runtime.block_on(async {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let tasks = Tasks::new();
-        let app = App::start(config.app, model, AtOnce, &tasks)?;
+        let app = App::start(config.app, model, vec![AtOnce], &tasks)?;
         Ok::<_, Box<dyn Error>>((listener, app, tasks))
     })?;
     let address = listener.local_addr()?;

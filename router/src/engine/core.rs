@@ -1,11 +1,12 @@
 //! Scheduler and deliveries together: what arrives goes to the one, what comes of it to the other.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use lockstep_proto::{
-    Epoch, Outcome, Sampling, SequenceId, Step, StepOutput, StepTimings, TokenId, Tokens, Work,
+    Epoch, Outcome, ReplicaId, Sampling, SequenceId, Step, StepOutput, StepTimings, TokenId, Tokens, Work,
 };
 use lockstep_scheduler::{CacheShape, Limits, Scheduler, SequenceEvent, StepMismatch, TokenOrigin};
 use tokio::sync::mpsc;
@@ -13,7 +14,7 @@ use tokio::sync::mpsc;
 use super::deliver::{Deliveries, channel_capacity_events};
 use super::masks::{Found, Masks, Ready, Settled};
 use super::traces::SequenceTraces;
-use super::{Command, EngineError, GenerationEvent};
+use super::{EngineError, GenerationEvent, GroupEnd, Submit};
 use crate::metrics::{Metrics, StepKind};
 use crate::shards::GroupFacts;
 
@@ -24,7 +25,7 @@ pub(super) struct Core {
     masks: Masks,
     traces: SequenceTraces,
     metrics: Arc<Metrics>,
-    in_flight: Option<InFlight>,
+    in_flight: BTreeMap<ReplicaId, InFlight>,
     /// What the last step brought and when, until it is handed on.
     undelivered: Option<(Vec<SequenceEvent>, Instant)>,
     /// Entries in a row of the group's logits.
@@ -49,7 +50,7 @@ impl Core {
             masks: Masks::default(),
             traces: SequenceTraces::default(),
             metrics,
-            in_flight: None,
+            in_flight: BTreeMap::new(),
             undelivered: None,
             vocabulary_size: 0,
             queue_time_ms,
@@ -62,8 +63,8 @@ impl Core {
     }
 
     /// A sequence arrived.
-    pub(super) fn on_command(&mut self, command: Command, now: Instant) {
-        let Command::Submit { sequence, mut assignment, reply } = command;
+    pub(super) fn on_submit(&mut self, submit: Submit, now: Instant) {
+        let Submit { sequence, mut assignment, reply } = submit;
         if let Some(grammar) = &assignment.grammar {
             assignment.submission.forced.clone_from(&grammar.first().forced);
         }
@@ -93,13 +94,6 @@ impl Core {
         self.observe();
     }
 
-    /// A sequence arrived that there is no hope for.
-    pub(super) fn refuse(command: Command, error: EngineError) {
-        let Command::Submit { reply, .. } = command;
-        // Whoever asked may have left meanwhile.
-        let _ = reply.send(Err(error));
-    }
-
     /// Cancels what nobody waits for.
     pub(super) fn sweep(&mut self) {
         for sequence in self.deliveries.take_abandoned() {
@@ -108,29 +102,35 @@ impl Core {
         self.observe();
     }
 
-    /// The next step.
-    pub(super) fn plan(&mut self, now: Instant) -> Option<Step> {
-        let step = self.scheduler.plan_step(now)?;
+    /// The next step of a replica, with the masks of what it samples.
+    pub(super) fn plan(&mut self, replica: ReplicaId, now: Instant) -> Option<Step> {
+        let mut step = self.scheduler.plan_step(replica, now)?;
         let kind = kind_of(&step);
         if kind == StepKind::Prefill && step.work.iter().any(decodes) {
             self.metrics.on_batch_joined(now.elapsed());
         }
-        self.in_flight = Some(InFlight { started: now, kind });
+        self.in_flight.insert(replica, InFlight { started: now, kind });
         self.traces.on_step_planned(&step);
         self.metrics.on_step_planned(kind, step.work.len());
         self.observe();
+        step.masks = self.masks.of(&step, self.vocabulary_size);
         Some(step)
     }
 
-    /// A step is done.
+    /// A step of a replica is done.
     ///
     /// What it brought is handed on by [`Self::deliver`]: the shards can compute the next step meanwhile.
-    pub(super) fn on_step_done(&mut self, output: &StepOutput, now: Instant) -> Result<(), StepMismatch> {
+    pub(super) fn on_step_done(
+        &mut self,
+        replica: ReplicaId,
+        output: &StepOutput,
+        now: Instant,
+    ) -> Result<(), StepMismatch> {
         self.deliver();
         check_tokens(output, self.vocabulary_size)?;
-        let events = self.scheduler.on_step_done(output, now)?;
-        self.traces.on_step_done();
-        let in_flight = self.in_flight.take();
+        let events = self.scheduler.on_step_done(replica, output, now)?;
+        self.traces.on_step_done(output);
+        let in_flight = self.in_flight.remove(&replica);
         if let Some(InFlight { started, kind }) = in_flight {
             self.metrics.on_step_done(kind, now.saturating_duration_since(started), &output.timings);
         }
@@ -146,9 +146,14 @@ impl Core {
         Ok(())
     }
 
-    /// What the step cost each rank.
-    pub(super) fn on_ranks_done(&self, ranks: &[StepTimings]) {
-        self.metrics.on_ranks_done(ranks);
+    /// What the step cost each rank of a replica.
+    pub(super) fn on_ranks_done(&self, replica: ReplicaId, ranks: &[StepTimings]) {
+        self.metrics.on_ranks_done(replica, ranks);
+    }
+
+    /// Whether a replica computes a sequence whose mask is being found out.
+    pub(super) fn awaits_masks(&self, replica: ReplicaId) -> bool {
+        self.masks.are_pending() && self.scheduler.has_held(replica)
     }
 
     /// When the next deadline comes.
@@ -165,26 +170,45 @@ impl Core {
         }
     }
 
-    /// A group is there.
-    pub(super) fn on_group_ready(&mut self, facts: &GroupFacts, now: Instant) {
+    /// A replica's group is there.
+    pub(super) fn on_group_ready(&mut self, replica: ReplicaId, facts: &GroupFacts, now: Instant) {
         self.vocabulary_size = facts.vocabulary_size;
         let cache = CacheShape { blocks: facts.blocks, block_size: facts.block_size };
-        self.metrics.on_group_ready(facts);
-        let events = self.scheduler.on_group_ready(facts.epoch, cache);
+        self.metrics.on_group_ready(replica, facts);
+        let events = self.scheduler.on_group_ready(replica, facts.epoch, cache);
         self.hand_on(events, now);
         self.observe();
     }
 
-    /// The group is gone; what ran waits again, or fails if it seems to be the cause.
-    pub(super) fn on_group_lost(&mut self, lost: Epoch, now: Instant) {
-        if let Some(InFlight { kind, .. }) = self.in_flight.take() {
+    /// A replica's group is to leave: no step is planned for it any more.
+    pub(super) fn on_drain(&mut self, replica: ReplicaId) {
+        self.scheduler.on_drain(replica);
+    }
+
+    /// A replica's group is gone; what ran waits again, or fails if it seems to be the cause.
+    pub(super) fn on_group_end(&mut self, replica: ReplicaId, epoch: Epoch, end: GroupEnd, now: Instant) {
+        if let Some(InFlight { kind, .. }) = self.in_flight.remove(&replica) {
             self.metrics.on_step_failed(kind);
         }
-        self.traces.on_group_lost();
-        self.metrics.on_group_lost();
-        let events = self.scheduler.on_group_lost();
+        let ran: Vec<SequenceId> = self.scheduler.running_on(replica).collect();
+        self.traces.on_group_end(&ran);
+        self.metrics.on_group_end(replica, end);
+        let events = match end {
+            GroupEnd::Lost => self.scheduler.on_group_lost(replica),
+            GroupEnd::Drained => {
+                self.scheduler.on_group_drained(replica);
+                Vec::new()
+            }
+        };
         self.hand_on(events, now);
-        tracing::warn!(epoch = lost.0, sequences = self.deliveries.count(), "shards lost");
+        match end {
+            GroupEnd::Lost => {
+                tracing::warn!(%replica, epoch = epoch.0, sequences = ran.len(), "shards lost");
+            }
+            GroupEnd::Drained => {
+                tracing::info!(%replica, epoch = epoch.0, sequences = ran.len(), "shards drained");
+            }
+        }
         self.observe();
     }
 
@@ -220,11 +244,6 @@ impl Core {
             Settled::Failed(sequence, reason) => self.fail(sequence, reason),
             Settled::Gone => {}
         }
-    }
-
-    /// Gives a step the masks of what it samples.
-    pub(super) fn add_masks(&self, step: &mut Step) {
-        step.masks = self.masks.of(step, self.vocabulary_size);
     }
 
     /// How many sequences are under way.

@@ -5,7 +5,9 @@ mod core;
 mod deliver;
 mod generations;
 mod masks;
+mod replicas;
 mod run;
+mod states;
 mod stop;
 mod traces;
 mod watchdog;
@@ -15,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use lockstep_proto::{SequenceId, TokenLogprobs, Tokens};
+use lockstep_proto::{Epoch, ReplicaId, SequenceId, TokenLogprobs, Tokens};
 use lockstep_scheduler::{AdmissionError, ExpiredWhile, Submission};
 use thiserror::Error;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -65,6 +67,15 @@ pub enum GroupState {
     },
     /// They can.
     Ready(Arc<GroupFacts>),
+}
+
+/// How a group ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupEnd {
+    /// It was asked to leave.
+    Drained,
+    /// By itself.
+    Lost,
 }
 
 /// Why an answer ended.
@@ -138,7 +149,28 @@ pub struct Assignment {
 }
 
 pub(crate) enum Command {
-    Submit { sequence: SequenceId, assignment: Box<Assignment>, reply: oneshot::Sender<Accepted> },
+    Submit(Submit),
+    /// Let the group of this incarnation end its step and leave.
+    Drain {
+        replica: ReplicaId,
+        epoch: Epoch,
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// A sequence that arrives.
+pub(crate) struct Submit {
+    sequence: SequenceId,
+    assignment: Box<Assignment>,
+    reply: oneshot::Sender<Accepted>,
+}
+
+impl Submit {
+    /// There is no hope for it.
+    fn refuse(self, error: EngineError) {
+        // Whoever asked may have left meanwhile.
+        let _ = self.reply.send(Err(error));
+    }
 }
 
 type Accepted = Result<mpsc::Receiver<GenerationEvent>, EngineError>;
@@ -152,6 +184,7 @@ pub struct Engine {
     /// How long what is queued should take, in milliseconds.
     queue_time_ms: Arc<AtomicU64>,
     state: watch::Receiver<GroupState>,
+    replica_states: watch::Receiver<Vec<GroupState>>,
 }
 
 impl Engine {
@@ -163,8 +196,8 @@ impl Engine {
         let sequence = SequenceId(self.next_sequence.fetch_add(1, Ordering::Relaxed));
         let check = assignment.grammar.clone().map(AnswerCheck::new);
         let (reply, accepted) = oneshot::channel();
-        let command = Command::Submit { sequence, assignment: Box::new(assignment), reply };
-        self.commands.send(command).await.map_err(|_| EngineError::Stopping)?;
+        let submit = Submit { sequence, assignment: Box::new(assignment), reply };
+        self.commands.send(Command::Submit(submit)).await.map_err(|_| EngineError::Stopping)?;
         let events = accepted.await.map_err(|_| EngineError::Stopping)??;
         Ok(Generation { sequence, check, events, _wake: WakeOnDrop(Arc::clone(&self.wake)) })
     }
@@ -174,9 +207,26 @@ impl Engine {
         Duration::from_millis(self.queue_time_ms.load(Ordering::Relaxed))
     }
 
-    /// Whether the shards can be asked; changes are signalled.
+    /// Whether the shards of any replica can be asked; changes are signalled.
     pub fn state(&self) -> watch::Receiver<GroupState> {
         self.state.clone()
+    }
+
+    /// The same of each replica, in their order.
+    pub fn replica_states(&self) -> watch::Receiver<Vec<GroupState>> {
+        self.replica_states.clone()
+    }
+
+    /// Lets the group of this incarnation end its step and leave; what it computes goes on with the other replicas,
+    /// or waits for the next group. Returns once it has left, at once where it does not serve.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub async fn drain(&self, replica: ReplicaId, epoch: Epoch) -> Result<(), EngineError> {
+        let (reply, left) = oneshot::channel();
+        let command = Command::Drain { replica, epoch, reply };
+        self.commands.send(command).await.map_err(|_| EngineError::Stopping)?;
+        left.await.map_err(|_| EngineError::Stopping)
     }
 }
 

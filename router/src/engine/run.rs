@@ -1,24 +1,26 @@
-//! The one task that owns the scheduler and the group.
+//! The one task that owns the scheduler and the groups.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use lockstep_process::traces::Traces;
-use lockstep_proto::{Epoch, Step, StepOutput};
+use lockstep_proto::{Epoch, ReplicaId, StepOutput};
 use lockstep_scheduler::Limits;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::core::Core;
 use super::deliver::Deliveries;
+use super::masks::Found;
+use super::replicas::{Happened, Replicas, Stepped};
+use super::states::States;
 use super::traces::SequenceTraces;
-use super::watchdog::{StepWork, Watchdog};
-use super::{Command, Engine, EngineError, GroupState};
+use super::watchdog::Watchdog;
+use super::{Command, Engine, EngineError, GroupEnd};
 use crate::metrics::Metrics;
-use crate::shards::{ShardError, ShardGroup, bring_up};
+use crate::shards::{GroupFacts, ShardError, ShardGroup};
 use crate::tokenizer::Vocabulary;
 
 /// How long the next step waits for masks. A sequence whose mask takes longer skips a step.
@@ -33,18 +35,18 @@ pub struct EngineConfig {
     pub step_timeout: Duration,
     /// So long may every step take, however small it is.
     pub min_step_timeout: Duration,
-    /// How long sequences wait for a lost group.
+    /// How long sequences wait for a group where all are lost.
     pub group_loss_timeout: Duration,
 }
 
 /// The engine's task; see [`Self::run`].
 pub struct EngineTask<G> {
-    group: G,
     config: EngineConfig,
     core: Core,
-    watchdog: Watchdog,
+    replicas: Replicas<G>,
     inputs: Inputs,
-    state: watch::Sender<GroupState>,
+    states: States,
+    hope: Hope,
 }
 
 /// What the task listens to.
@@ -57,26 +59,40 @@ struct Inputs {
 /// How long sequences wait for a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Hope {
-    /// As long as it takes.
+    /// As long as it takes: there is one, or was none yet, and nobody is served before the first.
     Endless,
-    /// For the time that is configured.
-    Limited,
+    /// Until the time that is configured is over.
+    Until(Instant),
     /// No longer.
     Over,
 }
 
-/// Why the task left a phase.
-enum Left {
-    /// The group is gone.
-    Lost(ShardError),
+/// What happens to the task.
+enum Turn<G> {
     /// The process stops.
     Stop,
+    /// Something with a group.
+    Happened(Happened<G>),
+    /// Someone wants something.
+    Command(Command),
+    /// It was found out what may follow a sequence.
+    Mask(Found),
+    /// There is time to hand on what the last step brought.
+    Deliver,
+    /// Some may have left.
+    Woken,
+    /// A deadline has come.
+    Expired,
+    /// Masks were waited for long enough.
+    Settled,
+    /// Groups were waited for long enough.
+    Hopeless,
 }
 
 impl<G: ShardGroup> EngineTask<G> {
-    /// The task and the way to it. The task ends when `stop` is cancelled.
+    /// The task that drives `groups`, the replicas of one model, and the way to it. It ends when `stop` is cancelled.
     pub fn new(
-        group: G,
+        groups: Vec<G>,
         config: EngineConfig,
         vocabulary: Arc<Vocabulary>,
         metrics: Arc<Metrics>,
@@ -86,7 +102,8 @@ impl<G: ShardGroup> EngineTask<G> {
         let capacity_submissions = (config.limits.max_requests as usize).max(1);
         let (commands, queue) = mpsc::channel(capacity_submissions);
         let wake = Arc::new(Notify::new());
-        let (state, watched) = watch::channel(GroupState::Away { since: Instant::now() });
+        let (states, state, replica_states) = States::new(groups.len());
+        metrics.expect_replicas(groups.len());
         let deliveries = Deliveries::new(vocabulary, Arc::clone(&metrics));
         let core = Core::new(config.limits, deliveries, metrics);
         let engine = Engine {
@@ -94,11 +111,13 @@ impl<G: ShardGroup> EngineTask<G> {
             wake: Arc::clone(&wake),
             next_sequence: Arc::new(AtomicU64::new(1)),
             queue_time_ms: core.queue_time_ms(),
-            state: watched,
+            state,
+            replica_states,
         };
         let inputs = Inputs { commands: queue, wake, stop };
         let watchdog = Watchdog::new(config.min_step_timeout, config.step_timeout);
-        (Self { group, config, core, watchdog, inputs, state }, engine)
+        let replicas = Replicas::new(groups, &watchdog, config.limits.max_step_tokens.0);
+        (Self { config, core, replicas, inputs, states, hope: Hope::Endless }, engine)
     }
 
     /// Tells `traces` what becomes of sampled sequences.
@@ -109,154 +128,165 @@ impl<G: ShardGroup> EngineTask<G> {
 
     /// Serves until the process stops, through any number of groups.
     pub async fn run(mut self) {
-        let mut lost: Option<Epoch> = None;
-        while let Some(epoch) = self.join(lost).await {
-            match self.serve().await {
-                Left::Lost(error) => {
-                    error!(%error, epoch = epoch.0, "group lost");
-                    lost = Some(epoch);
-                    self.state.send_replace(GroupState::Away { since: Instant::now() });
-                    self.core.on_group_lost(epoch, Instant::now());
+        self.replicas.ids().for_each(|replica| self.replicas.join(replica, None));
+        loop {
+            self.begin_steps();
+            match self.turn().await {
+                Turn::Stop => break,
+                Turn::Happened(happened) => self.on_happened(happened),
+                Turn::Command(command) => {
+                    self.on_command(command);
+                    self.drain_inputs();
                 }
-                Left::Stop => break,
+                Turn::Mask(found) => self.core.on_mask(found),
+                Turn::Deliver => self.core.deliver(),
+                Turn::Woken => self.core.sweep(),
+                Turn::Expired => self.core.expire(Instant::now()),
+                Turn::Settled => self.settle(),
+                Turn::Hopeless => self.give_up(),
             }
         }
         self.core.fail_all(&EngineError::Stopping);
     }
 
-    /// Waits for a group newer than `lost`; `None` when the process stops meanwhile.
-    async fn join(&mut self, lost: Option<Epoch>) -> Option<Epoch> {
-        let Self { group, config, core, watchdog, inputs, state } = self;
-        watchdog.forget();
-        let patience = tokio::time::sleep(config.group_loss_timeout);
-        let mut patience = pin!(patience);
-        // The first group may take any time: nobody is served before it.
-        let mut hope = if lost.is_none() { Hope::Endless } else { Hope::Limited };
-        let waited = config.group_loss_timeout;
-        let mut joining = pin!(bring_up(group, lost, config.limits.max_step_tokens.0));
-        let facts = loop {
-            tokio::select! {
-                biased;
-                () = inputs.stop.cancelled() => return None,
-                facts = &mut joining => break facts,
-                () = inputs.wake.notified() => core.sweep(),
-                () = until(core.next_deadline()) => core.expire(Instant::now()),
-                command = inputs.commands.recv() => match hope {
-                    Hope::Endless | Hope::Limited => core.on_command(command?, Instant::now()),
-                    Hope::Over => Core::refuse(command?, EngineError::GroupLost { waited }),
-                },
-                () = &mut patience, if hope == Hope::Limited => {
-                    hope = Hope::Over;
-                    warn!(waited_s = waited.as_secs(), sequences = core.count(), "shards did not come back");
-                    core.fail_all(&EngineError::GroupLost { waited });
-                }
-            }
+    /// Waits for what happens next.
+    async fn turn(&mut self) -> Turn<G> {
+        let Self { core, replicas, inputs, hope, .. } = self;
+        let (deadline, settled) = (core.next_deadline(), replicas.next_settled());
+        let is_undelivered = core.is_undelivered();
+        let hopeless = match hope {
+            Hope::Until(at) => Some(*at),
+            Hope::Endless | Hope::Over => None,
         };
-        core.on_group_ready(&facts, Instant::now());
-        let epoch = facts.epoch;
-        state.send_replace(GroupState::Ready(Arc::new(facts)));
-        Some(epoch)
-    }
-
-    async fn serve(&mut self) -> Left {
-        loop {
-            self.settle_masks().await;
-            let Some(mut step) = self.core.plan(Instant::now()) else {
-                if self.core.is_undelivered() {
-                    self.core.deliver();
-                    continue;
-                }
-                if let Some(left) = self.wait().await {
-                    return left;
-                }
-                continue;
-            };
-            self.core.add_masks(&mut step);
-            let output = match self.step(step).await {
-                Ok(output) => output,
-                Err(left) => return left,
-            };
-            self.core.on_ranks_done(self.group.timings());
-            if let Err(error) = self.core.on_step_done(&output, Instant::now()) {
-                return Left::Lost(ShardError::NoGroup(error.to_string()));
-            }
-            self.inputs.drain(&mut self.core);
-        }
-    }
-
-    /// Takes in the masks that come soon.
-    async fn settle_masks(&mut self) {
-        if !self.core.masks().are_pending() {
-            return;
-        }
-        let patience = tokio::time::sleep(MASK_PATIENCE);
-        let mut patience = pin!(patience);
-        while self.core.masks().are_pending() {
-            tokio::select! {
-                biased;
-                found = self.core.masks().next() => self.core.on_mask(found),
-                () = &mut patience => return,
-            }
-        }
-    }
-
-    /// Nothing to compute: waits for something to happen, the loss of the group included.
-    async fn wait(&mut self) -> Option<Left> {
-        let Self { group, core, inputs, .. } = self;
         tokio::select! {
             biased;
-            () = inputs.stop.cancelled() => Some(Left::Stop),
-            () = inputs.wake.notified() => {
-                core.sweep();
-                None
-            }
-            () = until(core.next_deadline()) => {
-                core.expire(Instant::now());
-                None
-            }
-            command = inputs.commands.recv() => match command {
-                Some(command) => {
-                    core.on_command(command, Instant::now());
-                    inputs.drain(core);
-                    None
-                }
-                None => Some(Left::Stop),
-            },
-            found = core.masks().next() => {
-                core.on_mask(found);
-                None
-            }
-            error = group.lost() => Some(Left::Lost(error)),
+            () = inputs.stop.cancelled() => Turn::Stop,
+            happened = replicas.next() => Turn::Happened(happened),
+            // Steps are on their way: the shards do not wait for this.
+            () = std::future::ready(()), if is_undelivered => Turn::Deliver,
+            found = core.masks().next() => Turn::Mask(found),
+            () = until(settled) => Turn::Settled,
+            // Before arrivals: who has left makes room for them.
+            () = inputs.wake.notified() => Turn::Woken,
+            () = until(deadline) => Turn::Expired,
+            command = inputs.commands.recv() => command.map_or(Turn::Stop, Turn::Command),
+            () = until(hopeless) => Turn::Hopeless,
         }
     }
 
-    /// Computes a step, taking in what arrives meanwhile.
-    async fn step(&mut self, step: Step) -> Result<StepOutput, Left> {
-        let Self { group, core, watchdog, inputs, .. } = self;
-        let (work, begun) = (StepWork::of(&step), Instant::now());
-        let limit = watchdog.limit(work);
-        let traces = core.traces().parents();
-        let mut computing = pin!(tokio::time::timeout(limit, group.step(step, &traces)));
-        loop {
-            tokio::select! {
-                biased;
-                () = inputs.stop.cancelled() => return Err(Left::Stop),
-                output = &mut computing => {
-                    let output = output.unwrap_or(Err(ShardError::TooSlow { limit }));
-                    watchdog.on_step(work, begun.elapsed());
-                    return output.map_err(Left::Lost);
-                }
-                // The step is on its way: the shards do not wait for this.
-                () = std::future::ready(()), if core.is_undelivered() => core.deliver(),
-                // Before arrivals: who has left makes room for them.
-                () = inputs.wake.notified() => core.sweep(),
-                () = until(core.next_deadline()) => core.expire(Instant::now()),
-                command = inputs.commands.recv() => match command {
-                    Some(command) => core.on_command(command, Instant::now()),
-                    None => return Err(Left::Stop),
-                },
+    /// Gives each group that is at nothing its next step, if there is something to compute.
+    fn begin_steps(&mut self) {
+        for replica in self.replicas.ids() {
+            let waits = self.replicas.settles_until(replica).is_some() && self.core.awaits_masks(replica);
+            if !self.replicas.is_idle(replica) || waits {
+                continue;
+            }
+            self.replicas.settle(replica);
+            if self.replicas.is_leaving(replica) {
+                self.on_group_end(replica, GroupEnd::Drained);
+            } else if let Some(step) = self.core.plan(replica, Instant::now()) {
+                let traces = self.core.traces().parents();
+                self.replicas.begin(replica, step, traces);
             }
         }
+    }
+
+    fn on_happened(&mut self, happened: Happened<G>) {
+        match happened {
+            Happened::Joined(replica, group, facts) => self.on_joined(replica, group, facts),
+            Happened::Stepped(replica, output, stepped) => self.on_stepped(replica, output, stepped),
+            Happened::Lost(replica, error) => self.on_lost(replica, &error),
+        }
+    }
+
+    fn on_joined(&mut self, replica: ReplicaId, group: G, facts: GroupFacts) {
+        let epoch = facts.epoch;
+        self.replicas.on_joined(replica, group, epoch);
+        if let Some(other) = self.states.first_ready().filter(|other| !other.computes_like(&facts)) {
+            let (here, there) = (facts.arithmetic.as_str(), other.arithmetic.as_str());
+            error!(%replica, here, there, "another model or arithmetic than that of the other replicas");
+            self.replicas.join(replica, Some(epoch));
+            return;
+        }
+        self.hope = Hope::Endless;
+        self.core.on_group_ready(replica, &facts, Instant::now());
+        self.states.on_ready(replica, facts);
+    }
+
+    fn on_stepped(
+        &mut self,
+        replica: ReplicaId,
+        output: Result<StepOutput, ShardError>,
+        stepped: Stepped<G>,
+    ) {
+        let taken_in = output.and_then(|output| {
+            self.core.on_ranks_done(replica, stepped.group.timings());
+            let taken_in = self.core.on_step_done(replica, &output, Instant::now());
+            taken_in.map_err(|error| ShardError::NoGroup(error.to_string()))
+        });
+        let settles_until = self.core.masks().are_pending().then(|| Instant::now() + MASK_PATIENCE);
+        self.replicas.on_stepped(replica, stepped, settles_until);
+        match taken_in {
+            Ok(()) => self.drain_inputs(),
+            Err(error) => self.on_lost(replica, &error),
+        }
+    }
+
+    fn on_lost(&mut self, replica: ReplicaId, error: &ShardError) {
+        let epoch = self.replicas.epoch(replica).unwrap_or(Epoch(0));
+        error!(%error, %replica, epoch = epoch.0, "group lost");
+        self.on_group_end(replica, GroupEnd::Lost);
+    }
+
+    /// A group that serves and is at nothing does not serve any more; a newer one is waited for.
+    fn on_group_end(&mut self, replica: ReplicaId, end: GroupEnd) {
+        let Some(epoch) = self.replicas.epoch(replica) else { return };
+        self.states.on_away(replica);
+        self.core.on_group_end(replica, epoch, end, Instant::now());
+        if !self.states.is_any_ready() {
+            self.hope = Hope::Until(Instant::now() + self.config.group_loss_timeout);
+        }
+        self.replicas.join(replica, Some(epoch));
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Submit(submit) if self.hope == Hope::Over => {
+                submit.refuse(EngineError::GroupLost { waited: self.config.group_loss_timeout });
+            }
+            Command::Submit(submit) => self.core.on_submit(submit, Instant::now()),
+            Command::Drain { replica, epoch, reply } => {
+                if self.replicas.ask_to_leave(replica, epoch, reply) {
+                    info!(%replica, epoch = epoch.0, "group is to leave");
+                    self.core.on_drain(replica);
+                }
+            }
+        }
+    }
+
+    /// Takes in everything that has arrived, so that the next step is planned with it.
+    fn drain_inputs(&mut self) {
+        self.core.sweep();
+        self.core.expire(Instant::now());
+        while let Ok(command) = self.inputs.commands.try_recv() {
+            self.on_command(command);
+        }
+    }
+
+    fn settle(&mut self) {
+        let now = Instant::now();
+        for replica in self.replicas.ids() {
+            if self.replicas.settles_until(replica).is_some_and(|until| until <= now) {
+                self.replicas.settle(replica);
+            }
+        }
+    }
+
+    fn give_up(&mut self) {
+        let waited = self.config.group_loss_timeout;
+        self.hope = Hope::Over;
+        warn!(waited_s = waited.as_secs(), sequences = self.core.count(), "shards did not come back");
+        self.core.fail_all(&EngineError::GroupLost { waited });
     }
 }
 
@@ -265,16 +295,5 @@ async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-impl Inputs {
-    /// Takes in everything that has arrived, so that the next step is planned with it.
-    fn drain(&mut self, core: &mut Core) {
-        core.sweep();
-        core.expire(Instant::now());
-        while let Ok(command) = self.commands.try_recv() {
-            core.on_command(command, Instant::now());
-        }
     }
 }

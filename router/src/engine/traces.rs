@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lockstep_process::traces::{Span, Traces};
-use lockstep_proto::{MAX_STEP_TRACES, SequenceId, Step, TraceParent, Work};
+use lockstep_proto::{MAX_STEP_TRACES, SequenceId, Step, StepOutput, TraceParent, Work};
 use lockstep_scheduler::{FinishReason, SequenceEvent};
 
 /// The span of a request that a sequence is computed for.
@@ -79,18 +79,24 @@ impl SequenceTraces {
         std::mem::take(&mut self.parents)
     }
 
-    /// The step is done; its chunks end.
-    pub(super) fn on_step_done(&mut self) {
-        for trace in self.open.values_mut() {
-            if let Phase::Prefill(chunk) = &mut trace.phase {
+    /// A step is done; its chunks end.
+    pub(super) fn on_step_done(&mut self, output: &StepOutput) {
+        if self.open.is_empty() {
+            return;
+        }
+        for result in &output.results {
+            if let Some(SequenceTrace { phase: Phase::Prefill(chunk), .. }) =
+                self.open.get_mut(&result.sequence)
+            {
                 *chunk = None;
             }
         }
     }
 
-    /// The ranks are gone; what ran is computed again.
-    pub(super) fn on_group_lost(&mut self) {
-        for trace in self.open.values_mut() {
+    /// The ranks that `ran` these sequences are gone; they are computed again.
+    pub(super) fn on_group_end(&mut self, ran: &[SequenceId]) {
+        for sequence in ran {
+            let Some(trace) = self.open.get_mut(sequence) else { continue };
             match &mut trace.phase {
                 Phase::Queued(_) => {}
                 Phase::Prefill(chunk) => {

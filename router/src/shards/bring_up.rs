@@ -38,6 +38,12 @@ impl GroupFacts {
     pub fn max_context(&self) -> Tokens {
         self.max_positions.min(self.blocks.tokens(self.block_size))
     }
+
+    /// Whether an answer that one of them began the other can go on with.
+    pub fn computes_like(&self, other: &Self) -> bool {
+        let model = |facts: &Self| (facts.vocabulary_size, facts.max_positions);
+        model(self) == model(other) && self.arithmetic == other.arithmetic
+    }
 }
 
 /// Pauses between attempts: doubling, up to a limit.

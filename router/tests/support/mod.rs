@@ -118,7 +118,7 @@ impl Server {
     pub fn loading_shape(fake: FakeModel, config: AppConfig, model: Model, shape: FakeShape) -> Self {
         let (group, control) = FakeGroup::new(fake, shape);
         let tasks = Tasks::new();
-        let app = App::start(config, model, group, &tasks).unwrap();
+        let app = App::start(config, model, vec![group], &tasks).unwrap();
         Self { app, control, tasks }
     }
 

@@ -23,6 +23,16 @@ pub(crate) struct BlockCache {
     prefixes: PrefixIndex,
 }
 
+/// A path of the prefix tree, from its root. Nobody holds it yet.
+#[derive(Debug)]
+pub(crate) struct Found(Vec<BlockId>);
+
+impl Found {
+    pub(crate) fn len(&self) -> Blocks {
+        Blocks::of_len(self.0.len())
+    }
+}
+
 /// Not even the prefix tree has a block to spare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OutOfBlocks;
@@ -46,18 +56,28 @@ impl BlockCache {
         self.caching
     }
 
-    /// A table for a sequence that begins with `tokens`, holding what is cached of them in whole blocks.
-    pub(crate) fn open(&mut self, salt: CacheSalt, tokens: &[TokenId]) -> BlockTable {
-        let path = match self.caching {
-            PrefixCaching::Enabled => self.prefixes.find(salt, tokens, self.shape.block_size),
-            PrefixCaching::Disabled => Vec::new(),
-        };
-        for &block in &path {
+    /// What is cached of a sequence that begins with `tokens`, in whole blocks.
+    pub(crate) fn find(&self, salt: CacheSalt, tokens: &[TokenId]) -> Found {
+        match self.caching {
+            PrefixCaching::Enabled => Found(self.prefixes.find(salt, tokens, self.shape.block_size)),
+            PrefixCaching::Disabled => Found(Vec::new()),
+        }
+    }
+
+    /// Blocks that are left for others if what was found is held.
+    pub(crate) fn available_beside(&self, found: &Found) -> Blocks {
+        let idle = found.0.iter().filter(|block| self.pool.references(**block) == 0);
+        self.available() - Blocks::of_len(idle.count())
+    }
+
+    /// A table that holds what was found, since which nothing has changed.
+    pub(crate) fn open(&mut self, found: Found) -> BlockTable {
+        for &block in &found.0 {
             if self.pool.retain(block) == 1 {
                 self.prefixes.on_held(block);
             }
         }
-        BlockTable::of_path(path)
+        BlockTable::of_path(found.0)
     }
 
     /// Grows `table` until it holds `context` tokens, evicting idle blocks as needed. On failure the table

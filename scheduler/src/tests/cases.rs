@@ -1,17 +1,18 @@
 //! Cases to read: `cases/*.txt`, commands at the margin, what they must print indented below them, prose
 //! after `#`.
 //!
-//! Commands: `limits`, `group`, `lost`, `submit`, `cancel`, `plan`, `done`, `expire`, `stats`,
-//! `hold`, `resume` and `wait`. A group of
-//! tokens is written `3` or `3..9`, which is 3 to 9; times are milliseconds.
+//! Commands: `limits`, `group`, `lost`, `drain`, `drained`, `submit`, `cancel`, `plan`, `done`, `expire`, `stats`,
+//! `hold`, `resume` and `wait`. A group of tokens is written `3` or `3..9`, which is 3 to 9; times are milliseconds;
+//! `on=1` names a replica besides the first.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use lockstep_proto::{
-    Blocks, ContextLogprobs, Epoch, Outcome, PromptLogprobs, Sampling, SamplingParams, SequenceId,
-    SequenceResult, Step, StepOutput, StepTimings, TokenId, TokenLogprobs, Tokens, Work, WorkTokens,
+    Blocks, ContextLogprobs, Epoch, Outcome, PromptLogprobs, ReplicaId, Sampling, SamplingParams,
+    SequenceId, SequenceResult, Step, StepOutput, StepTimings, TokenId, TokenLogprobs, Tokens, Work,
+    WorkTokens,
 };
 
 use crate::{
@@ -60,6 +61,11 @@ fn forced() {
 }
 
 #[test]
+fn replicas() {
+    check("replicas.txt", include_str!("cases/replicas.txt"));
+}
+
+#[test]
 fn refusals() {
     check("refusals.txt", include_str!("cases/refusals.txt"));
 }
@@ -82,7 +88,7 @@ fn check(name: &str, text: &str) {
 
 struct Case {
     scheduler: Scheduler,
-    in_flight: Option<Step>,
+    in_flight: BTreeMap<ReplicaId, Step>,
     /// What each sequence was last started with.
     contexts: BTreeMap<SequenceId, Vec<TokenId>>,
     now: Instant,
@@ -94,7 +100,7 @@ struct Words<'a>(Vec<&'a str>);
 impl Case {
     fn new() -> Self {
         let scheduler = Scheduler::new(limits(&Words(Vec::new())));
-        Self { scheduler, in_flight: None, contexts: BTreeMap::new(), now: Instant::now() }
+        Self { scheduler, in_flight: BTreeMap::new(), contexts: BTreeMap::new(), now: Instant::now() }
     }
 
     fn run(&mut self, line: &str) -> String {
@@ -104,10 +110,12 @@ impl Case {
         match command {
             "limits" => self.scheduler = Scheduler::new(limits(&words)),
             "group" => return self.group(&words),
-            "lost" => return events(self.scheduler.on_group_lost()),
+            "lost" => return events(self.scheduler.on_group_lost(words.replica())),
+            "drain" => self.scheduler.on_drain(words.replica()),
+            "drained" => self.scheduler.on_group_drained(words.replica()),
             "submit" => return self.submit(&words),
             "cancel" => self.scheduler.on_cancel(words.sequence()),
-            "plan" => return self.plan(),
+            "plan" => return self.plan(words.replica()),
             "done" => return self.done(&words),
             "expire" => return events(self.scheduler.on_time(self.now)),
             "stats" => return self.stats(),
@@ -124,7 +132,8 @@ impl Case {
             blocks: Blocks(words.number("blocks", 8)),
             block_size: Tokens(words.number("size", 4)),
         };
-        events(self.scheduler.on_group_ready(Epoch(words.number("epoch", 1).into()), cache))
+        let epoch = Epoch(words.number("epoch", 1).into());
+        events(self.scheduler.on_group_ready(words.replica(), epoch, cache))
     }
 
     fn submit(&mut self, words: &Words<'_>) -> String {
@@ -153,8 +162,8 @@ impl Case {
         }
     }
 
-    fn plan(&mut self) -> String {
-        let Some(step) = self.scheduler.plan_step(self.now) else { return "nothing".to_owned() };
+    fn plan(&mut self, replica: ReplicaId) -> String {
+        let Some(step) = self.scheduler.plan_step(replica, self.now) else { return "nothing".to_owned() };
         let mut text = format!("step {} of epoch {}\n", step.step_id, step.epoch);
         if !step.releases.is_empty() {
             writeln!(text, "release {}", list(&step.releases)).unwrap();
@@ -167,13 +176,14 @@ impl Case {
             writeln!(text, "{}", work_line(work)).unwrap();
             self.contexts.entry(work.sequence).or_default().extend(&work.appended);
         }
-        self.in_flight = Some(step);
+        self.in_flight.insert(replica, step);
         text
     }
 
     /// `done 1=20 2=.`: sequence 1 sampled 20, 2 only computed; `!` failed. Without words: all computed.
     fn done(&mut self, words: &Words<'_>) -> String {
-        let step = self.in_flight.take().expect("a step in flight");
+        let replica = words.replica();
+        let step = self.in_flight.remove(&replica).expect("a step in flight");
         let prompts: Vec<_> = step.work.iter().map(|work| self.logprobs(work)).collect();
         let results = step.work.iter().zip(prompts).map(|(work, prompt)| SequenceResult {
             sequence: work.sequence,
@@ -194,10 +204,10 @@ impl Case {
             results: results.collect(),
             timings: StepTimings::default(),
         };
-        match self.scheduler.on_step_done(&output, self.now) {
+        match self.scheduler.on_step_done(replica, &output, self.now) {
             Ok(happened) => events(happened),
             Err(error) => {
-                self.in_flight = Some(step);
+                self.in_flight.insert(replica, step);
                 error.to_string()
             }
         }
@@ -234,6 +244,10 @@ impl Case {
 impl Words<'_> {
     fn sequence(&self) -> SequenceId {
         SequenceId(self.0[0].parse().unwrap())
+    }
+
+    fn replica(&self) -> ReplicaId {
+        ReplicaId(self.number("on", 0))
     }
 
     fn value(&self, key: &str) -> Option<&str> {

@@ -35,10 +35,13 @@ pub(super) enum Met {
     Forced,
     ForcedChunks,
     ResumedWaiting,
+    Drained,
+    Moves,
+    LeftToSibling,
 }
 
 impl Met {
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 27] = [
         Self::Finished,
         Self::Failed,
         Self::Submitted,
@@ -63,6 +66,9 @@ impl Met {
         Self::Forced,
         Self::ForcedChunks,
         Self::ResumedWaiting,
+        Self::Drained,
+        Self::Moves,
+        Self::LeftToSibling,
     ];
 }
 

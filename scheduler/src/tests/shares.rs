@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use lockstep_proto::{
-    Blocks, Epoch, Outcome, PromptLogprobs, Sampling, SamplingParams, SequenceId, SequenceResult,
-    StepOutput, StepTimings, TokenId, TokenLogprobs, Tokens,
+    Blocks, Epoch, Outcome, PromptLogprobs, ReplicaId, Sampling, SamplingParams, SequenceId,
+    SequenceResult, StepOutput, StepTimings, TokenId, TokenLogprobs, Tokens,
 };
 
 use super::generator::Generator;
@@ -17,6 +17,7 @@ use crate::{
 const LONGEST: u32 = 40;
 const RUNNING: u32 = 4;
 const STEP_TOKENS: u32 = 16;
+const ONLY: ReplicaId = ReplicaId(0);
 
 /// A scheduler whose steps each take a tick.
 struct Simulation {
@@ -45,7 +46,7 @@ impl Simulation {
             prefix_cache: PrefixCaching::Disabled,
         });
         let cache = CacheShape { blocks: Blocks(200), block_size: Tokens(4) };
-        assert!(scheduler.on_group_ready(Epoch(1), cache).is_empty());
+        assert!(scheduler.on_group_ready(ONLY, Epoch(1), cache).is_empty());
         Self {
             random: Generator::new(seed),
             scheduler,
@@ -82,7 +83,7 @@ impl Simulation {
     }
 
     fn step(&mut self) {
-        let step = self.scheduler.plan_step(self.now());
+        let step = self.scheduler.plan_step(ONLY, self.now());
         self.ticks += 1;
         let Some(step) = step else { return };
         for start in &step.starts {
@@ -107,7 +108,7 @@ impl Simulation {
             results,
             timings: StepTimings::default(),
         };
-        let events = self.scheduler.on_step_done(&output, self.now()).unwrap();
+        let events = self.scheduler.on_step_done(ONLY, &output, self.now()).unwrap();
         assert!(!events.iter().any(|event| matches!(event, SequenceEvent::Failed { .. })));
     }
 

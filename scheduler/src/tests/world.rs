@@ -1,9 +1,11 @@
-//! A scheduler with its clients and its fake shard, and one random thing after another.
+//! A scheduler with its clients and the fake shards of its replicas, and one random thing after another.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use lockstep_proto::{Blocks, Epoch, Outcome, SequenceId, Step, StepOutput, TokenId, Tokens, WorkTokens};
+use lockstep_proto::{
+    Blocks, Epoch, Outcome, ReplicaId, SequenceId, Step, StepOutput, TokenId, Tokens, WorkTokens,
+};
 
 use super::client::{Client, grammar_of, random_submission, salt_of};
 use super::coverage::{Coverage, Met};
@@ -19,17 +21,40 @@ pub(super) struct World {
     random: Generator,
     limits: Limits,
     scheduler: Scheduler,
-    shard: Option<FakeShard>,
-    cache: CacheShape,
-    epoch: Epoch,
-    in_flight: Option<Step>,
+    places: Vec<Place>,
+    /// Where things happen at the moment.
+    at: ReplicaId,
     now: Instant,
-    /// An output that was too late.
-    stale: Option<StepOutput>,
     clients: BTreeMap<SequenceId, Client>,
     /// What clients got, prompt and output, to be a prompt's beginning.
     texts: Vec<Vec<TokenId>>,
     pub(super) coverage: Coverage,
+}
+
+/// Where a replica's groups come and go.
+struct Place {
+    shard: Option<FakeShard>,
+    cache: CacheShape,
+    epoch: Epoch,
+    in_flight: Option<Step>,
+    is_draining: bool,
+    /// An output that was too late.
+    stale: Option<StepOutput>,
+}
+
+impl Place {
+    fn new(random: &mut Generator) -> Self {
+        let cache = random_cache(random);
+        Self { shard: None, cache, epoch: Epoch(0), in_flight: None, is_draining: false, stale: None }
+    }
+
+    fn is_serving(&self) -> bool {
+        self.shard.is_some() && !self.is_draining
+    }
+
+    fn holds(&self, client: &Client) -> bool {
+        self.is_serving() && self.cache.holds(client.submission.max_context())
+    }
 }
 
 impl World {
@@ -44,17 +69,15 @@ impl World {
             max_total: Tokens(48),
             prefix_cache,
         };
-        let cache = random_cache(&mut random);
+        let replicas = if random.once_in(2) { 1 } else { random.between(2, 3) };
+        let places = (0..replicas).map(|_| Place::new(&mut random)).collect();
         Self {
             random,
             limits,
             scheduler: Scheduler::new(limits),
-            shard: None,
-            cache,
-            epoch: Epoch(0),
-            in_flight: None,
+            places,
+            at: ReplicaId(0),
             now: Instant::now(),
-            stale: None,
             clients: BTreeMap::new(),
             texts: Vec::new(),
             coverage: Coverage::default(),
@@ -64,26 +87,31 @@ impl World {
     /// Something happens.
     pub(super) fn act(&mut self) {
         self.now += Duration::from_millis(1);
-        match self.random.between(0, 23) {
+        self.at = ReplicaId(self.random.between(0, self.places.len() as u32 - 1));
+        match self.random.between(0, 24) {
+            24 => self.drain_sometimes(),
             21..=23 => self.resume(),
             20 => self.expire(),
             0..=3 => self.submit(),
             4 => self.cancel(),
             5 => self.lose_group_sometimes(),
             6 => self.answer_wrongly(),
-            7 if self.shard.is_none() => self.make_group_ready(),
-            _ if self.in_flight.is_some() => self.answer(),
+            7 if self.place().shard.is_none() => self.make_group_ready(),
+            _ if self.place().in_flight.is_some() => self.answer(),
+            _ if self.place().is_draining => self.leave(),
             _ => self.plan(),
         }
     }
 
     /// From here on nothing goes wrong: every sequence must end, the oldest one advancing in every step.
     pub(super) fn settle(&mut self) {
-        if self.shard.is_none() {
-            self.make_group_ready();
-        }
-        if self.in_flight.is_some() {
+        for replica in self.replicas() {
+            self.at = replica;
             self.answer();
+            self.leave();
+            if self.place().shard.is_none() {
+                self.make_group_ready();
+            }
         }
         // Those under suspicion may be computed once more, one after the other.
         let most_steps: u32 =
@@ -95,16 +123,63 @@ impl World {
             while self.clients.values().any(|client| client.held) {
                 self.resume();
             }
-            self.plan();
-            self.answer();
+            self.compute_everywhere();
         }
         assert!(self.clients.is_empty(), "{} sequences did not end", self.clients.len());
-        assert_eq!(self.scheduler.plan_step(self.now), None);
+        for replica in self.replicas() {
+            assert_eq!(self.scheduler.plan_step(replica, self.now), None);
+        }
         let stats = self.scheduler.stats();
         assert_eq!((stats.waiting, stats.running, stats.queue_tokens), (0, 0, Tokens::ZERO));
         assert_eq!(stats.blocks_used, Blocks::ZERO);
-        assert_eq!(stats.blocks_cached + stats.blocks_free, self.cache.blocks);
+        let blocks = self.places.iter().fold(Blocks::ZERO, |sum, place| sum + place.cache.blocks);
+        assert_eq!(stats.blocks_cached + stats.blocks_free, blocks);
         self.coverage.count(Met::PrefixHitTokens, stats.prefix_hit_tokens_total);
+        self.coverage.count(Met::Moves, stats.moves_total);
+    }
+
+    fn compute_everywhere(&mut self) {
+        for replica in self.replicas() {
+            self.at = replica;
+            self.plan();
+        }
+        for replica in self.replicas() {
+            self.at = replica;
+            self.answer();
+        }
+    }
+
+    fn replicas(&self) -> Vec<ReplicaId> {
+        (0..self.places.len() as u32).map(ReplicaId).collect()
+    }
+
+    fn place(&mut self) -> &mut Place {
+        &mut self.places[self.at.index()]
+    }
+
+    /// A group is to leave, and does once its step is done.
+    fn drain_sometimes(&mut self) {
+        if self.place().is_serving() && self.random.once_in(4) {
+            self.scheduler.on_drain(self.at);
+            self.place().is_draining = true;
+            assert_eq!(self.scheduler.plan_step(self.at, self.now), None);
+        }
+    }
+
+    fn leave(&mut self) {
+        if self.place().is_draining && self.place().shard.is_some() {
+            assert!(self.place().in_flight.is_none());
+            let left = self.scheduler.running_on(self.at).count();
+            let before = self.scheduler.stats();
+            self.scheduler.on_group_drained(self.at);
+            assert_eq!(
+                self.scheduler.stats().waiting,
+                before.waiting + left,
+                "all of them go on elsewhere"
+            );
+            self.place().shard = None;
+            self.coverage.count(Met::Drained, left as u64);
+        }
     }
 
     fn submit(&mut self) {
@@ -142,8 +217,8 @@ impl World {
         self.scheduler.on_cancel(id);
         let after = self.scheduler.stats();
         self.clients.remove(&id);
-        let in_flight = self.in_flight.iter().any(|step| step.work.iter().any(|work| work.sequence == id));
-        if in_flight {
+        let steps = self.places.iter().filter_map(|place| place.in_flight.as_ref());
+        if steps.flat_map(|step| &step.work).any(|work| work.sequence == id) {
             assert_eq!(before.blocks_used, after.blocks_used, "blocks came back while they may be written");
             self.coverage.count(Met::CancelledInFlight, 1);
         } else if before.running > after.running {
@@ -155,9 +230,6 @@ impl World {
 
     /// An owner has found out what follows.
     fn resume(&mut self) {
-        if self.in_flight.is_some() {
-            return;
-        }
         let held = self.clients.iter().filter(|(_, client)| client.held);
         let ids: Vec<_> = held.map(|(id, _)| *id).collect();
         let Some(&id) = self.random.pick(&ids) else { return };
@@ -165,7 +237,7 @@ impl World {
         client.held = false;
         let forced = client.forced();
         self.coverage.count(Met::Forced, forced.len() as u64);
-        let is_running = self.scheduler.group.as_ref().is_some_and(|group| group.running.contains_key(&id));
+        let is_running = self.scheduler.replicas.group_of(id).is_some();
         self.coverage.count(Met::ResumedWaiting, u64::from(!is_running && !forced.is_empty()));
         self.scheduler.on_resume(id, &forced);
     }
@@ -194,7 +266,7 @@ impl World {
     }
 
     fn lose_group_sometimes(&mut self) {
-        if self.shard.is_none() || !self.random.once_in(4) {
+        if self.place().shard.is_none() || !self.random.once_in(4) {
             return;
         }
         self.lose_group();
@@ -210,15 +282,15 @@ impl World {
 
     fn lose_group(&mut self) {
         let mut expected = BTreeSet::new();
-        if let Some(step) = self.in_flight.take() {
+        if let Some(step) = self.place().in_flight.take() {
             self.coverage.count(Met::LossesInFlight, 1);
-            self.stale = Some(self.compute(&step, &BTreeSet::new()));
+            self.place().stale = Some(self.compute(&step, &BTreeSet::new()));
             expected = self.note_losses(&step);
         } else {
             self.coverage.count(Met::LossesBetween, 1);
         }
         let mut failed = BTreeSet::new();
-        for event in self.scheduler.on_group_lost() {
+        for event in self.scheduler.on_group_lost(self.at) {
             if let SequenceEvent::Failed { sequence, .. } = &event {
                 failed.insert(*sequence);
             }
@@ -227,8 +299,8 @@ impl World {
         assert_eq!(failed, expected, "who ends with a lost group");
         assert!(failed.len() <= 1, "bystanders end with a lost group");
         self.coverage.count(Met::LostTooOften, failed.len() as u64);
-        self.shard = None;
-        assert_eq!(self.scheduler.plan_step(self.now), None);
+        self.place().shard = None;
+        assert_eq!(self.scheduler.plan_step(self.at, self.now), None);
     }
 
     /// Who ends because `step` is the third in a row that its group is lost with.
@@ -257,15 +329,16 @@ impl World {
 
     fn make_group_ready(&mut self) {
         if self.random.once_in(4) {
-            self.cache = random_cache(&mut self.random);
+            self.place().cache = random_cache(&mut self.random);
         }
-        self.epoch = Epoch(self.epoch.0 + 1);
-        self.shard = Some(FakeShard::new(self.cache));
-        for event in self.scheduler.on_group_ready(self.epoch, self.cache) {
+        let place = self.place();
+        (place.epoch, place.is_draining) = (Epoch(place.epoch.0 + 1), false);
+        place.shard = Some(FakeShard::new(place.cache));
+        let (epoch, cache) = (place.epoch, place.cache);
+        for event in self.scheduler.on_group_ready(self.at, epoch, cache) {
             if let SequenceEvent::Failed { sequence, .. } = &event {
                 let client = self.clients.remove(sequence).unwrap();
-                let needed = client.submission.max_context().blocks_ceil(self.cache.block_size);
-                assert!(needed > self.cache.blocks);
+                assert!(!self.places.iter().any(|place| place.holds(&client)));
                 self.coverage.count(Met::Outgrown, 1);
             } else {
                 self.take_event(event);
@@ -273,16 +346,38 @@ impl World {
         }
     }
 
+    /// What a replica leaves undone another one does.
     fn plan(&mut self) {
-        let Some(step) = self.scheduler.plan_step(self.now) else {
-            // Others may wait for the blocks of one that is held.
-            let is_held = self.clients.values().any(|client| client.held);
-            let is_idle = self.clients.is_empty() || is_held || self.shard.is_none();
-            assert!(is_idle, "nothing is computed");
+        let planned = self.plan_here();
+        let is_busy = self.places.iter().any(|place| place.in_flight.is_some());
+        // Others may wait for the blocks of one that is held.
+        let is_held = self.clients.values().any(|client| client.held);
+        if planned || is_busy || is_held || !self.can_any_go_on() {
             return;
-        };
-        assert!(self.shard.is_some());
-        assert_eq!(self.scheduler.plan_step(self.now), None, "two steps in flight");
+        }
+        let here = self.at;
+        for replica in self.replicas().into_iter().filter(|replica| *replica != here) {
+            self.at = replica;
+            if self.plan_here() {
+                self.coverage.count(Met::LeftToSibling, 1);
+                return;
+            }
+        }
+        panic!("nothing is computed");
+    }
+
+    /// Whether there is a sequence that some replica can hold and that is not kept by one that is to leave.
+    fn can_any_go_on(&self) -> bool {
+        let leaving = self.replicas().into_iter().filter(|at| !self.places[at.index()].is_serving());
+        let kept: BTreeSet<_> = leaving.flat_map(|replica| self.scheduler.running_on(replica)).collect();
+        let is_held_by_any = |client: &Client| self.places.iter().any(|place| place.holds(client));
+        self.clients.iter().any(|(id, client)| !kept.contains(id) && is_held_by_any(client))
+    }
+
+    fn plan_here(&mut self) -> bool {
+        let Some(step) = self.scheduler.plan_step(self.at, self.now) else { return false };
+        assert!(self.place().is_serving());
+        assert_eq!(self.scheduler.plan_step(self.at, self.now), None, "two steps in flight");
         let tokens = step.work.iter().fold(Tokens::ZERO, |sum, work| sum + work.tokens.count());
         assert!(tokens <= self.limits.max_step_tokens, "{tokens} tokens in a step");
         let working: BTreeSet<_> = step.work.iter().map(|work| work.sequence).collect();
@@ -294,9 +389,9 @@ impl World {
             assert_eq!(working.len(), 1, "a suspect is computed together with others");
             self.coverage.count(Met::ComputedAlone, 1);
         } else {
-            let mut running = self.scheduler.group.iter().flat_map(|group| group.running.keys());
-            let first = running.find(|id| !self.clients[*id].held);
-            assert!(working.contains(first.unwrap()), "what runs longest does not advance");
+            let mut running = self.scheduler.running_on(self.at);
+            let first = running.find(|id| !self.clients[id].held);
+            assert!(working.contains(&first.unwrap()), "what runs longest does not advance");
         }
         let long = step.work.iter().filter(|work| !work.appended.is_empty()).count();
         self.coverage.count(Met::ForcedChunks, long as u64);
@@ -312,11 +407,12 @@ impl World {
         }
         let run_ahead = step.work.iter().filter(|work| work.tokens == WorkTokens::LastSampled).count();
         self.coverage.count(Met::RunAhead, run_ahead as u64);
-        self.in_flight = Some(step);
+        self.place().in_flight = Some(step);
+        true
     }
 
     fn answer(&mut self) {
-        let Some(step) = self.in_flight.take() else { return };
+        let Some(step) = self.place().in_flight.take() else { return };
         let ids: Vec<_> = step.work.iter().map(|work| work.sequence).collect();
         let mut failing = BTreeSet::new();
         if self.random.once_in(40) {
@@ -328,19 +424,19 @@ impl World {
             }
         }
         let output = self.compute(&step, &failing);
-        let events = self.scheduler.on_step_done(&output, self.now).expect("it answers the step");
+        let events = self.scheduler.on_step_done(self.at, &output, self.now).expect("it answers the step");
         for event in events {
             self.take_event(event);
         }
         self.note_progress(&step);
-        self.stale = Some(output);
+        self.place().stale = Some(output);
     }
 
     /// An output that is late, of another epoch, or not an answer, changes nothing.
     fn answer_wrongly(&mut self) {
-        let Some(mut output) = self.stale.clone() else { return };
+        let Some(mut output) = self.place().stale.clone() else { return };
         let mut malformed = false;
-        if let Some(step) = &self.in_flight {
+        if let Some(step) = self.place().in_flight.clone() {
             let variant = self.random.between(0, 2);
             malformed = variant == 0;
             if variant < 2 {
@@ -352,7 +448,7 @@ impl World {
             output.results.truncate(step.work.len() - 1);
         }
         let before = format!("{:?}", self.scheduler);
-        let error = self.scheduler.on_step_done(&output, self.now).unwrap_err();
+        let error = self.scheduler.on_step_done(self.at, &output, self.now).unwrap_err();
         assert_eq!(matches!(error, StepMismatch::Malformed { .. }), malformed, "{error}");
         assert_eq!(before, format!("{:?}", self.scheduler));
         self.coverage.count(Met::Mismatches, 1);
@@ -404,7 +500,7 @@ impl World {
 
     fn compute(&mut self, step: &Step, failing: &BTreeSet<SequenceId>) -> StepOutput {
         let salts = step.work.iter().map(|work| (work.sequence, salt_of(work.sequence))).collect();
-        let output = self.shard.as_mut().unwrap().run(step, &salts, failing);
+        let output = self.place().shard.as_mut().unwrap().run(step, &salts, failing);
         assert!(
             output.results.iter().all(|result| !matches!(&result.outcome, Outcome::Failed(_))
                 || failing.contains(&result.sequence))

@@ -1,0 +1,63 @@
+//! Which replicas can be asked, for those who wait for it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use lockstep_proto::ReplicaId;
+use tokio::sync::watch;
+
+use super::GroupState;
+use crate::shards::GroupFacts;
+
+/// The engine's end of what is told.
+pub(super) struct States {
+    /// Ready as long as one of them is.
+    any: watch::Sender<GroupState>,
+    /// Of each, in their order.
+    each: watch::Sender<Vec<GroupState>>,
+}
+
+impl States {
+    /// Of so many replicas that are away, with those who are told: of any and of each.
+    pub(super) fn new(
+        replicas: usize,
+    ) -> (Self, watch::Receiver<GroupState>, watch::Receiver<Vec<GroupState>>) {
+        let away = GroupState::Away { since: Instant::now() };
+        let (each, each_told) = watch::channel(vec![away.clone(); replicas]);
+        let (any, any_told) = watch::channel(away);
+        (Self { any, each }, any_told, each_told)
+    }
+
+    /// A group can be asked.
+    pub(super) fn on_ready(&self, replica: ReplicaId, facts: GroupFacts) {
+        self.set(replica, GroupState::Ready(Arc::new(facts)));
+    }
+
+    /// A group cannot be asked any more.
+    pub(super) fn on_away(&self, replica: ReplicaId) {
+        self.set(replica, GroupState::Away { since: Instant::now() });
+    }
+
+    /// Whether any can be asked.
+    pub(super) fn is_any_ready(&self) -> bool {
+        self.first_ready().is_some()
+    }
+
+    /// The first that can be asked.
+    pub(super) fn first_ready(&self) -> Option<Arc<GroupFacts>> {
+        self.each.borrow().iter().find_map(|state| match state {
+            GroupState::Ready(facts) => Some(Arc::clone(facts)),
+            GroupState::Away { .. } => None,
+        })
+    }
+
+    fn set(&self, replica: ReplicaId, state: GroupState) {
+        self.each.send_modify(|each| {
+            if let Some(place) = each.get_mut(replica.index()) {
+                *place = state;
+            }
+        });
+        let any = self.first_ready().map_or(GroupState::Away { since: Instant::now() }, GroupState::Ready);
+        self.any.send_replace(any);
+    }
+}

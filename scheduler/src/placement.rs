@@ -1,0 +1,103 @@
+//! Where a waiting sequence goes: to the replica with the longest cached prefix among the least loaded.
+//!
+//! Nothing is assigned ahead. Each replica that plans a step goes through the queue and leaves to the others what they
+//! would rather have; the same look at the same state gives all of them the same answer, so whoever is meant takes it
+//! with its next step.
+
+use std::cmp::Reverse;
+
+use lockstep_proto::{ReplicaId, Tokens};
+
+use crate::admit::Fit;
+use crate::group::Group;
+use crate::replicas::Replicas;
+use crate::sequence::Sequence;
+
+/// So many sequences more than the least loaded has, and a replica still counts as one of the least loaded; or a
+/// quarter more, where that is more. A prefix is worth a little imbalance, and no more than that: it is computed once
+/// elsewhere and is cached there as well from then on.
+const LOAD_SLACK: usize = 2;
+
+/// What a replica has for a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Offer {
+    pub(crate) replica: ReplicaId,
+    /// Sequences it computes, and one more for each step's worth of tokens they are behind.
+    pub(crate) load: usize,
+    /// Tokens of the sequence that it has cached, or soon will have.
+    pub(crate) prefix: Tokens,
+}
+
+/// The offer to be taken.
+pub(crate) fn best(offers: impl Iterator<Item = Offer> + Clone) -> Option<Offer> {
+    let least = offers.clone().map(|offer| offer.load).min()?;
+    let most = least + LOAD_SLACK.max(least / 4);
+    let least_loaded = offers.filter(|offer| offer.load <= most);
+    least_loaded.max_by_key(|offer| (offer.prefix, Reverse(offer.load), Reverse(offer.replica)))
+}
+
+/// The other replicas, while one plans its step.
+#[derive(Debug, Default)]
+pub(crate) struct Siblings<'a> {
+    others: Vec<Sibling<'a>>,
+    /// What waits for the one that plans.
+    left_to_self: usize,
+}
+
+#[derive(Debug)]
+struct Sibling<'a> {
+    group: &'a Group,
+    load: usize,
+    /// What was left to it.
+    left: usize,
+}
+
+impl<'a> Siblings<'a> {
+    /// Of a replica whose group is out of its place.
+    pub(crate) fn new(others: &'a Replicas) -> Self {
+        let others = others.groups().filter(|group| group.admits());
+        let others = others.map(|group| Sibling { group, load: group.load(), left: 0 });
+        Self { others: others.collect(), left_to_self: 0 }
+    }
+
+    /// Whether `sequence`, of which `own` has such a prefix, is better left to another one. If so, it counts as that
+    /// one's from here on.
+    pub(crate) fn prefer(&mut self, sequence: &Sequence, own: &Group, prefix: Tokens) -> bool {
+        if self.others.is_empty() {
+            return false;
+        }
+        let own = Offer { replica: own.replica, load: own.load() + self.left_to_self, prefix };
+        let offers: Vec<Offer> = self.others.iter().filter_map(|other| other.offer(sequence)).collect();
+        let best = best(offers.iter().copied().chain([own]));
+        let is_best =
+            |other: &&mut Sibling<'_>| best.is_some_and(|best| best.replica == other.group.replica);
+        let preferred = self.others.iter_mut().find(is_best);
+        preferred.map(|other| other.left += 1).is_some()
+    }
+
+    /// `sequence` waits for the one that plans, if not for its owner.
+    pub(crate) fn leave_to_self(&mut self, sequence: &Sequence) {
+        if !sequence.is_held() {
+            self.left_to_self += 1;
+        }
+    }
+}
+
+impl Sibling<'_> {
+    /// What it has for `sequence`, if it could take it with its next step.
+    fn offer(&self, sequence: &Sequence) -> Option<Offer> {
+        if !self.group.has_places(self.left + 1) {
+            return None;
+        }
+        let prospect = self.group.prospect(sequence);
+        let takes_it = match prospect.fit {
+            Fit::Fits | Fit::Follows(_) => true,
+            Fit::Lacks | Fit::Never => false,
+        };
+        takes_it.then_some(Offer {
+            replica: self.group.replica,
+            load: self.load + self.left,
+            prefix: prospect.prefix,
+        })
+    }
+}
