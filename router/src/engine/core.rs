@@ -14,6 +14,7 @@ use super::deliver::{Deliveries, channel_capacity_events};
 use super::masks::{Found, Masks, Ready, Settled};
 use super::traces::SequenceTraces;
 use super::{Command, EngineError, GenerationEvent};
+use crate::clock;
 use crate::metrics::{Metrics, StepKind};
 use crate::shards::GroupFacts;
 
@@ -113,7 +114,7 @@ impl Core {
         let step = self.scheduler.plan_step(now)?;
         let kind = kind_of(&step);
         if kind == StepKind::Prefill && step.work.iter().any(decodes) {
-            self.metrics.on_batch_joined(now.elapsed());
+            self.metrics.on_batch_joined(clock::since(now));
         }
         self.in_flight = Some(InFlight { started: now, kind });
         self.traces.on_step_planned(&step);
@@ -140,7 +141,7 @@ impl Core {
             self.find_mask(sequence, token);
         }
         if let Some(InFlight { kind, .. }) = in_flight {
-            self.metrics.on_batch_filtered(kind, now.elapsed());
+            self.metrics.on_batch_filtered(kind, clock::since(now));
         }
         self.observe();
         Ok(())

@@ -17,6 +17,7 @@ use super::deliver::Deliveries;
 use super::traces::SequenceTraces;
 use super::watchdog::{StepWork, Watchdog};
 use super::{Command, Engine, EngineError, GroupState};
+use crate::clock;
 use crate::metrics::Metrics;
 use crate::shards::{ShardError, ShardGroup, bring_up};
 use crate::tokenizer::Vocabulary;
@@ -86,7 +87,7 @@ impl<G: ShardGroup> EngineTask<G> {
         let capacity_submissions = (config.limits.max_requests as usize).max(1);
         let (commands, queue) = mpsc::channel(capacity_submissions);
         let wake = Arc::new(Notify::new());
-        let (state, watched) = watch::channel(GroupState::Away { since: Instant::now() });
+        let (state, watched) = watch::channel(GroupState::Away { since: clock::now() });
         let deliveries = Deliveries::new(vocabulary, Arc::clone(&metrics));
         let core = Core::new(config.limits, deliveries, metrics);
         let engine = Engine {
@@ -115,8 +116,8 @@ impl<G: ShardGroup> EngineTask<G> {
                 Left::Lost(error) => {
                     error!(%error, epoch = epoch.0, "group lost");
                     lost = Some(epoch);
-                    self.state.send_replace(GroupState::Away { since: Instant::now() });
-                    self.core.on_group_lost(epoch, Instant::now());
+                    self.state.send_replace(GroupState::Away { since: clock::now() });
+                    self.core.on_group_lost(epoch, clock::now());
                 }
                 Left::Stop => break,
             }
@@ -140,9 +141,9 @@ impl<G: ShardGroup> EngineTask<G> {
                 () = inputs.stop.cancelled() => return None,
                 facts = &mut joining => break facts,
                 () = inputs.wake.notified() => core.sweep(),
-                () = until(core.next_deadline()) => core.expire(Instant::now()),
+                () = until(core.next_deadline()) => core.expire(clock::now()),
                 command = inputs.commands.recv() => match hope {
-                    Hope::Endless | Hope::Limited => core.on_command(command?, Instant::now()),
+                    Hope::Endless | Hope::Limited => core.on_command(command?, clock::now()),
                     Hope::Over => Core::refuse(command?, EngineError::GroupLost { waited }),
                 },
                 () = &mut patience, if hope == Hope::Limited => {
@@ -152,7 +153,7 @@ impl<G: ShardGroup> EngineTask<G> {
                 }
             }
         };
-        core.on_group_ready(&facts, Instant::now());
+        core.on_group_ready(&facts, clock::now());
         let epoch = facts.epoch;
         state.send_replace(GroupState::Ready(Arc::new(facts)));
         Some(epoch)
@@ -161,7 +162,7 @@ impl<G: ShardGroup> EngineTask<G> {
     async fn serve(&mut self) -> Left {
         loop {
             self.settle_masks().await;
-            let Some(mut step) = self.core.plan(Instant::now()) else {
+            let Some(mut step) = self.core.plan(clock::now()) else {
                 if self.core.is_undelivered() {
                     self.core.deliver();
                     continue;
@@ -177,7 +178,7 @@ impl<G: ShardGroup> EngineTask<G> {
                 Err(left) => return left,
             };
             self.core.on_ranks_done(self.group.timings());
-            if let Err(error) = self.core.on_step_done(&output, Instant::now()) {
+            if let Err(error) = self.core.on_step_done(&output, clock::now()) {
                 return Left::Lost(ShardError::NoGroup(error.to_string()));
             }
             self.inputs.drain(&mut self.core);
@@ -211,12 +212,12 @@ impl<G: ShardGroup> EngineTask<G> {
                 None
             }
             () = until(core.next_deadline()) => {
-                core.expire(Instant::now());
+                core.expire(clock::now());
                 None
             }
             command = inputs.commands.recv() => match command {
                 Some(command) => {
-                    core.on_command(command, Instant::now());
+                    core.on_command(command, clock::now());
                     inputs.drain(core);
                     None
                 }
@@ -233,7 +234,7 @@ impl<G: ShardGroup> EngineTask<G> {
     /// Computes a step, taking in what arrives meanwhile.
     async fn step(&mut self, step: Step) -> Result<StepOutput, Left> {
         let Self { group, core, watchdog, inputs, .. } = self;
-        let (work, begun) = (StepWork::of(&step), Instant::now());
+        let (work, begun) = (StepWork::of(&step), clock::now());
         let limit = watchdog.limit(work);
         let traces = core.traces().parents();
         let mut computing = pin!(tokio::time::timeout(limit, group.step(step, &traces)));
@@ -243,16 +244,16 @@ impl<G: ShardGroup> EngineTask<G> {
                 () = inputs.stop.cancelled() => return Err(Left::Stop),
                 output = &mut computing => {
                     let output = output.unwrap_or(Err(ShardError::TooSlow { limit }));
-                    watchdog.on_step(work, begun.elapsed());
+                    watchdog.on_step(work, clock::since(begun));
                     return output.map_err(Left::Lost);
                 }
                 // The step is on its way: the shards do not wait for this.
                 () = std::future::ready(()), if core.is_undelivered() => core.deliver(),
                 // Before arrivals: who has left makes room for them.
                 () = inputs.wake.notified() => core.sweep(),
-                () = until(core.next_deadline()) => core.expire(Instant::now()),
+                () = until(core.next_deadline()) => core.expire(clock::now()),
                 command = inputs.commands.recv() => match command {
-                    Some(command) => core.on_command(command, Instant::now()),
+                    Some(command) => core.on_command(command, clock::now()),
                     None => return Err(Left::Stop),
                 },
             }
@@ -272,9 +273,9 @@ impl Inputs {
     /// Takes in everything that has arrived, so that the next step is planned with it.
     fn drain(&mut self, core: &mut Core) {
         core.sweep();
-        core.expire(Instant::now());
+        core.expire(clock::now());
         while let Ok(command) = self.commands.try_recv() {
-            core.on_command(command, Instant::now());
+            core.on_command(command, clock::now());
         }
     }
 }
