@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use lockstep_process::tasks::{Fate, Tasks};
@@ -13,7 +13,9 @@ use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock;
 use crate::cpu_pool::CpuPool;
+use crate::draws::Draws;
 use crate::engine::{Engine, EngineConfig, EngineTask, GroupState};
 use crate::error::ApiError;
 use crate::grammar::Grammars;
@@ -23,7 +25,7 @@ use crate::http::fields::UnknownFields;
 use crate::http::response_cache::ResponseCache;
 use crate::http::resume::Streams;
 use crate::http::{self, Registry};
-use crate::journal::{Journal, JournalConfig, JournalError, Recovered};
+use crate::journal::{Fsync, Journal, JournalConfig, JournalError, Medium, Recovered};
 use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::shards::{GroupFacts, ShardGroup};
@@ -128,7 +130,19 @@ pub struct App {
     pub load: Load,
     /// Who may ask.
     pub keys: Arc<Keys>,
+    /// What is drawn for requests.
+    pub draws: Draws,
     life: Life,
+}
+
+/// What is there before the parts are put together.
+struct Ground {
+    pool: CpuPool,
+    grammars: Grammars,
+    /// The journal, and the streams an earlier process left in it.
+    kept: (Option<Journal>, Vec<Recovered>),
+    draws: Draws,
+    metrics: Arc<Metrics>,
 }
 
 /// Where the server stands between its start and its end, and how full it is.
@@ -151,24 +165,64 @@ impl App {
     /// # Errors
     /// When metrics or threads cannot be set up.
     pub fn start<G: ShardGroup>(
-        mut config: AppConfig,
+        config: AppConfig,
         model: Model,
         groups: Vec<G>,
         tasks: &Tasks,
     ) -> Result<Arc<Self>, AppError> {
+        let metrics = Arc::new(Metrics::new()?);
+        let grammars = Grammars::start(
+            Arc::clone(&model.tokenizer),
+            model.end_tokens.clone(),
+            config.engine.limits.max_requests as usize,
+        );
+        let kept = open_journal(&config, &metrics, tasks)?;
+        let ground = Ground {
+            pool: start_pool(&config).map_err(AppError::Pool)?,
+            grammars: grammars.map_err(AppError::Pool)?,
+            kept,
+            draws: Draws::System,
+            metrics,
+        };
+        Self::assemble(config, model, groups, (ground, tasks))
+    }
+
+    /// The same with nothing that differs from one time to the next: no threads, and what is drawn is repeatable.
+    /// The journal, where there is one, is kept on a medium instead of in a folder.
+    ///
+    /// # Errors
+    /// When metrics cannot be set up or the medium fails.
+    pub fn start_repeatable<G: ShardGroup, M: Medium>(
+        config: AppConfig,
+        model: Model,
+        (groups, journal, draws): (Vec<G>, Option<(M, Fsync)>, Draws),
+        tasks: &Tasks,
+    ) -> Result<Arc<Self>, AppError> {
+        let metrics = Arc::new(Metrics::new()?);
+        let kept = match (journal, config.patience.resume_window) {
+            (Some((medium, fsync)), Some(window)) => {
+                let opened = Journal::over(medium, (window, fsync), Arc::clone(&metrics), tasks);
+                let (journal, recovered) = opened.map_err(JournalError::Medium)?;
+                (Some(journal), recovered)
+            }
+            (Some(_) | None, _) => (None, Vec::new()),
+        };
+        let grammars = Grammars::inline(Arc::clone(&model.tokenizer), model.end_tokens.clone());
+        let ground = Ground { pool: CpuPool::inline(), grammars, kept, draws, metrics };
+        Self::assemble(config, model, groups, (ground, tasks))
+    }
+
+    fn assemble<G: ShardGroup>(
+        mut config: AppConfig,
+        model: Model,
+        groups: Vec<G>,
+        (ground, tasks): (Ground, &Tasks),
+    ) -> Result<Arc<Self>, AppError> {
+        let Ground { pool, grammars, kept: (journal, recovered), draws, metrics } = ground;
         let vocabulary_size = u32::try_from(model.tokenizer.vocabulary().len()).unwrap_or(u32::MAX);
         let max_context = model.max_positions.unwrap_or(config.limits.max_total_tokens);
         config.limits = RequestLimits { vocabulary_size, ..config.limits.within(max_context) };
-        let metrics = Arc::new(Metrics::new()?);
-        let pool = start_pool(&config).map_err(AppError::Pool)?;
         let vocabulary = Arc::clone(model.tokenizer.vocabulary());
-        let end_tokens = model.end_tokens.clone();
-        let grammars = Grammars::start(
-            Arc::clone(&model.tokenizer),
-            end_tokens,
-            config.engine.limits.max_requests as usize,
-        )
-        .map_err(AppError::Pool)?;
         let stop = tasks.stop_token().clone();
         let (task, engine) = EngineTask::new(groups, config.engine, vocabulary, Arc::clone(&metrics), stop);
         tasks.spawn("engine", Fate::StopServer, task.with_traces(config.traces.clone()).run());
@@ -186,7 +240,6 @@ impl App {
             requests: Places::new(config.max_concurrent_requests),
             tokenizing: Arc::new(Semaphore::new(TOKENIZE_PLACES)),
         };
-        let (journal, recovered) = open_journal(&config, &metrics, tasks)?;
         let app = Arc::new(Self {
             keys,
             model: Arc::new(model),
@@ -197,6 +250,7 @@ impl App {
             responses,
             streams: Streams::new(config.patience.resume_window, journal, tasks.clone()),
             load: Load::default(),
+            draws,
             config,
             life: Life { rooms, group: engine.state(), draining: CancellationToken::new(), was_ready },
             engine,
@@ -221,8 +275,19 @@ impl App {
         if self.is_draining() {
             return Err(ApiError::draining());
         }
-        let taken = self.life.rooms.requests.take(tenant, sequences as usize, Instant::now());
+        let taken = self.life.rooms.requests.take(tenant, sequences as usize, clock::now());
         taken.ok_or_else(|| self.overloaded())
+    }
+
+    /// The same for a request that had its places in an earlier process: it is not refused for want of room.
+    ///
+    /// # Errors
+    /// When the server is stopping.
+    pub fn admit_again(&self, tenant: &Tenant, sequences: u32) -> Result<Place, ApiError> {
+        if self.is_draining() {
+            return Err(ApiError::draining());
+        }
+        Ok(self.life.rooms.requests.take_again(tenant, sequences as usize, clock::now()))
     }
 
     /// A place among the prompts that are only tokenized.
@@ -247,7 +312,7 @@ impl App {
     /// The model is not there, and when it should be.
     pub fn loading(&self) -> ApiError {
         let elapsed = match &*self.life.group.borrow() {
-            GroupState::Away { since } => since.elapsed(),
+            GroupState::Away { since } => clock::since(*since),
             GroupState::Ready(_) => Duration::ZERO,
         };
         let estimate = USUAL_LOADING.saturating_sub(elapsed).max(Duration::from_secs(1));

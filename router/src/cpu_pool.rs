@@ -27,7 +27,8 @@ pub enum PoolError {
 /// A fixed number of threads and a bounded queue before them. They end when the pool is dropped.
 #[derive(Clone)]
 pub struct CpuPool {
-    jobs: SyncSender<Job>,
+    /// Absent where there are no threads.
+    jobs: Option<SyncSender<Job>>,
 }
 
 impl CpuPool {
@@ -55,7 +56,13 @@ impl CpuPool {
             let thread = std::thread::Builder::new().name(format!("cpu-pool-{index}"));
             thread.stack_size(stack_bytes).spawn(move || work(&queue))?;
         }
-        Ok(Self { jobs })
+        Ok(Self { jobs: Some(jobs) })
+    }
+
+    /// Without threads: a job is done where it is asked for, before anything else goes on. For tests, in which the
+    /// same must happen each time.
+    pub fn inline() -> Self {
+        Self { jobs: None }
     }
 
     /// Runs `job` on one of the threads.
@@ -90,7 +97,11 @@ impl CpuPool {
                 let _ = tx.send(job());
             }
         });
-        match self.jobs.try_send(boxed) {
+        let Some(jobs) = &self.jobs else {
+            run_one(boxed);
+            return Ok(rx);
+        };
+        match jobs.try_send(boxed) {
             Ok(()) => Ok(rx),
             Err(TrySendError::Full(_)) => Err(PoolError::Full),
             Err(TrySendError::Disconnected(_)) => Err(PoolError::Panicked),
@@ -102,9 +113,13 @@ fn work(queue: &Mutex<Receiver<Job>>) {
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = next else { return };
-        if std::panic::catch_unwind(AssertUnwindSafe(job)).is_err() {
-            error!("work on the CPU pool panicked");
-        }
+        run_one(job);
+    }
+}
+
+fn run_one(job: Job) {
+    if std::panic::catch_unwind(AssertUnwindSafe(job)).is_err() {
+        error!("work on the CPU pool panicked");
     }
 }
 

@@ -24,7 +24,9 @@ pub mod engine;
 pub mod journal;
 pub mod shards;
 
+mod clock;
 pub mod cpu_pool;
+pub mod draws;
 pub mod error;
 pub mod metrics;
 pub mod model;

@@ -15,6 +15,7 @@ use super::deliver::{Deliveries, channel_capacity_events};
 use super::masks::{Found, Masks, Ready, Settled};
 use super::traces::SequenceTraces;
 use super::{EngineError, GenerationEvent, GroupEnd, Submit};
+use crate::clock;
 use crate::metrics::{Metrics, StepKind};
 use crate::shards::GroupFacts;
 
@@ -107,7 +108,7 @@ impl Core {
         let mut step = self.scheduler.plan_step(replica, now)?;
         let kind = kind_of(&step);
         if kind == StepKind::Prefill && step.work.iter().any(decodes) {
-            self.metrics.on_batch_joined(now.elapsed());
+            self.metrics.on_batch_joined(clock::since(now));
         }
         self.in_flight.insert(replica, InFlight { started: now, kind });
         self.traces.on_step_planned(&step);
@@ -140,7 +141,7 @@ impl Core {
             self.find_mask(sequence, token);
         }
         if let Some(InFlight { kind, .. }) = in_flight {
-            self.metrics.on_batch_filtered(kind, now.elapsed());
+            self.metrics.on_batch_filtered(kind, clock::since(now));
         }
         self.observe();
         Ok(())

@@ -9,6 +9,7 @@ use lockstep_proto::{Epoch, ReplicaId, Step, StepOutput, TraceParent};
 use tokio::sync::oneshot;
 
 use super::watchdog::{StepWork, Watchdog};
+use crate::clock;
 use crate::shards::{GroupFacts, ShardError, ShardGroup, bring_up};
 
 /// All replicas, in their order.
@@ -108,12 +109,12 @@ impl<G: ShardGroup> Replicas<G> {
         let Some(place) = self.places.get_mut(replica.index()) else { return };
         let Some(mut group) = place.idle.take() else { return };
         place.settles_until = None;
-        let (work, begun) = (StepWork::of(&step), Instant::now());
+        let (work, begun) = (StepWork::of(&step), clock::now());
         let limit = place.watchdog.limit(work);
         self.under_way.push(Box::pin(async move {
             let output = tokio::time::timeout(limit, group.step(step, &traces)).await;
             let output = output.unwrap_or(Err(ShardError::TooSlow { limit }));
-            let took = begun.elapsed();
+            let took = clock::since(begun);
             Happened::Stepped(replica, output, Stepped { group, work, took })
         }));
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use lockstep_process::traces::Traces;
 use lockstep_proto::{Epoch, ReplicaId, StepOutput};
 use lockstep_scheduler::Limits;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -19,6 +19,7 @@ use super::states::States;
 use super::traces::SequenceTraces;
 use super::watchdog::Watchdog;
 use super::{Command, Engine, EngineError, GroupEnd};
+use crate::clock;
 use crate::metrics::Metrics;
 use crate::shards::{GroupFacts, ShardError, ShardGroup};
 use crate::tokenizer::Vocabulary;
@@ -141,7 +142,7 @@ impl<G: ShardGroup> EngineTask<G> {
                 Turn::Mask(found) => self.core.on_mask(found),
                 Turn::Deliver => self.core.deliver(),
                 Turn::Woken => self.core.sweep(),
-                Turn::Expired => self.core.expire(Instant::now()),
+                Turn::Expired => self.core.expire(clock::now()),
                 Turn::Settled => self.settle(),
                 Turn::Hopeless => self.give_up(),
             }
@@ -184,7 +185,7 @@ impl<G: ShardGroup> EngineTask<G> {
             self.replicas.settle(replica);
             if self.replicas.is_leaving(replica) {
                 self.on_group_end(replica, GroupEnd::Drained);
-            } else if let Some(step) = self.core.plan(replica, Instant::now()) {
+            } else if let Some(step) = self.core.plan(replica, clock::now()) {
                 let traces = self.core.traces().parents();
                 self.replicas.begin(replica, step, traces);
             }
@@ -209,7 +210,7 @@ impl<G: ShardGroup> EngineTask<G> {
             return;
         }
         self.hope = Hope::Endless;
-        self.core.on_group_ready(replica, &facts, Instant::now());
+        self.core.on_group_ready(replica, &facts, clock::now());
         self.states.on_ready(replica, facts);
     }
 
@@ -221,10 +222,10 @@ impl<G: ShardGroup> EngineTask<G> {
     ) {
         let taken_in = output.and_then(|output| {
             self.core.on_ranks_done(replica, stepped.group.timings());
-            let taken_in = self.core.on_step_done(replica, &output, Instant::now());
+            let taken_in = self.core.on_step_done(replica, &output, clock::now());
             taken_in.map_err(|error| ShardError::NoGroup(error.to_string()))
         });
-        let settles_until = self.core.masks().are_pending().then(|| Instant::now() + MASK_PATIENCE);
+        let settles_until = self.core.masks().are_pending().then(|| clock::now() + MASK_PATIENCE);
         self.replicas.on_stepped(replica, stepped, settles_until);
         match taken_in {
             Ok(()) => self.drain_inputs(),
@@ -242,9 +243,9 @@ impl<G: ShardGroup> EngineTask<G> {
     fn on_group_end(&mut self, replica: ReplicaId, end: GroupEnd) {
         let Some(epoch) = self.replicas.epoch(replica) else { return };
         self.states.on_away(replica);
-        self.core.on_group_end(replica, epoch, end, Instant::now());
+        self.core.on_group_end(replica, epoch, end, clock::now());
         if !self.states.is_any_ready() {
-            self.hope = Hope::Until(Instant::now() + self.config.group_loss_timeout);
+            self.hope = Hope::Until(clock::now() + self.config.group_loss_timeout);
         }
         self.replicas.join(replica, Some(epoch));
     }
@@ -254,7 +255,7 @@ impl<G: ShardGroup> EngineTask<G> {
             Command::Submit(submit) if self.hope == Hope::Over => {
                 submit.refuse(EngineError::GroupLost { waited: self.config.group_loss_timeout });
             }
-            Command::Submit(submit) => self.core.on_submit(submit, Instant::now()),
+            Command::Submit(submit) => self.core.on_submit(submit, clock::now()),
             Command::Drain { replica, epoch, reply } => {
                 if self.replicas.ask_to_leave(replica, epoch, reply) {
                     info!(%replica, epoch = epoch.0, "group is to leave");
@@ -267,14 +268,14 @@ impl<G: ShardGroup> EngineTask<G> {
     /// Takes in everything that has arrived, so that the next step is planned with it.
     fn drain_inputs(&mut self) {
         self.core.sweep();
-        self.core.expire(Instant::now());
+        self.core.expire(clock::now());
         while let Ok(command) = self.inputs.commands.try_recv() {
             self.on_command(command);
         }
     }
 
     fn settle(&mut self) {
-        let now = Instant::now();
+        let now = clock::now();
         for replica in self.replicas.ids() {
             if self.replicas.settles_until(replica).is_some_and(|until| until <= now) {
                 self.replicas.settle(replica);

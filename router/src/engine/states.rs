@@ -1,12 +1,12 @@
 //! Which replicas can be asked, for those who wait for it.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use lockstep_proto::ReplicaId;
 use tokio::sync::watch;
 
 use super::GroupState;
+use crate::clock;
 use crate::shards::GroupFacts;
 
 /// The engine's end of what is told.
@@ -22,7 +22,7 @@ impl States {
     pub(super) fn new(
         replicas: usize,
     ) -> (Self, watch::Receiver<GroupState>, watch::Receiver<Vec<GroupState>>) {
-        let away = GroupState::Away { since: Instant::now() };
+        let away = GroupState::Away { since: clock::now() };
         let (each, each_told) = watch::channel(vec![away.clone(); replicas]);
         let (any, any_told) = watch::channel(away);
         (Self { any, each }, any_told, each_told)
@@ -35,7 +35,7 @@ impl States {
 
     /// A group cannot be asked any more.
     pub(super) fn on_away(&self, replica: ReplicaId) {
-        self.set(replica, GroupState::Away { since: Instant::now() });
+        self.set(replica, GroupState::Away { since: clock::now() });
     }
 
     /// Whether any can be asked.
@@ -57,7 +57,7 @@ impl States {
                 *place = state;
             }
         });
-        let any = self.first_ready().map_or(GroupState::Away { since: Instant::now() }, GroupState::Ready);
+        let any = self.first_ready().map_or(GroupState::Away { since: clock::now() }, GroupState::Ready);
         self.any.send_replace(any);
     }
 }

@@ -62,9 +62,18 @@ impl Grammars {
             compile: CpuPool::start_with_stack(COMPILE_THREADS, queue_capacity_jobs, STACK_BYTES)?,
             masks: CpuPool::start(cores.min(MAX_MASK_THREADS), queue_capacity_jobs)?,
         };
+        Ok(Self::over(tokenizer, end_tokens, pools))
+    }
+
+    /// The same without threads: see [`CpuPool::inline`].
+    pub fn inline(tokenizer: Arc<Tokenizer>, end_tokens: Vec<TokenId>) -> Self {
+        Self::over(tokenizer, end_tokens, Pools { compile: CpuPool::inline(), masks: CpuPool::inline() })
+    }
+
+    fn over(tokenizer: Arc<Tokenizer>, end_tokens: Vec<TokenId>, pools: Pools) -> Self {
         let compiler = OnceLock::new();
         let cache = Cache::default();
-        Ok(Self(Arc::new(Inner { tokenizer, end_tokens, pools, compiler, cache })))
+        Self(Arc::new(Inner { tokenizer, end_tokens, pools, compiler, cache }))
     }
 
     /// A grammar, compiled, and how long that took if it was not in the cache.

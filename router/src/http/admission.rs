@@ -76,6 +76,17 @@ impl Places {
         Some(Place { places: Arc::clone(self), tenant: tenant.clone(), count })
     }
 
+    /// `count` places for `tenant`, at least one, whether or not there are any: of a request that had its places before.
+    pub fn take_again(self: &Arc<Self>, tenant: &Tenant, count: usize, now: Instant) -> Place {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.note(tenant, now);
+        if let Some(presence) = held.tenants.get_mut(tenant) {
+            presence.places += count;
+        }
+        held.total += count;
+        Place { places: Arc::clone(self), tenant: tenant.clone(), count }
+    }
+
     /// Places taken in all that a tenant which has `mine` may bring it to.
     fn most(&self, present: usize, mine: usize) -> usize {
         let share = self.limit.div_ceil(present.max(1));
@@ -209,6 +220,18 @@ mod tests {
         drop(flooding);
         let later = now + PRESENT;
         assert_eq!(std::iter::from_fn(|| places.take(&flood, 1, later)).map(std::mem::forget).count(), 8);
+    }
+
+    #[test]
+    fn who_had_a_place_has_one_again() {
+        let (places, now) = (Places::new(2), Instant::now());
+        let tenant = Tenant::default();
+        let again: Vec<_> = (0..3).map(|_| places.take_again(&tenant, 1, now)).collect();
+        assert_eq!(places.taken(), 3);
+        assert!(places.take(&tenant, 1, now).is_none(), "others wait until there is room");
+        drop(again);
+        assert_eq!(places.taken(), 0);
+        assert!(places.take(&tenant, 1, now).is_some());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! From a request as a route understands it to a running sequence, and its tokens as they come.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
@@ -18,13 +18,19 @@ use super::tape::{Journaling, Tape};
 use super::trace::RequestTrace;
 use crate::app::App;
 use crate::chat::TemplateError;
+use crate::clock;
 use crate::cpu_pool::PoolError;
-use crate::engine::{EngineError, FinishReason, GeneratedToken, Generation, GenerationEvent, Generations};
+use crate::engine::{
+    Assignment, EngineError, FinishReason, GeneratedToken, Generation, GenerationEvent, Generations,
+};
 use crate::error::{ApiError, ErrorKind};
 use crate::journal::Origin;
 use crate::model::Model;
 use crate::tokenizer::{Piece, SpecialTokens, TokenizerError};
 use crate::validation::{Prompt, PromptSource, TextRequest, ValidRequest};
+
+/// How long a request that must not be refused waits before it asks for room again.
+const BETWEEN_TRIES: Duration = Duration::from_millis(50);
 
 /// Whether a request waits for a model that is not there yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,11 +60,18 @@ impl FromRequestParts<Arc<App>> for Arrival {
         let waits =
             header.is_some_and(|value| matches!(value.trim().to_ascii_lowercase().as_str(), "true" | "1"));
         let when_loading = if waits { WhenLoading::Wait } else { WhenLoading::Refuse };
-        let at = Instant::now();
+        let at = clock::now();
         let service = admission::service(parts, app.config.patience.request_timeout, at)?;
         let trace = parts.extensions.get().cloned().unwrap_or_default();
         let journaling = parts.extensions.get().cloned();
         Ok(Self { id, at, when_loading, service, trace, journaling })
+    }
+}
+
+impl Arrival {
+    /// Whether an earlier process has begun to answer it.
+    fn is_replayed(&self) -> bool {
+        self.journaling.as_ref().is_some_and(|journaling| journaling.past.is_some())
     }
 }
 
@@ -126,7 +139,9 @@ pub(super) async fn start_all(
     }
     let origin = arrival.journaling.as_ref().map(|journaling| journaling.origin);
     let choices = requests.first().map_or(1, |request| request.choices);
-    let permit = app.admit(&arrival.service.tenant, sequences(app, &requests)?)?;
+    let (tenant, count) = (&arrival.service.tenant, sequences(app, &requests)?);
+    let permit =
+        if arrival.is_replayed() { app.admit_again(tenant, count) } else { app.admit(tenant, count) }?;
     // From here on a client that leaves is counted, whatever its request waits for.
     let mut record = Record::new(Arc::clone(app), arrival.id.clone(), arrival.at, arrival.trace.clone());
     let started = begin(app, arrival, requests, &mut record).await;
@@ -187,6 +202,7 @@ async fn begin(
     }
     record.on_submitted(size);
     let origin = arrival.trace.origin(&arrival.id);
+    let is_replayed = arrival.is_replayed();
     let registration = Registration::new(Arc::clone(app), arrival.id);
     let tape = arrival.journaling.as_ref().map(|of| Tape::new(of, whole_prompts, app.fingerprint()));
     let tape = tape.unwrap_or_default();
@@ -203,13 +219,29 @@ async fn begin(
                 begun.generations.push(None);
                 continue;
             };
-            let generation = app.engine.submit(assignment).await;
-            let generation = generation.map_err(|error| of_engine(app, &error))?;
+            let submitted = if is_replayed {
+                submit_again(app, assignment).await
+            } else {
+                app.engine.submit(assignment).await
+            };
+            let generation = submitted.map_err(|error| of_engine(app, &error))?;
             debug!(sequence = %generation.sequence(), "queued");
             begun.generations.push(Some(generation));
         }
     }
     Ok(begun)
+}
+
+/// Submits what an earlier process had taken in: where there is no room it waits for some, and is not refused.
+async fn submit_again(app: &App, assignment: Assignment) -> Result<Generation, EngineError> {
+    loop {
+        match app.engine.submit(assignment.clone()).await {
+            Err(EngineError::Refused(AdmissionError::Full { .. } | AdmissionError::QueueFull { .. })) => {
+                tokio::time::sleep(BETWEEN_TRIES).await;
+            }
+            submitted => return submitted,
+        }
+    }
 }
 
 /// What will be done, and the whole prompt of the `index`-th request where streams are written down.

@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use super::frame::RequestId;
 use super::trace::{RequestTrace, TracedUsage};
 use crate::app::App;
+use crate::clock;
 use crate::engine::FinishReason;
 use crate::error::ApiError;
 use crate::metrics::RequestNumbers;
@@ -59,7 +60,7 @@ impl Record {
 
     /// It goes to the engine now.
     pub(super) fn on_submitted(&mut self, prompt: PromptSize) {
-        self.submitted = Instant::now();
+        self.submitted = clock::now();
         self.prompt = prompt;
     }
 
@@ -72,7 +73,7 @@ impl Record {
     pub(super) fn on_token(&mut self) {
         self.generated_tokens += 1;
         if self.first_token.is_none() {
-            self.first_token = Some(Instant::now());
+            self.first_token = Some(clock::now());
         }
     }
 
@@ -137,7 +138,7 @@ impl Record {
     }
 
     fn numbers(&self) -> RequestNumbers {
-        let total = self.arrived.elapsed();
+        let total = clock::since(self.arrived);
         let validation = self.submitted.saturating_duration_since(self.arrived);
         let queue = self.queued.unwrap_or_default();
         let inference = total.saturating_sub(validation).saturating_sub(queue);
@@ -183,7 +184,7 @@ impl Drop for Record {
                 trace_id = self.trace.id(),
                 prompt_tokens = self.prompt.tokens.0,
                 generated_tokens = self.generated_tokens,
-                total_ms = millis(self.arrived.elapsed()),
+                total_ms = millis(clock::since(self.arrived)),
                 "request cancelled: its client has left"
             );
         }

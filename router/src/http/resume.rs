@@ -141,7 +141,7 @@ impl Streams {
             tokio::select! {
                 biased;
                 () = streams.tasks.stop_token().cancelled() => {}
-                () = tokio::time::sleep(window) => streams.forget(id),
+                () = streams.unread(id, window) => streams.forget(id),
             }
         });
         Response::from_parts(parts, read)
@@ -222,6 +222,24 @@ impl Streams {
         }
     }
 
+    /// Until nobody has read a stream that has ended for `window`; at most twice as long.
+    async fn unread(&self, id: Uuid, window: Duration) {
+        let mut before = None;
+        loop {
+            let readers = match self.kept().by_id.get(&id) {
+                Some(kept) if kept.log.receiver_count() == 0 => Some(kept.readers.load(Ordering::Relaxed)),
+                Some(_) => None,
+                // Others needed its room.
+                None => return,
+            };
+            if readers.is_some() && readers == before {
+                return;
+            }
+            before = readers;
+            tokio::time::sleep(window).await;
+        }
+    }
+
     fn on_ended(&self, kept: &Kept) {
         let bytes = kept.log.borrow().events.iter().map(Bytes::len).sum();
         let mut streams = self.kept();
@@ -297,7 +315,7 @@ pub(super) async fn resume(State(app): State<Arc<App>>, request: Request, next: 
         return app.streams.resume(last, key.as_ref()).await.into_response();
     }
     let Some(window) = app.streams.window else { return next.run(request).await };
-    let mut id = Uuid::new_v4();
+    let mut id = app.draws.uuid();
     let request = match app.streams.journal() {
         Some(journal) if request.method() == Method::POST => {
             let journal = journal.clone();
@@ -311,7 +329,8 @@ pub(super) async fn resume(State(app): State<Arc<App>>, request: Request, next: 
             };
             let mut request = Request::from_parts(parts, Body::from(body.clone()));
             let kept = Arc::new(kept_request(&request, &body));
-            let journaling = Journaling { journal, origin: new_origin(), request: kept, past: None };
+            let journaling =
+                Journaling { journal, origin: new_origin(&app.draws), request: kept, past: None };
             id = journaling.origin.stream;
             request.extensions_mut().insert(journaling);
             request

@@ -9,6 +9,7 @@ use lockstep_proto::{PromptLogprobs, TokenId};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use crate::draws::Draws;
 use crate::engine::{Assignment, EngineError, GenerationEvent, Generations};
 use crate::journal::{Beginning, Journal, KeptRequest, Origin, Record};
 use crate::validation::Prompt;
@@ -78,13 +79,13 @@ impl Journaling {
 }
 
 /// Draws everything for a request that comes now.
-pub(super) fn new_origin() -> Origin {
-    let (seed, calls) = Uuid::new_v4().as_u64_pair();
+pub(super) fn new_origin(draws: &Draws) -> Origin {
+    let (seed, calls) = draws.uuid().as_u64_pair();
     // Some of its bits say that it is random and are not.
-    let (other_seed, other_calls) = Uuid::new_v4().as_u64_pair();
+    let (other_seed, other_calls) = draws.uuid().as_u64_pair();
     Origin {
-        stream: Uuid::new_v4(),
-        answer: Uuid::new_v4(),
+        stream: draws.uuid(),
+        answer: draws.uuid(),
         seed: seed ^ other_calls,
         calls: calls ^ other_seed,
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),

@@ -6,19 +6,52 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::record::{self, MAGIC};
-use super::{Found, path_of};
+use super::path_of;
+use super::record::MAGIC;
 
-/// Where segments are written to. Another stands in for it in tests.
-pub(super) trait Medium: Send + 'static {
-    /// Begins segment `number`; what is appended goes there.
+/// Where segments are kept. Another stands in for it in tests.
+pub trait Medium: Send + 'static {
+    /// Every segment there is, oldest first.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    fn segments(&self) -> io::Result<Vec<Stored>>;
+
+    /// Begins segment `number`, whose number no other has; what is appended goes there. Once something is brought to
+    /// the disk, the segment is there too.
+    ///
+    /// # Errors
+    /// When the disk fails.
     fn begin(&mut self, number: u64) -> io::Result<()>;
+
     /// Hands bytes to the system: they outlive the process.
+    ///
+    /// # Errors
+    /// When the disk fails; a part of them may be written.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
-    /// Brings what was appended to the disk.
+
+    /// Brings what was appended to the disk: it outlives the machine.
+    ///
+    /// # Errors
+    /// When the disk fails.
     fn sync(&mut self) -> io::Result<()>;
+
     /// Deletes a segment.
+    ///
+    /// # Errors
+    /// When the disk fails.
     fn delete(&mut self, number: u64) -> io::Result<()>;
+}
+
+/// A segment as it is found.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// Its number: later segments have larger ones.
+    pub number: u64,
+    /// All that it holds, whole or not.
+    pub bytes: Vec<u8>,
+    /// How long ago it was written to.
+    pub age: Duration,
 }
 
 /// A folder that is this process's alone.
@@ -43,8 +76,13 @@ impl Folder {
         }
     }
 
-    /// Every segment there is, oldest first, and how many bytes in them are no records.
-    pub(super) fn read(&self, window: Duration) -> io::Result<(Vec<Found>, usize)> {
+    fn segment(&mut self) -> io::Result<&mut File> {
+        self.segment.as_mut().ok_or_else(|| io::Error::other("no segment was begun"))
+    }
+}
+
+impl Medium for Folder {
+    fn segments(&self) -> io::Result<Vec<Stored>> {
         let mut numbers = Vec::new();
         for entry in std::fs::read_dir(&self.path)? {
             let name = entry?.file_name();
@@ -53,25 +91,16 @@ impl Folder {
             numbers.extend(number);
         }
         numbers.sort_unstable();
-        let (mut all, mut torn) = (Vec::new(), 0);
-        for number in numbers {
+        let stored = |number| {
             let path = path_of(&self.path, number);
             let written = std::fs::metadata(&path)?.modified()?;
             // A clock that was set back makes nothing stale.
             let age = SystemTime::now().duration_since(written).unwrap_or_default();
-            let segment = record::parse(&std::fs::read(&path)?);
-            torn += segment.torn_bytes;
-            all.push(Found { number, records: segment.records, is_fresh: age <= window });
-        }
-        Ok((all, torn))
+            Ok(Stored { number, bytes: std::fs::read(&path)?, age })
+        };
+        numbers.into_iter().map(stored).collect()
     }
 
-    fn segment(&mut self) -> io::Result<&mut File> {
-        self.segment.as_mut().ok_or_else(|| io::Error::other("no segment was begun"))
-    }
-}
-
-impl Medium for Folder {
     fn begin(&mut self, number: u64) -> io::Result<()> {
         let mut file = OpenOptions::new()
             .create_new(true)
@@ -79,6 +108,8 @@ impl Medium for Folder {
             .mode(0o600)
             .open(path_of(&self.path, number))?;
         file.write_all(&MAGIC)?;
+        // A file's bytes are of no use after a machine has died if the folder does not know of the file.
+        File::open(&self.path)?.sync_all()?;
         self.segment = Some(file);
         Ok(())
     }

@@ -29,6 +29,7 @@ use self::writer::{Command, Writer};
 use crate::engine::GenerationEvent;
 use crate::metrics::Metrics;
 
+pub use disk::{Medium, Stored};
 pub use record::{Beginning, KeptRequest, Origin, Record, Segment, parse};
 
 /// How often what was written is brought to the disk with [`Fsync::Interval`].
@@ -77,6 +78,9 @@ pub enum JournalError {
         /// Which.
         folder: PathBuf,
     },
+    /// What stands in for the folder cannot be used.
+    #[error("keep a journal: {0}")]
+    Medium(io::Error),
     /// The system starts no more threads.
     #[error("start the journal's thread: {0}")]
     Thread(io::Error),
@@ -111,22 +115,40 @@ impl Journal {
         let failed = |source| JournalError::Folder { folder: config.folder.clone(), source };
         let taken = || JournalError::Taken { folder: config.folder.clone() };
         let folder = Folder::open(&config.folder).map_err(failed)?.ok_or_else(taken)?;
-        let (found, torn) = folder.read(window).map_err(failed)?;
-        if torn > 0 {
-            warn!(bytes = torn, "the journal ends in the middle of a record, which is left out");
-        }
-        let (recovered, shelf) = recover(found);
+        let (writer, recovered) = begin(folder, (window, config.fsync), metrics).map_err(failed)?;
         info!(streams = recovered.len(), folder = %config.folder.display(), "journal opened");
         let (commands, inbox) = mpsc::channel(RECORDS_WAITING);
-        let writer = Writer::begin(folder, shelf, config.fsync, metrics).map_err(failed)?;
         let work = move || writer.run(inbox);
         std::thread::Builder::new().name("journal".to_owned()).spawn(work).map_err(JournalError::Thread)?;
         let journal = Self { commands };
-        match config.fsync {
+        journal.sync_on_time(config.fsync, tasks);
+        Ok((journal, recovered))
+    }
+
+    /// The same over any medium and without a thread: a task does what is to be done before anything else goes on.
+    ///
+    /// # Errors
+    /// When the medium fails.
+    pub fn over<M: Medium>(
+        medium: M,
+        (window, fsync): (Duration, Fsync),
+        metrics: Arc<Metrics>,
+        tasks: &Tasks,
+    ) -> io::Result<(Self, Vec<Recovered>)> {
+        let (writer, recovered) = begin(medium, (window, fsync), metrics)?;
+        let (commands, inbox) = mpsc::channel(RECORDS_WAITING);
+        tasks.spawn("journal", Fate::Log, writer.run_as_task(inbox));
+        let journal = Self { commands };
+        journal.sync_on_time(fsync, tasks);
+        Ok((journal, recovered))
+    }
+
+    fn sync_on_time(&self, fsync: Fsync, tasks: &Tasks) {
+        match fsync {
             Fsync::Never | Fsync::Always => {}
             Fsync::Interval => {
                 let stop = tasks.stop_token().clone();
-                let commands = journal.commands.downgrade();
+                let commands = self.commands.downgrade();
                 tasks.spawn("journal sync", Fate::Log, async move {
                     let syncing = sync_now_and_then(commands);
                     tokio::select! {
@@ -137,7 +159,6 @@ impl Journal {
                 });
             }
         }
-        Ok((journal, recovered))
     }
 
     /// Writes a record down. What comes back is told once it is written, or the journal has failed.
@@ -168,7 +189,26 @@ async fn sync_now_and_then(commands: mpsc::WeakSender<Command>) {
     }
 }
 
-/// A segment as it was found.
+/// Takes in what an earlier process left on a medium, and begins to write there.
+fn begin<M: Medium>(
+    medium: M,
+    (window, fsync): (Duration, Fsync),
+    metrics: Arc<Metrics>,
+) -> io::Result<(Writer<M>, Vec<Recovered>)> {
+    let (mut found, mut torn) = (Vec::new(), 0);
+    for Stored { number, bytes, age } in medium.segments()? {
+        let segment = parse(&bytes);
+        torn += segment.torn_bytes;
+        found.push(Found { number, records: segment.records, is_fresh: age <= window });
+    }
+    if torn > 0 {
+        warn!(bytes = torn, "the journal ends in the middle of a record, which is left out");
+    }
+    let (recovered, shelf) = recover(found);
+    Ok((Writer::begin(medium, shelf, fsync, metrics)?, recovered))
+}
+
+/// A segment that was read.
 #[derive(Debug)]
 struct Found {
     number: u64,

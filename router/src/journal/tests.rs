@@ -199,6 +199,10 @@ struct Fake {
 }
 
 impl Medium for Fake {
+    fn segments(&self) -> io::Result<Vec<Stored>> {
+        Ok(Vec::new())
+    }
+
     fn begin(&mut self, number: u64) -> io::Result<()> {
         self.segments.lock().expect("nobody panics with it").insert(number);
         Ok(())

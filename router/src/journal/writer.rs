@@ -27,6 +27,17 @@ pub(super) enum Command {
     Sync,
 }
 
+/// The first and what waits behind it.
+fn batch(first: Command, commands: &mut mpsc::Receiver<Command>) -> Vec<Command> {
+    let mut batch = vec![first];
+    while batch.len() < RECORDS_WAITING
+        && let Ok(next) = commands.try_recv()
+    {
+        batch.push(next);
+    }
+    batch
+}
+
 /// Writes, until the disk fails.
 pub(super) struct Writer<M> {
     medium: M,
@@ -62,13 +73,15 @@ impl<M: Medium> Writer<M> {
     /// Does what it is asked to, until nobody can ask.
     pub(super) fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         while let Some(first) = commands.blocking_recv() {
-            let mut batch = vec![first];
-            while batch.len() < RECORDS_WAITING
-                && let Ok(next) = commands.try_recv()
-            {
-                batch.push(next);
-            }
-            self.on_batch(batch);
+            self.on_batch(batch(first, &mut commands));
+        }
+        self.attempt(Self::sync);
+    }
+
+    /// The same as a task.
+    pub(super) async fn run_as_task(mut self, mut commands: mpsc::Receiver<Command>) {
+        while let Some(first) = commands.recv().await {
+            self.on_batch(batch(first, &mut commands));
         }
         self.attempt(Self::sync);
     }
