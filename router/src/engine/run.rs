@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use lockstep_process::traces::Traces;
 use lockstep_proto::{Epoch, ReplicaId, StepOutput};
 use lockstep_scheduler::Limits;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
