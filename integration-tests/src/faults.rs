@@ -49,6 +49,24 @@ pub fn find_rank(cluster: &Cluster, rank: u32) -> Option<Pid> {
     find(cluster, is_it)
 }
 
+/// The process of a rank of one of several replicas.
+///
+/// # Panics
+/// When it is not there.
+#[track_caller]
+pub fn rank_of(cluster: &Cluster, replica: u32, rank: u32) -> Pid {
+    find_rank_of(cluster, replica, rank)
+        .unwrap_or_else(|| panic!("no process plays rank {rank} of replica {replica}"))
+}
+
+/// The same, where it is there.
+pub fn find_rank_of(cluster: &Cluster, replica: u32, rank: u32) -> Option<Pid> {
+    let socket = format!("/replica-{replica}-shard-{rank}.sock");
+    find(cluster, |arguments| {
+        arguments.windows(2).any(|pair| pair[0] == "--listen" && pair[1].ends_with(&socket))
+    })
+}
+
 /// The router's process.
 ///
 /// # Panics

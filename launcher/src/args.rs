@@ -55,9 +55,14 @@ pub struct ServeArgs {
     /// What to download from the Hub with.
     #[command(flatten)]
     pub hub: HubArgs,
-    /// How many processes the model is split over.
+    /// How many processes each replica of the model is split over.
     #[arg(long, env, default_value_t = 1)]
     pub num_shard: u32,
+    /// How many replicas of the model are served side by side, each in processes of its own. Requests go to the one
+    /// that has most of them cached among the least loaded; those of one that is lost or restarted go on with another.
+    /// With several, SIGHUP restarts one after the other while the others serve.
+    #[arg(long, env, default_value_t = 1)]
+    pub replicas: u32,
     /// What weights and KV cache are kept in.
     #[arg(long, env, default_value = "bfloat16")]
     pub dtype: Dtype,
@@ -67,7 +72,7 @@ pub struct ServeArgs {
     /// What keys and values are kept in; auto: as the weights.
     #[arg(long, env, default_value = "auto")]
     pub kv_cache_dtype: KvCacheDtype,
-    /// Memory for the KV cache over all shards, such as 4GiB; absent: enough for every permitted request at
+    /// Memory for the KV cache over all shards of all replicas, such as 4GiB; absent: enough for every permitted request at
     /// full length, or half of what is free after the weights.
     #[arg(long, env)]
     pub kv_cache_memory: Option<Memory>,
@@ -111,9 +116,12 @@ pub struct PlanArgs {
     /// What to download its config.json with.
     #[command(flatten)]
     pub hub: HubArgs,
-    /// How many processes the model is split over.
+    /// How many processes each replica of the model is split over.
     #[arg(long, env, default_value_t = 1)]
     pub num_shard: u32,
+    /// How many replicas of the model are served side by side.
+    #[arg(long, env, default_value_t = 1)]
+    pub replicas: u32,
     /// What weights and KV cache are kept in.
     #[arg(long, env, default_value = "bfloat16")]
     pub dtype: Dtype,

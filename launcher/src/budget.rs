@@ -6,6 +6,7 @@ use lockstep_proto::{Blocks, Bytes, Tokens};
 
 use crate::config::KvCacheMemory;
 use crate::error::LaunchError;
+use crate::supervisor::Groups;
 
 /// Left to the router for its code, its tokenizer and its requests.
 const ROUTER: Bytes = Bytes(64 << 20);
@@ -20,8 +21,8 @@ const LEAST_CONTEXT: Tokens = Tokens(2048);
 /// What a model takes on each of its ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelSizes {
-    /// How many ranks it is split over.
-    pub ranks: u32,
+    /// How many ranks it is split over, and how often.
+    pub groups: Groups,
     /// Bytes of weights on each rank.
     pub weights: Bytes,
     /// Bytes the largest step's activations take on each rank.
@@ -34,10 +35,16 @@ pub struct ModelSizes {
     pub max_positions: Tokens,
 }
 
+impl ModelSizes {
+    fn all_ranks(&self) -> u64 {
+        u64::from(self.groups.replicas.max(1)) * u64::from(self.groups.ranks.max(1))
+    }
+}
+
 /// What the run wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wish {
-    /// For the KV cache, over all ranks.
+    /// For the KV cache, over all ranks of all replicas.
     pub kv_cache: KvCacheMemory,
     /// How many requests are permitted at once.
     pub requests: u32,
@@ -59,17 +66,19 @@ impl MemoryBudget {
     /// # Errors
     /// When the weights, or the KV cache asked for, or one request at full length do not fit.
     pub fn new(sizes: ModelSizes, wish: Wish, available: Option<Bytes>) -> Result<Self, LaunchError> {
-        let ranks = u64::from(sizes.ranks);
+        let (replicas, ranks) = (u64::from(sizes.groups.replicas.max(1)), sizes.all_ranks());
         let rank = (sizes.weights + RANK).0.saturating_add(sizes.activations.0);
         let fixed = Bytes(rank.saturating_mul(ranks).saturating_add(ROUTER.0));
         let free = available.map(|available| available.saturating_sub(fixed));
+        // One on every rank: each replica has room of its own.
         let block = Bytes(sizes.block_bytes.0.saturating_mul(ranks));
         let context = |tokens: Tokens| {
             let tokens = tokens.min(sizes.max_positions);
             Bytes(u64::from(tokens.blocks_ceil(sizes.block_size).0).saturating_mul(block.0))
         };
         let one_request = context(wish.context.unwrap_or(sizes.max_positions));
-        let every_request = Bytes(one_request.0.saturating_mul(u64::from(wish.requests)));
+        let requests_each = u64::from(wish.requests).div_ceil(replicas);
+        let every_request = Bytes(one_request.0.saturating_mul(requests_each));
         let least = context(wish.context.unwrap_or(LEAST_CONTEXT));
         let (kv_cache, hint) = match wish.kv_cache {
             KvCacheMemory::Fixed(asked) if asked < block => {
@@ -122,11 +131,18 @@ impl MemoryBudget {
 
 impl fmt::Display for MemoryBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ModelSizes { ranks, weights, activations, block_size, .. } = self.sizes;
-        let each = if ranks == 1 { String::new() } else { format!(" on each of {ranks} ranks") };
+        let ModelSizes { weights, activations, block_size, .. } = self.sizes;
+        let (each, fit) = match self.sizes.groups {
+            Groups { replicas: 1, ranks: 1 } => (String::new(), "fit"),
+            Groups { replicas: 1, ranks } => (format!(" on each of {ranks} ranks"), "fit"),
+            Groups { replicas, ranks: 1 } => (format!(" on each of {replicas} replicas"), "fit in each"),
+            Groups { replicas, ranks } => {
+                (format!(" on each of {ranks} ranks of {replicas} replicas"), "fit in each replica")
+            }
+        };
         write!(
             f,
-            "memory: weights {weights}, activations {activations}, KV cache {}{each}; {} blocks of {block_size}: {} tokens fit",
+            "memory: weights {weights}, activations {activations}, KV cache {}{each}; {} blocks of {block_size}: {} tokens {fit}",
             self.kv_cache_per_rank,
             self.blocks(),
             self.tokens(),
@@ -144,7 +160,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
     const SIZES: ModelSizes = ModelSizes {
-        ranks: 2,
+        groups: Groups { replicas: 1, ranks: 2 },
         weights: Bytes(100 * MIB),
         activations: Bytes(18 * MIB),
         block_bytes: Bytes(MIB),
@@ -199,6 +215,27 @@ mod tests {
         insta::assert_snapshot!(error, @"fit the model in memory: 428 MiB are needed (weights 200 MiB, activations 36.0 MiB, KV cache 64.0 MiB), 427 MiB are available; free memory, lower --kv-cache-memory or --max-batch-prefill-tokens");
         let error = budget(KvCacheMemory::Fixed(Bytes(MIB)), None).expect_err("less than a block");
         insta::assert_snapshot!(error, @"make a KV cache of 1.0 MiB: one block takes 2.0 MiB over all shards; raise --kv-cache-memory");
+    }
+
+    #[test]
+    fn replicas_share_what_there_is() {
+        let sizes = |replicas| ModelSizes { groups: Groups { replicas, ranks: 2 }, ..SIZES };
+        let wish = Wish { kv_cache: KvCacheMemory::Fitting, requests: 8, context: None };
+        let blocks = |replicas, available: Option<u64>| {
+            let available = available.map(Bytes);
+            MemoryBudget::new(sizes(replicas), wish, available).map(|budget| budget.blocks())
+        };
+        // Eight requests of ten blocks; each replica has room for its share of them, and for one at least.
+        for (replicas, expected) in [(1, 80), (2, 40), (3, 30), (8, 10), (9, 10)] {
+            assert_eq!(blocks(replicas, None).expect("enough"), Blocks(expected), "{replicas} replicas");
+        }
+        let fixed = 4 * 150 * MIB + 64 * MIB;
+        assert_eq!(blocks(2, Some(fixed + 100 * MIB)).expect("half of it"), Blocks(12));
+        assert_eq!(blocks(2, Some(fixed + 40 * MIB)).expect("one request each"), Blocks(10));
+        assert!(blocks(2, Some(fixed + 39 * MIB)).is_err());
+        let wish = Wish { kv_cache: KvCacheMemory::Fixed(Bytes(64 * MIB)), ..wish };
+        let budget = MemoryBudget::new(sizes(2), wish, None).expect("it fits");
+        insta::assert_snapshot!(budget, @"memory: weights 100 MiB, activations 18.0 MiB, KV cache 16.0 MiB on each of 2 ranks of 2 replicas; 16 blocks of 16: 256 tokens fit in each replica");
     }
 
     #[test]

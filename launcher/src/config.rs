@@ -16,7 +16,7 @@ use tracing::warn;
 use crate::args::{DetectArgs, PlanArgs, ServeArgs};
 use crate::error::LaunchError;
 use crate::passthrough::RouterFlags;
-use crate::supervisor::Restarts;
+use crate::supervisor::{Groups, Restarts};
 
 /// The name the embedded model is served under.
 const DEMO_NAME: &str = "lockstep/demo";
@@ -31,8 +31,8 @@ pub struct ServeConfig {
     pub model: ModelFiles,
     /// The name it is served under.
     pub model_name: String,
-    /// How many processes it is split over.
-    pub ranks: u32,
+    /// How many processes it is split over, and how often.
+    pub groups: Groups,
     /// What weights are kept in.
     pub precision: Precision,
     /// What keys and values are kept in.
@@ -67,11 +67,11 @@ pub struct Supervision {
 pub struct KvCache {
     /// Elements of which type.
     pub held: KvCacheDtype,
-    /// Over all ranks.
+    /// Over all ranks of all replicas.
     pub memory: KvCacheMemory,
 }
 
-/// How much memory the KV cache takes over all ranks.
+/// How much memory the KV cache takes over all ranks of all replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvCacheMemory {
     /// So much.
@@ -87,15 +87,13 @@ impl ServeConfig {
     /// # Errors
     /// When the address cannot be had or the model cannot be found.
     pub fn from_args(args: &ServeArgs) -> Result<Self, LaunchError> {
-        if args.num_shard == 0 {
-            return Err(LaunchError::NoShards);
-        }
+        let groups = groups(args.replicas, args.num_shard)?;
         let address = free_address(SocketAddr::new(listening_ip(&args.hostname), args.port))?;
         let (model, model_name) = find_model(args)?;
         Ok(Self {
             model,
             model_name,
-            ranks: args.num_shard,
+            groups,
             precision: Precision { dtype: args.dtype, quantize: args.quantize },
             kv_cache: KvCache {
                 held: args.kv_cache_dtype,
@@ -113,6 +111,18 @@ impl ServeConfig {
             program: PathBuf::from("/proc/self/exe"),
             runtime_folder: args.xdg_runtime_dir.clone().filter(|folder| folder.is_dir()),
         })
+    }
+}
+
+/// At least one of each.
+///
+/// # Errors
+/// When there is none of one.
+pub fn groups(replicas: u32, ranks: u32) -> Result<Groups, LaunchError> {
+    match (replicas, ranks) {
+        (_, 0) => Err(LaunchError::NoShards),
+        (0, _) => Err(LaunchError::NoReplicas),
+        (replicas, ranks) => Ok(Groups { replicas, ranks }),
     }
 }
 

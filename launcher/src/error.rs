@@ -36,6 +36,9 @@ pub enum LaunchError {
     /// No rank at all.
     #[error("split a model over 0 shards; --num-shard is at least 1")]
     NoShards,
+    /// No copy of the model at all.
+    #[error("serve 0 replicas of a model; --replicas is at least 1")]
+    NoReplicas,
     /// A file of the model is missing or broken.
     #[error(transparent)]
     Files(#[from] FileError),
@@ -164,7 +167,7 @@ fn too_often(restarts: Restarts) -> String {
 
 fn unit_name(unit: UnitId) -> &'static str {
     match unit {
-        UnitId::Shards => "shards",
+        UnitId::Shards(_) => "shards",
         UnitId::Router => "router",
     }
 }

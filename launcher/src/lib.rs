@@ -27,6 +27,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use lockstep_proto::Bytes;
 use lockstep_shard::decoder::{ModelSpec, Precision};
 use lockstep_shard::forecast::Forecast;
 
@@ -34,6 +35,7 @@ use crate::args::{Cli, Command, DetectArgs, DownloadArgs, PlanArgs, ServeArgs};
 use crate::config::ServeConfig;
 use crate::detect::{Criteria, Evidence};
 use crate::error::LaunchError;
+use crate::supervisor::Groups;
 
 /// What `main` of the binary does: parses the command line, plays the role, maps the end to an exit code.
 pub fn main() -> ExitCode {
@@ -78,9 +80,15 @@ fn plan(args: &PlanArgs) -> Result<(), LaunchError> {
     lockstep_process::telemetry::init(&args.log.config())?;
     let files = config::find_config(args)?;
     let precision = Precision { dtype: args.dtype, quantize: args.quantize };
-    let forecast = Forecast::new(ModelSpec::read(&files)?, precision, args.num_shard)?
-        .with_kv_cache(args.kv_cache_dtype);
-    let _ = writeln!(std::io::stdout().lock(), "model     {files}\n{forecast}");
+    let Groups { replicas, ranks } = config::groups(args.replicas, args.num_shard)?;
+    let forecast =
+        Forecast::new(ModelSpec::read(&files)?, precision, ranks)?.with_kv_cache(args.kv_cache_dtype);
+    let mut text = format!("model     {files}\n{forecast}");
+    if replicas > 1 {
+        let weights = Bytes(forecast.weights().0.saturating_mul(u64::from(replicas)));
+        text += &format!("\nreplicas  {replicas} of these, weights {weights} in all");
+    }
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
     Ok(())
 }
 

@@ -15,11 +15,13 @@ const SET_BY_SERVE: &[&str] = &[
     "model-id",
     "max-positions",
     "shard",
+    "replicas",
     "hostname",
     "port",
     "graceful-termination-timeout",
     "parent",
     "reports",
+    "orders",
     "log-level",
     "json-output",
 ];

@@ -4,9 +4,10 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use lockstep_process::telemetry::{LogConfig, LogFormat};
-use lockstep_proto::{Bytes, Epoch, Rank, Tokens};
+use lockstep_proto::{Bytes, Epoch, Rank, ReplicaId, Tokens};
 
 use crate::config::ServeConfig;
+use crate::supervisor::Groups;
 
 /// What is known of a run beside its config.
 #[derive(Clone, Debug)]
@@ -38,20 +39,30 @@ pub enum Communicator {
 /// What one process is started with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandLine {
-    /// What its lines in the log are marked with: `router`, `shard-0`.
+    /// What its lines in the log are marked with: `router`, `shard-0`; `replica-1-shard-0` where there are several replicas.
     pub process: String,
     /// After the program's name.
     pub arguments: Vec<OsString>,
 }
 
-/// Where the launcher hears of lost groups and of signs of life.
+/// Where the launcher hears of groups that serve or are lost, and that the router lives.
 pub fn reports_of(sockets: &Path) -> PathBuf {
     sockets.join("reports.sock")
 }
 
+/// Where it hears that the ranks of a replica live: they know of no other replica.
+pub fn reports_of_replica(sockets: &Path, replica: ReplicaId) -> PathBuf {
+    sockets.join(format!("replica-{replica}-reports.sock"))
+}
+
+/// Where the router hears which groups are to leave.
+pub fn orders_of(sockets: &Path) -> PathBuf {
+    sockets.join("orders.sock")
+}
+
 /// Where a rank listens, the same in every epoch.
-pub fn socket_of(sockets: &Path, rank: Rank) -> PathBuf {
-    sockets.join(format!("shard-{rank}.sock"))
+pub fn socket_of(sockets: &Path, replica: ReplicaId, rank: Rank) -> PathBuf {
+    sockets.join(format!("replica-{replica}-shard-{rank}.sock"))
 }
 
 /// The router's command line.
@@ -60,12 +71,16 @@ pub fn router(config: &ServeConfig, place: &Place) -> CommandLine {
     line.option("--model", config.model.to_argument());
     line.option("--model-id", &config.model_name);
     line.option("--max-positions", place.context.0.to_string());
-    for rank in 0..config.ranks {
-        line.option("--shard", unix(&socket_of(&place.sockets, Rank(rank))));
+    for replica in (0..config.groups.replicas).map(ReplicaId) {
+        for rank in (0..config.groups.ranks).map(Rank) {
+            line.option("--shard", unix(&socket_of(&place.sockets, replica, rank)));
+        }
     }
+    line.option("--replicas", config.groups.replicas.to_string());
     line.option("--hostname", config.address.ip().to_string());
     line.option("--port", config.address.port().to_string());
     line.option("--reports", reports_of(&place.sockets).display().to_string());
+    line.option("--orders", orders_of(&place.sockets).display().to_string());
     line.option("--graceful-termination-timeout", config.grace.as_secs().to_string());
     line.arguments.extend(config.router.typed.iter().cloned());
     line.option("--parent", place.launcher.to_string());
@@ -75,13 +90,13 @@ pub fn router(config: &ServeConfig, place: &Place) -> CommandLine {
 
 /// The command line of one rank in one epoch.
 pub fn shard(config: &ServeConfig, place: &Place, incarnation: &ShardIncarnation) -> CommandLine {
-    let ShardIncarnation { rank, epoch, communicator } = *incarnation;
+    let ShardIncarnation { replica, rank, epoch, communicator } = *incarnation;
     let mut line = Builder::new("shard");
     line.option("--model", config.model.to_argument());
     line.option("--rank", rank.to_string());
-    line.option("--world-size", config.ranks.to_string());
+    line.option("--world-size", config.groups.ranks.to_string());
     line.option("--epoch", epoch.to_string());
-    line.option("--listen", unix(&socket_of(&place.sockets, rank)));
+    line.option("--listen", unix(&socket_of(&place.sockets, replica, rank)));
     line.option("--communicator", communicator.to_argument(place.launcher));
     line.option("--dtype", config.precision.dtype.to_string());
     line.option("--quantize", config.precision.quantize.to_string());
@@ -89,7 +104,8 @@ pub fn shard(config: &ServeConfig, place: &Place, incarnation: &ShardIncarnation
     line.option("--kv-cache-bytes", place.kv_cache_per_rank.0.to_string());
     line.option("--threads", place.threads_per_rank.to_string());
     line.option("--step-timeout", config.router.step_timeout_s.to_string());
-    line.option("--reports", reports_of(&place.sockets).display().to_string());
+    let reports = reports_of_replica(&place.sockets, replica);
+    line.option("--reports", reports.display().to_string());
     for (name, value) in [
         ("--otlp-endpoint", &config.router.otlp_endpoint),
         ("--otlp-service-name", &config.router.otlp_service_name),
@@ -98,12 +114,18 @@ pub fn shard(config: &ServeConfig, place: &Place, incarnation: &ShardIncarnation
     }
     line.option("--parent", place.launcher.to_string());
     line.logging(&config.log);
-    CommandLine { process: format!("shard-{rank}"), arguments: line.arguments }
+    let process = match config.groups.replicas {
+        1 => format!("shard-{rank}"),
+        _ => format!("replica-{replica}-shard-{rank}"),
+    };
+    CommandLine { process, arguments: line.arguments }
 }
 
 /// What tells the starts of a shard apart.
 #[derive(Clone, Copy, Debug)]
 pub struct ShardIncarnation {
+    /// Whose group it belongs to.
+    pub replica: ReplicaId,
     /// Its place in the group.
     pub rank: Rank,
     /// Which start of the group it is.
@@ -112,9 +134,10 @@ pub struct ShardIncarnation {
     pub communicator: Communicator,
 }
 
-/// Threads for each of `ranks` that share `cores`.
-pub fn threads_per_rank(cores: usize, ranks: u32) -> usize {
-    (cores / ranks.max(1) as usize).max(1)
+/// Threads for each rank of all groups, which share `cores`.
+pub fn threads_per_rank(cores: usize, groups: Groups) -> usize {
+    let ranks = groups.ranks as usize * groups.replicas as usize;
+    (cores / ranks.max(1)).max(1)
 }
 
 impl Communicator {

@@ -7,10 +7,14 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use lockstep_process::datagrams::send;
+use lockstep_process::orders::Order;
 use lockstep_process::reports::{Report, ReportInbox};
 use lockstep_process::tasks::Tasks;
 use lockstep_process::telemetry::LogFormat;
-use lockstep_proto::{Epoch, Rank};
+use lockstep_proto::{Epoch, Rank, ReplicaId};
 use lockstep_shard::batch::BLOCK_SIZE;
 use lockstep_shard::decoder::{ModelSpec, check_weights};
 use lockstep_shard::plan::MemoryPlan;
@@ -25,9 +29,11 @@ use crate::memory;
 use crate::plan::{self, Communicator, Place, ShardIncarnation};
 use crate::process::{Exited, Process, Starter};
 use crate::readiness;
-use crate::signals::StopSignals;
+use crate::signals::{Asked, Signals};
 use crate::sockets::SocketFolder;
-use crate::supervisor::{Action, Event, Incarnation, Member, Outcome, Policy, Supervisor, UnitId};
+use crate::supervisor::{
+    Action, Event, Groups, Incarnation, Member, Outcome, Policy, Refusal, RollingNews, Supervisor, UnitId,
+};
 
 /// Every process reports its end once, and is started again only after that was read: as many as there can
 /// be ranks on a host, and the router.
@@ -37,6 +43,10 @@ const LONGEST_DELAY: Duration = Duration::from_secs(10);
 const FAILURES_ALLOWED: u32 = 5;
 /// The router counts the grace itself; it is killed only where it fails to.
 const ROUTER_MARGIN: Duration = Duration::from_secs(5);
+/// How often the router is asked to let a group leave that is to be restarted.
+const ORDER_AGAIN: Duration = Duration::from_secs(1);
+/// The router's watchdog ends a step that takes too long; this is what it may need besides.
+const DRAIN_MARGIN: Duration = Duration::from_secs(5);
 /// A rank that is asked to leave ends its step and goes.
 const SHARDS_GRACE: Duration = Duration::from_secs(10);
 /// How often to say that the service is not ready yet.
@@ -60,7 +70,7 @@ pub fn serve(config: &ServeConfig, started: Instant) -> Result<(), LaunchError> 
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(LaunchError::SetUp)?;
     runtime.block_on(async {
         let sockets = SocketFolder::create(config.runtime_folder.as_deref())?;
-        let reports = ReportInbox::bind(&plan::reports_of(&sockets.path())).map_err(LaunchError::SetUp)?;
+        let reports = Reports::bind(&sockets, config.groups.replicas).map_err(LaunchError::SetUp)?;
         let shell = Shell::new(config, &budget, (&sockets, reports), started);
         shell.run().await
     })
@@ -71,9 +81,10 @@ pub fn serve(config: &ServeConfig, started: Instant) -> Result<(), LaunchError> 
 fn model_sizes(config: &ServeConfig) -> Result<ModelSizes, LaunchError> {
     let spec = ModelSpec::read(&config.model)?;
     check_weights(&config.model, &spec)?;
-    let plan = MemoryPlan::new(&spec, config.precision, config.ranks)?.with_kv_cache(config.kv_cache.held);
+    let plan =
+        MemoryPlan::new(&spec, config.precision, config.groups.ranks)?.with_kv_cache(config.kv_cache.held);
     Ok(ModelSizes {
-        ranks: config.ranks,
+        groups: config.groups,
         weights: plan.weights,
         activations: plan.activations(config.router.max_batch_prefill_tokens),
         block_bytes: plan.block,
@@ -88,15 +99,49 @@ struct Shell<'a> {
     supervisor: Supervisor,
     starter: Starter,
     exits: mpsc::Receiver<Exited>,
-    reports: ReportInbox,
+    reports: Reports,
     processes: BTreeMap<Member, Process>,
-    /// What the ranks of the current epoch talk through; gone with the epoch.
-    shared_memory: Option<OwnedFd>,
+    /// By replica: what the ranks of the current epoch talk through; gone with the epoch.
+    shared_memory: BTreeMap<ReplicaId, OwnedFd>,
+    /// The groups that the router computes with, as far as is known.
+    serving: BTreeMap<ReplicaId, Incarnation>,
     /// Waits for the service to be ready, while it is not.
     readiness: Option<Pin<Box<dyn Future<Output = ()>>>>,
     last_words: BTreeMap<UnitId, (Incarnation, LastWords)>,
     announced: Announced,
     started: Instant,
+}
+
+/// Where processes are heard.
+struct Reports {
+    router: ReportInbox,
+    /// By replica: its ranks.
+    shards: Vec<ReportInbox>,
+}
+
+impl Reports {
+    fn bind(sockets: &SocketFolder, replicas: u32) -> std::io::Result<Self> {
+        let folder = sockets.path();
+        let shards = (0..replicas).map(|replica| plan::reports_of_replica(&folder, ReplicaId(replica)));
+        Ok(Self {
+            router: ReportInbox::bind(&plan::reports_of(&folder))?,
+            shards: shards.map(|path| ReportInbox::bind(&path)).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The next report of a rank, with its replica.
+    ///
+    /// # Cancel safety
+    /// No report is lost.
+    async fn next_of_shards(&self) -> (ReplicaId, Report) {
+        let heard = (0..).map(ReplicaId).zip(&self.shards);
+        let mut heard: FuturesUnordered<_> =
+            heard.map(|(replica, inbox)| async move { (replica, inbox.next().await) }).collect();
+        match heard.next().await {
+            Some(report) => report,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// Whether the ready line was printed.
@@ -110,7 +155,7 @@ impl<'a> Shell<'a> {
     fn new(
         config: &'a ServeConfig,
         budget: &MemoryBudget,
-        (sockets, reports): (&SocketFolder, ReportInbox),
+        (sockets, reports): (&SocketFolder, Reports),
         started: Instant,
     ) -> Self {
         let (exits_tx, exits) = mpsc::channel(EXITS_WAITING);
@@ -122,12 +167,14 @@ impl<'a> Shell<'a> {
             silence_allowed: config.supervision.silence_allowed,
             router_grace: config.grace + ROUTER_MARGIN,
             shards_grace: SHARDS_GRACE,
+            order_again: ORDER_AGAIN,
+            drain_patience: Duration::from_secs(config.router.step_timeout_s) + DRAIN_MARGIN,
         };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let place = Place {
             sockets: sockets.path(),
             launcher: std::process::id(),
-            threads_per_rank: plan::threads_per_rank(cores, config.ranks),
+            threads_per_rank: plan::threads_per_rank(cores, config.groups),
             kv_cache_per_rank: budget.kv_cache_per_rank(),
             context: budget.context(),
         };
@@ -140,12 +187,13 @@ impl<'a> Shell<'a> {
         Self {
             config,
             place,
-            supervisor: Supervisor::new(policy, config.ranks),
+            supervisor: Supervisor::new(policy, config.groups),
             starter,
             exits,
             reports,
             processes: BTreeMap::new(),
-            shared_memory: None,
+            shared_memory: BTreeMap::new(),
+            serving: BTreeMap::new(),
             readiness: None,
             last_words: BTreeMap::new(),
             announced: Announced::NotYet,
@@ -154,7 +202,7 @@ impl<'a> Shell<'a> {
     }
 
     async fn run(mut self) -> Result<(), LaunchError> {
-        let mut signals = StopSignals::listen().map_err(LaunchError::SetUp)?;
+        let mut signals = Signals::listen().map_err(LaunchError::SetUp)?;
         let mut actions = self.supervisor.start(Instant::now());
         loop {
             for action in actions {
@@ -167,23 +215,21 @@ impl<'a> Shell<'a> {
         }
     }
 
-    async fn next_event(&mut self, signals: &mut StopSignals) -> Event {
+    async fn next_event(&mut self, signals: &mut Signals) -> Event {
         let deadline = self.supervisor.next_deadline();
         let reminder = tokio::time::sleep(PATIENCE);
         tokio::pin!(reminder);
         loop {
             tokio::select! {
                 biased;
-                () = signals.next() => {
-                    info!("asked to stop");
-                    return Event::StopRequested;
-                }
+                asked = signals.next() => return on_asked(asked),
                 Some(exited) = self.exits.recv() => return self.on_exited(exited),
-                report = self.reports.next() => {
+                report = self.reports.router.next() => {
                     if let Some(event) = self.on_report(report) {
                         return event;
                     }
                 }
+                (replica, report) = self.reports.next_of_shards() => self.on_rank_report(replica, report),
                 () = at(deadline) => {
                     self.note_hung();
                     return Event::Tick;
@@ -200,21 +246,45 @@ impl<'a> Shell<'a> {
         }
     }
 
-    /// Most say that nothing has happened.
+    /// What the router says. Most of it is that nothing has happened.
     fn on_report(&mut self, report: Report) -> Option<Event> {
-        let living = match report {
-            Report::Lost { epoch } => {
-                warn!(epoch, "the router has given the shards up");
-                return Some(Event::Lost(Incarnation(epoch)));
+        match report {
+            Report::Lost { replica, epoch } => {
+                let (replica, incarnation) = (ReplicaId(replica), Incarnation(epoch));
+                if self.serving.get(&replica) == Some(&incarnation) {
+                    self.serving.remove(&replica);
+                    info!(%replica, epoch, "the router computes with these shards no more");
+                }
+                Some(Event::Lost(replica, incarnation))
             }
+            Report::Serves { replica, epoch } => {
+                let (replica, incarnation) = (ReplicaId(replica), Incarnation(epoch));
+                let before = self.serving.insert(replica, incarnation);
+                (before != Some(incarnation)).then(|| {
+                    info!(%replica, epoch, "the router computes with these shards");
+                    Event::Serves(replica, incarnation)
+                })
+            }
+            Report::RouterLives => {
+                // There is one at a time.
+                let router = self.supervisor.newest(UnitId::Router, 0);
+                self.supervisor.on_lives(router, Instant::now());
+                None
+            }
+            Report::RankLives { .. } => None,
+        }
+    }
+
+    /// What a rank says.
+    fn on_rank_report(&mut self, replica: ReplicaId, report: Report) {
+        match report {
             Report::RankLives { epoch, rank } => {
-                Member { unit: UnitId::Shards, incarnation: Incarnation(epoch), index: rank }
+                let unit = UnitId::Shards(replica);
+                let living = Member { unit, incarnation: Incarnation(epoch), index: rank };
+                self.supervisor.on_lives(living, Instant::now());
             }
-            // There is one at a time.
-            Report::RouterLives => self.supervisor.newest(UnitId::Router, 0),
-        };
-        self.supervisor.on_lives(living, Instant::now());
-        None
+            Report::Lost { .. } | Report::Serves { .. } | Report::RouterLives => {}
+        }
     }
 
     fn note_hung(&self) {
@@ -227,6 +297,9 @@ impl<'a> Shell<'a> {
     fn on_exited(&mut self, exited: Exited) -> Event {
         let Exited { member, last_words } = exited;
         self.processes.remove(&member);
+        if let UnitId::Shards(replica) = member.unit {
+            self.serving.remove(&replica);
+        }
         info!(process = last_words.process, end = last_words.end, "process ended");
         // The first of a unit to end is the one that has something to say; the others were killed for it.
         let known = self.last_words.get(&member.unit);
@@ -256,6 +329,8 @@ impl<'a> Shell<'a> {
                 warn!(?unit, "killing what is left");
                 self.of(unit).for_each(Process::kill);
             }
+            Action::Drain(replica, incarnation) => self.order(replica, incarnation),
+            Action::Tell(news) => tell(news),
             Action::Finish(outcome) => return Some(outcome),
         }
         None
@@ -269,29 +344,41 @@ impl<'a> Shell<'a> {
                 let line = plan::router(self.config, &self.place);
                 self.processes.insert(member(0), self.starter.start(&line, member(0)));
             }
-            UnitId::Shards => {
-                let communicator = self.communicator();
-                for rank in 0..self.config.ranks {
-                    let shard =
-                        ShardIncarnation { rank: Rank(rank), epoch: Epoch(incarnation.0), communicator };
+            UnitId::Shards(replica) => {
+                let communicator = self.communicator(replica);
+                let epoch = Epoch(incarnation.0);
+                for rank in 0..self.config.groups.ranks {
+                    let shard = ShardIncarnation { replica, rank: Rank(rank), epoch, communicator };
                     let line = plan::shard(self.config, &self.place, &shard);
                     self.processes.insert(member(rank), self.starter.start(&line, member(rank)));
                 }
             }
         }
-        self.readiness = Some(Box::pin(readiness::until_ready(self.config.address)));
+        // Beside a group that serves, another one changes nothing about whether the service is ready.
+        if unit == UnitId::Router || self.config.groups.replicas == 1 || self.serving.is_empty() {
+            self.readiness = Some(Box::pin(readiness::until_ready(self.config.address)));
+        }
+    }
+
+    /// A router that is not there or busy is asked again.
+    fn order(&self, replica: ReplicaId, incarnation: Incarnation) {
+        let order = Order::Drain { replica: replica.0, epoch: incarnation.0 };
+        if let Err(error) = send(&plan::orders_of(&self.place.sockets), order) {
+            warn!(%error, %order, "the router does not hear");
+        }
     }
 
     /// A fresh one for each epoch: what a dead rank left half written is gone.
-    fn communicator(&mut self) -> Communicator {
-        self.shared_memory = None;
-        if self.config.ranks == 1 {
+    fn communicator(&mut self, replica: ReplicaId) -> Communicator {
+        self.shared_memory.remove(&replica);
+        let ranks = self.config.groups.ranks;
+        if ranks == 1 {
             return Communicator::Solo;
         }
-        match lockstep_shard::comm::shared_memory::create(self.config.ranks) {
+        match lockstep_shard::comm::shared_memory::create(ranks) {
             Ok(file) => {
                 let descriptor = file.as_raw_fd();
-                self.shared_memory = Some(file);
+                self.shared_memory.insert(replica, file);
                 Communicator::SharedMemory { descriptor }
             }
             Err(error) => {
@@ -329,6 +416,41 @@ impl<'a> Shell<'a> {
     }
 }
 
+fn on_asked(asked: Asked) -> Event {
+    match asked {
+        Asked::Stop => {
+            info!("asked to stop");
+            Event::StopRequested
+        }
+        Asked::Restart => {
+            info!("asked for a rolling restart");
+            Event::RestartRequested
+        }
+    }
+}
+
+fn tell(news: RollingNews) {
+    match news {
+        RollingNews::Begun(replica) => info!(%replica, "rolling restart: this group leaves and comes back"),
+        RollingNews::Done => info!("rolling restart: every group was restarted and serves"),
+        RollingNews::Abandoned(replica) => {
+            error!(%replica, "rolling restart: ended, since this group does not serve; the others stay as they are");
+        }
+        RollingNews::Refused(Refusal::OneReplica) => {
+            warn!("rolling restart: refused, since nobody would serve meanwhile; it takes --replicas 2");
+        }
+        RollingNews::Refused(Refusal::Down(replica)) => {
+            warn!(%replica, "rolling restart: refused, since this group does not serve");
+        }
+        RollingNews::Refused(Refusal::UnderWay) => {
+            warn!("rolling restart: refused, since one is under way");
+        }
+        RollingNews::Refused(Refusal::Stopping) => {
+            warn!("rolling restart: refused, since the server stops")
+        }
+    }
+}
+
 async fn at(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline.into()).await,
@@ -351,7 +473,9 @@ fn ready_lines(config: &ServeConfig, took: Duration) -> String {
         lockstep_models::ModelFiles::EmbeddedDemo => "the demo model",
         lockstep_models::ModelFiles::Folder(_) | lockstep_models::ModelFiles::Gguf(_) => &config.model_name,
     };
-    let shards = if config.ranks == 1 { "1 shard".to_owned() } else { format!("{} shards", config.ranks) };
+    let Groups { replicas, ranks } = config.groups;
+    let shards = if ranks == 1 { "1 shard".to_owned() } else { format!("{ranks} shards") };
+    let shards = if replicas == 1 { shards } else { format!("{replicas} replicas of {shards}") };
     format!(
         "lockstep {version} serves {model} on http://{address} ({shards}, {}, ready in {:.1} s)\n  \
          curl http://{address}/generate_stream -H 'content-type: application/json' \

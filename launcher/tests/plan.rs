@@ -7,10 +7,10 @@ use std::time::Duration;
 use lockstep_launcher::config::{KvCache, KvCacheMemory, ServeConfig, Supervision};
 use lockstep_launcher::passthrough::RouterFlags;
 use lockstep_launcher::plan::{self, CommandLine, Communicator, Place, ShardIncarnation};
-use lockstep_launcher::supervisor::Restarts;
+use lockstep_launcher::supervisor::{Groups, Restarts};
 use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
-use lockstep_proto::{Bytes, Epoch, Rank, Tokens};
+use lockstep_proto::{Bytes, Epoch, Rank, ReplicaId, Tokens};
 use lockstep_shard::decoder::{Dtype, Precision, Quantize};
 use lockstep_shard::kv::KvCacheDtype;
 
@@ -18,7 +18,7 @@ fn config(ranks: u32) -> ServeConfig {
     ServeConfig {
         model: ModelFiles::EmbeddedDemo,
         model_name: "lockstep/demo".to_owned(),
-        ranks,
+        groups: Groups { replicas: 1, ranks },
         precision: Dtype::Bfloat16.into(),
         kv_cache: KvCache { held: KvCacheDtype::Auto, memory: KvCacheMemory::Fitting },
         address: SocketAddr::from(([0, 0, 0, 0], 3000)),
@@ -68,24 +68,26 @@ fn a_router_and_its_shards() {
       --model demo
       --model-id lockstep/demo
       --max-positions 2048
-      --shard unix:/run/user/1000/lockstep-x/shard-0.sock
-      --shard unix:/run/user/1000/lockstep-x/shard-1.sock
+      --shard unix:/run/user/1000/lockstep-x/replica-0-shard-0.sock
+      --shard unix:/run/user/1000/lockstep-x/replica-0-shard-1.sock
+      --replicas 1
       --hostname 0.0.0.0
       --port 3000
       --reports /run/user/1000/lockstep-x/reports.sock
+      --orders /run/user/1000/lockstep-x/orders.sock
       --graceful-termination-timeout 90
       --parent 42
       --log-level info
     ");
     let communicator = Communicator::SharedMemory { descriptor: 9 };
-    let shard = ShardIncarnation { rank: Rank(1), epoch: Epoch(3), communicator };
+    let shard = ShardIncarnation { replica: ReplicaId(0), rank: Rank(1), epoch: Epoch(3), communicator };
     insta::assert_snapshot!(written(&plan::shard(&config, &place(), &shard)), @r"
     shard-1: shard
       --model demo
       --rank 1
       --world-size 2
       --epoch 3
-      --listen unix:/run/user/1000/lockstep-x/shard-1.sock
+      --listen unix:/run/user/1000/lockstep-x/replica-0-shard-1.sock
       --communicator shm:/proc/42/fd/9
       --dtype bfloat16
       --quantize as-stored
@@ -93,7 +95,7 @@ fn a_router_and_its_shards() {
       --kv-cache-bytes 1073741824
       --threads 2
       --step-timeout 60
-      --reports /run/user/1000/lockstep-x/reports.sock
+      --reports /run/user/1000/lockstep-x/replica-0-reports.sock
       --parent 42
       --log-level info
     ");
@@ -116,24 +118,31 @@ fn what_was_typed_reaches_the_roles() {
       --model /models/small
       --model-id org/small
       --max-positions 2048
-      --shard unix:/run/user/1000/lockstep-x/shard-0.sock
+      --shard unix:/run/user/1000/lockstep-x/replica-0-shard-0.sock
+      --replicas 1
       --hostname 127.0.0.1
       --port 8080
       --reports /run/user/1000/lockstep-x/reports.sock
+      --orders /run/user/1000/lockstep-x/orders.sock
       --graceful-termination-timeout 90
       --max-best-of 3
       --parent 42
       --log-level debug
       --json-output
     ");
-    let shard = ShardIncarnation { rank: Rank(0), epoch: Epoch(1), communicator: Communicator::Solo };
+    let shard = ShardIncarnation {
+        replica: ReplicaId(0),
+        rank: Rank(0),
+        epoch: Epoch(1),
+        communicator: Communicator::Solo,
+    };
     insta::assert_snapshot!(written(&plan::shard(&config, &place(), &shard)), @r"
     shard-0: shard
       --model /models/small
       --rank 0
       --world-size 1
       --epoch 1
-      --listen unix:/run/user/1000/lockstep-x/shard-0.sock
+      --listen unix:/run/user/1000/lockstep-x/replica-0-shard-0.sock
       --communicator solo
       --dtype float32
       --quantize int8
@@ -141,7 +150,7 @@ fn what_was_typed_reaches_the_roles() {
       --kv-cache-bytes 1073741824
       --threads 2
       --step-timeout 60
-      --reports /run/user/1000/lockstep-x/reports.sock
+      --reports /run/user/1000/lockstep-x/replica-0-reports.sock
       --otlp-endpoint http://collector:4317
       --otlp-service-name shop
       --parent 42
@@ -151,8 +160,43 @@ fn what_was_typed_reaches_the_roles() {
 }
 
 #[test]
+fn two_replicas_share_a_router_and_nothing_else() {
+    let mut config = config(2);
+    config.groups.replicas = 2;
+    let router = written(&plan::router(&config, &place()));
+    let of_groups = router.lines().filter(|line| line.contains("--shard") || line.contains("--replicas"));
+    insta::assert_snapshot!(of_groups.collect::<Vec<_>>().join("\n"), @r"
+      --shard unix:/run/user/1000/lockstep-x/replica-0-shard-0.sock
+      --shard unix:/run/user/1000/lockstep-x/replica-0-shard-1.sock
+      --shard unix:/run/user/1000/lockstep-x/replica-1-shard-0.sock
+      --shard unix:/run/user/1000/lockstep-x/replica-1-shard-1.sock
+      --replicas 2
+    ");
+    let communicator = Communicator::SharedMemory { descriptor: 9 };
+    let shard = ShardIncarnation { replica: ReplicaId(1), rank: Rank(0), epoch: Epoch(1), communicator };
+    let shard = written(&plan::shard(&config, &place(), &shard));
+    let own = shard.lines().filter(|line| line.contains("replica-1"));
+    insta::assert_snapshot!(own.collect::<Vec<_>>().join("\n"), @r"
+    replica-1-shard-0: shard
+      --listen unix:/run/user/1000/lockstep-x/replica-1-shard-0.sock
+      --reports /run/user/1000/lockstep-x/replica-1-reports.sock
+    ");
+}
+
+#[test]
 fn ranks_share_the_cores_and_each_has_one() {
-    for (cores, ranks, threads) in [(2, 1, 2), (2, 2, 1), (2, 4, 1), (16, 4, 4), (7, 2, 3)] {
-        assert_eq!(plan::threads_per_rank(cores, ranks), threads, "{cores} cores, {ranks} ranks");
+    let cases = [
+        (2, (1, 1), 2),
+        (2, (1, 2), 1),
+        (2, (1, 4), 1),
+        (16, (1, 4), 4),
+        (7, (1, 2), 3),
+        (16, (2, 2), 4),
+        (2, (2, 1), 1),
+        (2, (2, 2), 1),
+    ];
+    for (cores, (replicas, ranks), threads) in cases {
+        let groups = Groups { replicas, ranks };
+        assert_eq!(plan::threads_per_rank(cores, groups), threads, "{cores} cores, {groups:?}");
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use lockstep_launcher::config::{KvCache, KvCacheMemory, ServeConfig, Supervision};
 use lockstep_launcher::passthrough::RouterFlags;
 use lockstep_launcher::run;
-use lockstep_launcher::supervisor::Restarts;
+use lockstep_launcher::supervisor::{Groups, Restarts};
 use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_proto::{Bytes, Tokens};
@@ -26,7 +26,7 @@ fn config(program: PathBuf, runtime_folder: PathBuf) -> ServeConfig {
     ServeConfig {
         model: ModelFiles::EmbeddedDemo,
         model_name: "none".to_owned(),
-        ranks: 2,
+        groups: Groups { replicas: 1, ranks: 2 },
         precision: Dtype::Bfloat16.into(),
         kv_cache: KvCache { held: KvCacheDtype::Auto, memory: KvCacheMemory::Fixed(Bytes(1 << 20)) },
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 9)),

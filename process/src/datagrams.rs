@@ -82,7 +82,7 @@ mod tests {
         let orders = [1, 2].map(|replica| Order::Drain { replica, epoch: 7 });
         assert!(send(&path, orders[0]).is_err(), "nobody listens yet");
         for _ in 0..2 {
-            let inbox = Inbox::bind(&path).expect("it is ours");
+            let inbox = Inbox::<Order>::bind(&path).expect("it is ours");
             send(&path, "drain").expect("it listens");
             send(&path, [u8::MAX; 3].map(char::from).iter().collect::<String>()).expect("it listens");
             for order in orders {

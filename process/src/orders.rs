@@ -50,7 +50,7 @@ mod tests {
     #[test]
     fn orders_are_read_as_they_are_written() {
         let order = Order::Drain { replica: 1, epoch: u64::MAX };
-        assert_eq!(order.to_string().parse(), Ok(order));
+        assert_eq!(order.to_string().parse::<Order>(), Ok(order));
         for text in ["", "drain", "drain 1", "drain 1 x", "drain 1 2 3", "lost 1 2"] {
             assert_eq!(text.parse::<Order>(), Err(Noise), "{text:?}");
         }

@@ -149,7 +149,7 @@ mod tests {
             Report::RouterLives,
         ];
         for report in reports {
-            assert_eq!(report.to_string().parse(), Ok(report));
+            assert_eq!(report.to_string().parse::<Report>(), Ok(report));
         }
         let wrong = [
             "",

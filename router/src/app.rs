@@ -319,9 +319,17 @@ impl App {
         ApiError::loading(&self.model.id, estimate.as_secs_f32().ceil())
     }
 
-    /// Whether the shards can be asked.
+    /// Whether the shards of a replica can be asked.
     pub fn is_ready(&self) -> bool {
         matches!(&*self.life.group.borrow(), GroupState::Ready(_))
+    }
+
+    /// How many replicas there are, and how many of them can be asked.
+    pub fn replicas(&self) -> (usize, usize) {
+        let states = self.engine.replica_states();
+        let states = states.borrow();
+        let ready = states.iter().filter(|state| matches!(state, GroupState::Ready(_)));
+        (states.len(), ready.count())
     }
 
     /// Whether they could be asked once.

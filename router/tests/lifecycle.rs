@@ -431,7 +431,8 @@ async fn info_models_and_tokens_have_their_names() {
         "max_concurrent_requests": 8, "max_best_of": 2, "max_stop_sequences": 4, "max_input_tokens": 199,
         "max_total_tokens": 200, "validation_workers": 1, "max_client_batch_size": 4, "watermark_gamma": 0.5,
         "watermark_delta": 2.0, "router": "lockstep-router",
-        "version": env!("CARGO_PKG_VERSION"), "sha": null, "docker_label": null
+        "version": env!("CARGO_PKG_VERSION"), "sha": null, "docker_label": null, "replicas": 1,
+        "replicas_ready": 1
     });
     assert_eq!(info, expected);
     let models = server.get("/v1/models").await.json();

@@ -15,12 +15,19 @@ const POLICY: Policy = Policy {
     silence_allowed: Duration::from_secs(7200),
     router_grace: Duration::from_secs(90),
     shards_grace: Duration::from_secs(10),
+    order_again: Duration::from_secs(1),
+    drain_patience: Duration::from_secs(70),
 };
+
+const FIRST: ReplicaId = ReplicaId(0);
+const SECOND: ReplicaId = ReplicaId(1);
+/// The only group, where there is one.
+const GROUP: UnitId = UnitId::Shards(FIRST);
 
 /// Carries out actions on paper: which processes live, and what was asked of them.
 struct World {
     supervisor: Supervisor,
-    ranks: u32,
+    groups: Groups,
     now: Instant,
     alive: BTreeSet<Member>,
     told_to_end: BTreeSet<Member>,
@@ -34,9 +41,13 @@ impl World {
     }
 
     fn start_with(policy: Policy, ranks: u32) -> Self {
+        Self::start_groups(policy, Groups { replicas: 1, ranks })
+    }
+
+    fn start_groups(policy: Policy, groups: Groups) -> Self {
         let mut world = Self {
-            supervisor: Supervisor::new(policy, ranks),
-            ranks,
+            supervisor: Supervisor::new(policy, groups),
+            groups,
             now: Instant::now(),
             alive: BTreeSet::new(),
             told_to_end: BTreeSet::new(),
@@ -79,6 +90,9 @@ impl World {
                 Action::Terminate(unit) | Action::Kill(unit) => {
                     self.told_to_end.extend(self.alive.iter().filter(|member| member.unit == unit));
                 }
+                Action::Drain(replica, incarnation) => self.check_drain(replica, incarnation),
+                Action::Tell(RollingNews::Begun(replica)) => self.check_siblings(replica),
+                Action::Tell(_) => {}
                 Action::Finish(outcome) => {
                     assert!(self.alive.is_empty(), "left behind: {:?}", self.alive);
                     self.finished = Some(outcome);
@@ -91,11 +105,40 @@ impl World {
         let others = self.of(unit);
         assert!(others.is_empty(), "{unit:?} started beside {others:?}");
         let size = match unit {
-            UnitId::Shards => self.ranks,
+            UnitId::Shards(_) => self.groups.ranks,
             UnitId::Router => 1,
         };
         self.alive.extend((0..size).map(|index| Member { unit, incarnation, index }));
         self.spawns.push((unit, self.now));
+    }
+
+    /// When it is a group's turn, its siblings serve.
+    fn check_siblings(&self, replica: ReplicaId) {
+        assert!(self.groups.replicas > 1);
+        for sibling in self.replicas().filter(|sibling| *sibling != replica) {
+            assert!(self.supervisor.is_up(UnitId::Shards(sibling)), "{sibling} and {replica} are away");
+        }
+    }
+
+    /// A group that is to leave is one that is up.
+    fn check_drain(&self, replica: ReplicaId, incarnation: Incarnation) {
+        assert_eq!(self.supervisor.newest(UnitId::Shards(replica), 0).incarnation, incarnation);
+        assert!(self.supervisor.is_up(UnitId::Shards(replica)));
+    }
+
+    fn replicas(&self) -> impl Iterator<Item = ReplicaId> + use<> {
+        (0..self.groups.replicas).map(ReplicaId)
+    }
+
+    /// The router computes with whatever is up.
+    fn serve(&mut self, replica: ReplicaId) -> Vec<Action> {
+        let incarnation = self.supervisor.newest(UnitId::Shards(replica), 0).incarnation;
+        self.event(Event::Serves(replica, incarnation))
+    }
+
+    fn lose(&mut self, replica: ReplicaId) -> Vec<Action> {
+        let incarnation = self.supervisor.newest(UnitId::Shards(replica), 0).incarnation;
+        self.event(Event::Lost(replica, incarnation))
     }
 
     /// Everyone but `silent` gives signs of life for so long.
@@ -126,12 +169,12 @@ fn a_dead_rank_takes_its_group_down_and_brings_it_back() {
     let mut world = World::start(4);
     world.event(Event::Ready);
     world.pass(Duration::from_secs(60));
-    assert_eq!(world.exit(world.one_of(UnitId::Shards)), [Action::Kill(UnitId::Shards)]);
+    assert_eq!(world.exit(world.one_of(GROUP)), [Action::Kill(GROUP)]);
     world.exit_all_told();
-    assert_eq!(world.of(UnitId::Shards), []);
+    assert_eq!(world.of(GROUP), []);
     assert_eq!(world.of(UnitId::Router).len(), 1, "the router stays");
     assert_eq!(world.supervisor.next_deadline(), Some(world.now), "it is wanted back at once");
-    assert_eq!(world.pass(Duration::ZERO), [Action::Spawn(UnitId::Shards, Incarnation(2))]);
+    assert_eq!(world.pass(Duration::ZERO), [Action::Spawn(GROUP, Incarnation(2))]);
 }
 
 #[test]
@@ -139,9 +182,9 @@ fn what_falls_as_soon_as_it_is_ready_is_not_restarted_in_a_frenzy() {
     let mut world = World::start(1);
     for incarnation in 2..20 {
         world.event(Event::Ready);
-        world.exit(world.one_of(UnitId::Shards));
+        world.exit(world.one_of(GROUP));
         assert_eq!(world.pass(POLICY.first_delay / 2), []);
-        let started = [Action::Spawn(UnitId::Shards, Incarnation(incarnation))];
+        let started = [Action::Spawn(GROUP, Incarnation(incarnation))];
         assert_eq!(world.pass(POLICY.first_delay / 2), started);
     }
 }
@@ -151,12 +194,16 @@ fn a_group_that_is_given_up_is_killed_and_comes_back() {
     let mut world = World::start(1);
     world.event(Event::Ready);
     world.pass(Duration::from_secs(60));
-    assert_eq!(world.event(Event::Lost(Incarnation(1))), [Action::Kill(UnitId::Shards)]);
-    assert_eq!(world.event(Event::Lost(Incarnation(1))), [], "once is enough");
+    assert_eq!(world.event(Event::Lost(FIRST, Incarnation(1))), [Action::Kill(GROUP)]);
+    assert_eq!(world.event(Event::Lost(FIRST, Incarnation(1))), [], "once is enough");
     world.exit_all_told();
-    assert_eq!(world.pass(Duration::ZERO), [Action::Spawn(UnitId::Shards, Incarnation(2))]);
-    assert_eq!(world.event(Event::Lost(Incarnation(1))), [], "what is said of an earlier one is late");
-    assert_eq!(world.of(UnitId::Shards).len(), 1);
+    assert_eq!(world.pass(Duration::ZERO), [Action::Spawn(GROUP, Incarnation(2))]);
+    assert_eq!(
+        world.event(Event::Lost(FIRST, Incarnation(1))),
+        [],
+        "what is said of an earlier one is late"
+    );
+    assert_eq!(world.of(GROUP).len(), 1);
 }
 
 #[test]
@@ -164,7 +211,7 @@ fn a_dead_router_comes_back_alone() {
     let mut world = World::start(2);
     assert_eq!(world.exit(world.one_of(UnitId::Router)), []);
     assert_eq!(world.pass(POLICY.first_delay), [Action::Spawn(UnitId::Router, Incarnation(2))]);
-    assert_eq!(world.of(UnitId::Shards).len(), 2);
+    assert_eq!(world.of(GROUP).len(), 2);
 }
 
 #[test]
@@ -179,12 +226,12 @@ fn waits_double_up_to_the_longest() {
 fn a_unit_that_never_comes_up_is_given_up_and_nothing_is_left() {
     let mut world = World::start(1);
     for _ in 1..POLICY.failures_allowed {
-        world.exit(world.one_of(UnitId::Shards));
+        world.exit(world.one_of(GROUP));
         world.pass(POLICY.longest_delay);
     }
-    assert_eq!(world.exit(world.one_of(UnitId::Shards)), [Action::Kill(UnitId::Router)]);
+    assert_eq!(world.exit(world.one_of(GROUP)), [Action::Kill(UnitId::Router)]);
     world.exit_all_told();
-    assert_eq!(world.finished, Some(Outcome::GaveUp(UnitId::Shards)));
+    assert_eq!(world.finished, Some(Outcome::GaveUp(GROUP)));
 }
 
 #[test]
@@ -192,7 +239,7 @@ fn being_ready_forgives_earlier_failures() {
     let mut world = World::start(1);
     for _ in 0..3 * POLICY.failures_allowed {
         world.event(Event::Ready);
-        world.exit(world.one_of(UnitId::Shards));
+        world.exit(world.one_of(GROUP));
         world.pass(POLICY.longest_delay);
     }
     assert_eq!(world.finished, None);
@@ -203,7 +250,7 @@ const WATCHFUL: Policy = Policy { silence_allowed: Duration::from_secs(60), ..PO
 
 #[test]
 fn a_process_that_falls_silent_is_hung_and_its_unit_restarted() {
-    for (unit, units) in [(UnitId::Shards, 3), (UnitId::Router, 1)] {
+    for (unit, units) in [(GROUP, 3), (UnitId::Router, 1)] {
         let mut world = World::start_with(WATCHFUL, 3);
         // However long it takes, as long as it gets on.
         world.live(Duration::from_secs(3600), &[]);
@@ -231,9 +278,9 @@ fn after_a_standstill_of_everything_nobody_is_blamed() {
     world.live(Duration::from_secs(100), &[]);
     assert_eq!(world.pass(Duration::from_secs(600)), []);
     world.live(Duration::from_secs(100), &[]);
-    assert_eq!(world.of(UnitId::Shards).len(), 2);
+    assert_eq!(world.of(GROUP).len(), 2);
     // It is watched as before.
-    let victim = world.one_of(UnitId::Shards);
+    let victim = world.one_of(GROUP);
     world.live(Duration::from_secs(61), &[victim]);
     assert!(world.told_to_end.contains(&victim));
 }
@@ -243,10 +290,10 @@ fn what_was_ready_once_is_never_given_up_unless_that_is_asked_for() {
     let mut world = World::start(1);
     world.event(Event::Ready);
     for _ in 0..10 * POLICY.failures_allowed {
-        world.exit(world.one_of(UnitId::Shards));
+        world.exit(world.one_of(GROUP));
         world.pass(POLICY.longest_delay);
     }
-    assert_eq!((world.finished, world.of(UnitId::Shards).len()), (None, 1));
+    assert_eq!((world.finished, world.of(GROUP).len()), (None, 1));
 }
 
 #[test]
@@ -257,18 +304,18 @@ fn more_falls_than_are_allowed_within_a_window_are_the_end() {
         let mut world = World::start_with(policy, 2);
         for _ in 0..3 {
             world.event(Event::Ready);
-            world.exit(world.one_of(UnitId::Shards));
+            world.exit(world.one_of(GROUP));
             world.exit_all_told();
             world.pass(Duration::from_secs(pause));
         }
         world.exit_all_told();
-        let expected = is_too_often.then_some(Outcome::FellTooOften(UnitId::Shards));
+        let expected = is_too_often.then_some(Outcome::FellTooOften(GROUP));
         assert_eq!(world.finished, expected, "{pause} s between falls");
     }
     let policy = Policy { restarts: Restarts::AtMost { count: 0, window }, ..POLICY };
     let mut world = World::start_with(policy, 1);
     world.event(Event::Ready);
-    assert_eq!(world.exit(world.one_of(UnitId::Router)), [Action::Kill(UnitId::Shards)]);
+    assert_eq!(world.exit(world.one_of(UnitId::Router)), [Action::Kill(GROUP)]);
     world.exit_all_told();
     assert_eq!(world.finished, Some(Outcome::FellTooOften(UnitId::Router)));
 }
@@ -277,7 +324,7 @@ fn more_falls_than_are_allowed_within_a_window_are_the_end() {
 fn a_stop_drains_the_router_before_the_shards() {
     let mut world = World::start(2);
     assert_eq!(world.event(Event::StopRequested), [Action::Terminate(UnitId::Router)]);
-    assert_eq!(world.exit(world.one_of(UnitId::Router)), [Action::Terminate(UnitId::Shards)]);
+    assert_eq!(world.exit(world.one_of(UnitId::Router)), [Action::Terminate(GROUP)]);
     world.exit_all_told();
     assert_eq!(world.finished, Some(Outcome::Stopped));
 }
@@ -296,7 +343,7 @@ fn a_second_stop_kills() {
     let mut world = World::start(2);
     world.event(Event::StopRequested);
     let actions = world.event(Event::StopRequested);
-    assert_eq!(actions, [Action::Kill(UnitId::Router), Action::Kill(UnitId::Shards)]);
+    assert_eq!(actions, [Action::Kill(UnitId::Router), Action::Kill(GROUP)]);
     world.exit_all_told();
     assert_eq!(world.finished, Some(Outcome::Stopped));
 }
@@ -304,7 +351,7 @@ fn a_second_stop_kills() {
 #[test]
 fn a_stop_while_backing_off_starts_nothing_more() {
     let mut world = World::start(1);
-    world.exit(world.one_of(UnitId::Shards));
+    world.exit(world.one_of(GROUP));
     world.event(Event::StopRequested);
     world.exit_all_told();
     assert_eq!(world.finished, Some(Outcome::Stopped));
@@ -314,11 +361,163 @@ fn a_stop_while_backing_off_starts_nothing_more() {
 #[test]
 fn a_report_about_an_earlier_incarnation_changes_nothing() {
     let mut world = World::start(1);
-    let first = world.one_of(UnitId::Shards);
+    let first = world.one_of(GROUP);
     world.exit(first);
     world.pass(POLICY.first_delay);
     assert_eq!(world.event(Event::Exited(first)), []);
-    assert_eq!(world.of(UnitId::Shards).len(), 1);
+    assert_eq!(world.of(GROUP).len(), 1);
+}
+
+/// All replicas up and ready.
+fn serving(replicas: u32) -> World {
+    let mut world = World::start_groups(POLICY, Groups { replicas, ranks: 2 });
+    world.pass(Duration::from_secs(60));
+    for replica in world.replicas() {
+        world.serve(replica);
+    }
+    world
+}
+
+#[test]
+fn a_group_of_several_is_restarted_alone() {
+    let mut world = serving(2);
+    let second = UnitId::Shards(SECOND);
+    assert_eq!(world.exit(world.one_of(second)), [Action::Kill(second)]);
+    world.exit_all_told();
+    assert_eq!(world.pass(Duration::ZERO), [Action::Spawn(second, Incarnation(2))]);
+    assert_eq!((world.of(GROUP).len(), world.spawns.len()), (2, 4));
+}
+
+#[test]
+fn a_rolling_restart_takes_one_group_at_a_time() {
+    let mut world = serving(3);
+    let begun = |replica, incarnation| {
+        vec![Action::Tell(RollingNews::Begun(replica)), Action::Drain(replica, incarnation)]
+    };
+    let mut actions = world.event(Event::RestartRequested);
+    for replica in world.replicas() {
+        let unit = UnitId::Shards(replica);
+        assert_eq!(actions, begun(replica, Incarnation(1)));
+        // The router does not hear, and is asked again.
+        assert_eq!(world.pass(POLICY.order_again), [Action::Drain(replica, Incarnation(1))]);
+        assert_eq!(world.lose(replica), [Action::Terminate(unit)]);
+        assert_eq!(world.lose(replica), [], "once is enough");
+        world.exit_all_told();
+        assert_eq!(world.pass(Duration::ZERO), [Action::Spawn(unit, Incarnation(2))]);
+        assert_eq!(world.pass(Duration::from_secs(600)), [], "the next one waits for it");
+        actions = world.serve(replica);
+    }
+    assert_eq!(actions, [Action::Tell(RollingNews::Done)]);
+    assert_eq!(world.spawns.len(), 3 + 1 + 3);
+}
+
+#[test]
+fn a_group_that_leaves_before_it_is_told_has_not_fallen() {
+    let window = Duration::from_secs(3600);
+    let policy = Policy { restarts: Restarts::AtMost { count: 0, window }, ..POLICY };
+    let mut world = World::start_groups(policy, Groups { replicas: 2, ranks: 2 });
+    world.replicas().for_each(|replica| drop(world.serve(replica)));
+    world.event(Event::RestartRequested);
+    assert_eq!(world.exit(world.one_of(GROUP)), [Action::Terminate(GROUP)]);
+    world.exit_all_told();
+    assert_eq!(world.pass(POLICY.first_delay), [Action::Spawn(GROUP, Incarnation(2))]);
+    assert_eq!(world.serve(FIRST)[0], Action::Tell(RollingNews::Begun(SECOND)));
+}
+
+#[test]
+fn a_router_that_does_not_let_a_group_go_is_not_waited_for() {
+    let mut world = serving(2);
+    world.event(Event::RestartRequested);
+    let begun = world.now;
+    let mut asked = 0;
+    while world.told_to_end.is_empty() {
+        world.now = world.supervisor.next_deadline().expect("it is asked again");
+        asked += u32::from(world.event(Event::Tick).contains(&Action::Drain(FIRST, Incarnation(1))));
+    }
+    assert_eq!((world.now - begun, asked), (POLICY.drain_patience, 69));
+    // One that does not leave is killed.
+    assert_eq!(world.pass(POLICY.shards_grace), [Action::Kill(GROUP)]);
+}
+
+#[test]
+fn a_rolling_restart_is_refused_where_nobody_would_serve() {
+    let refused = |world: &mut World, refusal| {
+        let told = [Action::Tell(RollingNews::Refused(refusal))];
+        assert_eq!(world.event(Event::RestartRequested), told);
+    };
+    refused(&mut serving(1), Refusal::OneReplica);
+    let mut world = World::start_groups(POLICY, Groups { replicas: 2, ranks: 1 });
+    world.serve(FIRST);
+    refused(&mut world, Refusal::Down(SECOND));
+    world.serve(SECOND);
+    world.event(Event::RestartRequested);
+    refused(&mut world, Refusal::UnderWay);
+    world.event(Event::StopRequested);
+    refused(&mut world, Refusal::Stopping);
+}
+
+#[test]
+fn a_group_that_does_not_come_back_ends_a_rolling_restart() {
+    let mut world = serving(2);
+    world.event(Event::RestartRequested);
+    world.lose(FIRST);
+    world.exit_all_told();
+    world.pass(Duration::ZERO);
+    let actions = world.exit(world.one_of(GROUP));
+    let abandoned = Action::Tell(RollingNews::Abandoned(FIRST));
+    assert_eq!(actions, [Action::Kill(GROUP), abandoned]);
+    world.exit_all_told();
+    // It is started again and again; its sibling stays as it is.
+    for _ in 0..3 * POLICY.failures_allowed {
+        world.pass(POLICY.longest_delay);
+        world.exit(world.one_of(GROUP));
+        world.exit_all_told();
+    }
+    world.pass(POLICY.longest_delay);
+    assert_eq!(world.serve(FIRST), []);
+    assert_eq!(world.supervisor.newest(UnitId::Shards(SECOND), 0).incarnation, Incarnation(1));
+    assert_eq!(world.finished, None);
+}
+
+#[test]
+fn a_sibling_that_falls_meanwhile_ends_a_rolling_restart() {
+    let mut world = serving(3);
+    world.event(Event::RestartRequested);
+    world.exit(world.one_of(UnitId::Shards(ReplicaId(2))));
+    world.lose(FIRST);
+    world.exit_all_told();
+    world.pass(Duration::ZERO);
+    assert_eq!(world.serve(FIRST), [Action::Tell(RollingNews::Abandoned(ReplicaId(2)))]);
+    assert_eq!(world.supervisor.newest(UnitId::Shards(SECOND), 0).incarnation, Incarnation(1));
+}
+
+#[test]
+fn a_stop_in_a_rolling_restart_starts_nothing_more() {
+    let mut world = serving(2);
+    world.event(Event::RestartRequested);
+    world.lose(FIRST);
+    world.event(Event::StopRequested);
+    world.exit_all_told();
+    assert_eq!(world.finished, Some(Outcome::Stopped));
+    assert_eq!(world.spawns.len(), 3);
+}
+
+#[test]
+fn a_group_beside_one_that_serves_is_not_given_up() {
+    let mut world = World::start_groups(POLICY, Groups { replicas: 2, ranks: 1 });
+    world.serve(SECOND);
+    for _ in 0..3 * POLICY.failures_allowed {
+        world.exit(world.one_of(GROUP));
+        world.pass(POLICY.longest_delay);
+    }
+    assert_eq!(world.finished, None);
+}
+
+#[test]
+fn what_is_said_of_a_replica_there_is_none_of_changes_nothing() {
+    let mut world = serving(2);
+    assert_eq!(world.event(Event::Lost(ReplicaId(2), Incarnation(1))), []);
+    assert_eq!(world.event(Event::Serves(ReplicaId(u32::MAX), Incarnation(1))), []);
 }
 
 #[derive(Clone, Debug)]
@@ -326,7 +525,9 @@ enum Fault {
     Crash(prop::sample::Index),
     ReapOneTold,
     Ready,
-    Lost(u64),
+    Lost(u32, u64),
+    Serves(u32),
+    Roll,
     Lives(prop::sample::Index),
     Stop,
     Pass(u64),
@@ -338,7 +539,9 @@ fn fault() -> impl Strategy<Value = Fault> {
         6 => any::<prop::sample::Index>().prop_map(Fault::Crash),
         6 => Just(Fault::ReapOneTold),
         2 => Just(Fault::Ready),
-        2 => (1..8u64).prop_map(Fault::Lost),
+        2 => (0..4u32, 1..8u64).prop_map(|(replica, incarnation)| Fault::Lost(replica, incarnation)),
+        4 => (0..4u32).prop_map(Fault::Serves),
+        2 => Just(Fault::Roll),
         2 => any::<prop::sample::Index>().prop_map(Fault::Lives),
         1 => Just(Fault::Stop),
         4 => (0..20_000u64).prop_map(Fault::Pass),
@@ -359,12 +562,13 @@ fn apply(world: &mut World, fault: &Fault) {
             }
         }
         Fault::Ready => {
-            if [UnitId::Shards, UnitId::Router].into_iter().all(|unit| world.supervisor.is_up(unit)) {
+            let mut units = world.replicas().map(UnitId::Shards).chain([UnitId::Router]);
+            if units.all(|unit| world.supervisor.is_up(unit)) {
                 world.event(Event::Ready);
             }
         }
         Fault::Lost(incarnation) => {
-            world.event(Event::Lost(Incarnation(*incarnation)));
+            world.event(Event::Lost(FIRST, Incarnation(*incarnation)));
         }
         Fault::Lives(which) if !world.alive.is_empty() => {
             let members: Vec<Member> = world.alive.iter().copied().collect();
@@ -405,15 +609,15 @@ proptest! {
     /// `World` asserts along the way that no unit runs twice and that nothing lives after the end.
     #[test]
     fn random_crashes_never_make_a_zombie_or_a_busy_loop(
-        ranks in 1u32..5,
+        (replicas, ranks) in (1u32..4, 1u32..4),
         faults in prop::collection::vec(fault(), 0..200),
     ) {
-        let mut world = World::start_with(HARD, ranks);
+        let mut world = World::start_groups(HARD, Groups { replicas, ranks });
         for fault in &faults {
             apply(&mut world, fault);
             check(&world);
         }
-        for unit in [UnitId::Shards, UnitId::Router] {
+        for unit in world.replicas().map(UnitId::Shards).chain([UnitId::Router]) {
             let starts: Vec<Instant> =
                 world.spawns.iter().filter(|(id, _)| *id == unit).map(|(_, at)| *at).collect();
             for pair in starts.windows(2) {
@@ -431,10 +635,10 @@ proptest! {
     /// A tick at the deadline always moves it: the shell never spins.
     #[test]
     fn a_tick_at_the_deadline_moves_it(
-        ranks in 1u32..5,
+        (replicas, ranks) in (1u32..4, 1u32..4),
         faults in prop::collection::vec(fault(), 0..100),
     ) {
-        let mut world = World::start_with(HARD, ranks);
+        let mut world = World::start_groups(HARD, Groups { replicas, ranks });
         for fault in &faults {
             apply(&mut world, fault);
         }

@@ -67,9 +67,17 @@ enum State {
     Stopping {
         alive: Alive,
         kill_at: Option<Instant>,
+        then: Then,
     },
     GivenUp(Why),
     Ended,
+}
+
+/// What follows once a unit has ended as it was asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    Nothing,
+    Restart,
 }
 
 impl Unit {
@@ -117,10 +125,13 @@ impl Unit {
                 self.back_off_once_reaped(policy, now);
                 None
             }
-            State::Stopping { alive, .. } => {
+            State::Stopping { alive, then, .. } => {
                 alive.remove(&member.index);
                 if alive.is_empty() {
-                    self.state = State::Ended;
+                    self.state = match then {
+                        Then::Nothing => State::Ended,
+                        Then::Restart => State::BackingOff { until: self.next_start(policy, now) },
+                    };
                 }
                 None
             }
@@ -145,6 +156,19 @@ impl Unit {
         {
             *last = now;
         }
+    }
+
+    /// Asks the unit to end by `kill_at`, to be started again once it has. That is no fall.
+    pub(super) fn restart(&mut self, kill_at: Instant) -> Option<UnitAction> {
+        let State::Up { heard } = &self.state else { return None };
+        let alive = heard.keys().copied().collect();
+        self.state = State::Stopping { alive, kill_at: Some(kill_at), then: Then::Restart };
+        Some(UnitAction::Terminate)
+    }
+
+    /// A unit of the same kind was ready: what it is made of can be.
+    pub(super) fn on_sibling_ready(&mut self) {
+        self.ever_served = Served::Yes;
     }
 
     pub(super) fn on_ready(&mut self) {
@@ -189,15 +213,19 @@ impl Unit {
         match &mut self.state {
             State::Up { heard } => {
                 let alive = heard.keys().copied().collect();
-                self.state = State::Stopping { alive, kill_at: Some(kill_at) };
+                self.state = State::Stopping { alive, kill_at: Some(kill_at), then: Then::Nothing };
                 Some(UnitAction::Terminate)
+            }
+            State::Stopping { then, .. } => {
+                *then = Then::Nothing;
+                None
             }
             State::Felled { .. } => self.kill(),
             State::NotStarted | State::BackingOff { .. } | State::GivenUp(_) => {
                 self.state = State::Ended;
                 None
             }
-            State::Stopping { .. } | State::Ended => None,
+            State::Ended => None,
         }
     }
 
@@ -206,12 +234,12 @@ impl Unit {
         match &mut self.state {
             State::Up { heard } => {
                 let alive = heard.keys().copied().collect();
-                self.state = State::Stopping { alive, kill_at: None };
+                self.state = State::Stopping { alive, kill_at: None, then: Then::Nothing };
                 Some(UnitAction::Kill)
             }
             State::Felled { alive } | State::Stopping { alive, .. } => {
                 let alive = std::mem::take(alive);
-                self.state = State::Stopping { alive, kill_at: None };
+                self.state = State::Stopping { alive, kill_at: None, then: Then::Nothing };
                 Some(UnitAction::Kill)
             }
             State::NotStarted | State::BackingOff { .. } | State::GivenUp(_) => {
@@ -244,6 +272,16 @@ impl Unit {
 
     pub(super) fn is_up(&self) -> bool {
         matches!(self.state, State::Up { .. })
+    }
+
+    /// Whether it is ready, as far as is known.
+    pub(super) fn serves(&self) -> bool {
+        self.is_up() && self.served == Served::Yes
+    }
+
+    /// Whether it fell since it was ready.
+    pub(super) fn has_fallen(&self) -> bool {
+        self.failures > 0
     }
 
     pub(super) fn given_up(&self) -> Option<Why> {

@@ -76,7 +76,9 @@ impl<G: ShardGroup> Replicas<G> {
         place.settles_until = None;
         place.watchdog.forget();
         // Nobody has to wait any more for it to leave; who asked may have left meanwhile.
-        place.drains.drain(..).for_each(|asked| drop(asked.send(())));
+        for asked in place.drains.drain(..) {
+            let _ = asked.send(());
+        }
         let Some(mut group) = place.idle.take() else { return };
         self.under_way.push(Box::pin(async move {
             let facts = bring_up(&mut group, lost, max_step_tokens).await;

@@ -33,10 +33,15 @@ pub(super) struct Info {
     version: &'static str,
     sha: Option<&'static str>,
     docker_label: Option<&'static str>,
+    /// Groups of ranks there are; this name and the next are ours.
+    replicas: usize,
+    /// Those that can be asked.
+    replicas_ready: usize,
 }
 
 pub(super) async fn info(State(app): State<Arc<App>>) -> Json<Info> {
     let limits = app.limits();
+    let (replicas, replicas_ready) = app.replicas();
     Json(Info {
         model_id: app.model.id.clone(),
         model_sha: app.model.sha.clone(),
@@ -54,6 +59,8 @@ pub(super) async fn info(State(app): State<Arc<App>>) -> Json<Info> {
         version: env!("CARGO_PKG_VERSION"),
         sha: None,
         docker_label: None,
+        replicas,
+        replicas_ready,
     })
 }
 

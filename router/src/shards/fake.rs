@@ -144,6 +144,11 @@ impl FakeControl {
         self.shared.epoch.send_replace(Some(Epoch(observed.last_epoch)));
     }
 
+    /// Whether an incarnation answers.
+    pub fn is_up(&self) -> bool {
+        self.shared.epoch.borrow().is_some()
+    }
+
     /// No step is computed until [`Self::allow_steps`] or [`Self::resume`].
     pub fn pause(&self) {
         self.shared.steps.forget_permits(usize::MAX);

@@ -295,6 +295,8 @@ fn info() -> Vec<Field> {
         ("version", always("string", "")),
         ("sha", optional("string", "")),
         ("docker_label", optional("string", "")),
+        ("replicas", count()),
+        ("replicas_ready", count()),
     ]
 }
 
