@@ -20,7 +20,9 @@ use crate::app::App;
 use crate::chat::TemplateError;
 use crate::clock;
 use crate::cpu_pool::PoolError;
-use crate::engine::{Assignment, EngineError, FinishReason, GeneratedToken, Generation, GenerationEvent, Generations};
+use crate::engine::{
+    Assignment, EngineError, FinishReason, GeneratedToken, Generation, GenerationEvent, Generations,
+};
 use crate::error::{ApiError, ErrorKind};
 use crate::journal::Origin;
 use crate::model::Model;
@@ -138,7 +140,8 @@ pub(super) async fn start_all(
     let origin = arrival.journaling.as_ref().map(|journaling| journaling.origin);
     let choices = requests.first().map_or(1, |request| request.choices);
     let (tenant, count) = (&arrival.service.tenant, sequences(app, &requests)?);
-    let permit = if arrival.is_replayed() { app.admit_again(tenant, count) } else { app.admit(tenant, count) }?;
+    let permit =
+        if arrival.is_replayed() { app.admit_again(tenant, count) } else { app.admit(tenant, count) }?;
     // From here on a client that leaves is counted, whatever its request waits for.
     let mut record = Record::new(Arc::clone(app), arrival.id.clone(), arrival.at, arrival.trace.clone());
     let started = begin(app, arrival, requests, &mut record).await;

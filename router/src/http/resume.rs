@@ -329,7 +329,8 @@ pub(super) async fn resume(State(app): State<Arc<App>>, request: Request, next: 
             };
             let mut request = Request::from_parts(parts, Body::from(body.clone()));
             let kept = Arc::new(kept_request(&request, &body));
-            let journaling = Journaling { journal, origin: new_origin(&app.draws), request: kept, past: None };
+            let journaling =
+                Journaling { journal, origin: new_origin(&app.draws), request: kept, past: None };
             id = journaling.origin.stream;
             request.extensions_mut().insert(journaling);
             request

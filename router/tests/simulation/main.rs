@@ -110,14 +110,20 @@ fn first_failure(seeds: std::ops::Range<u64>) -> Option<u64> {
 fn every_request_ends_once_and_right_whatever_fails() {
     if let Some(seed) = number("LOCKSTEP_SEED") {
         // What the router says of it comes before.
-        let logs = tracing_subscriber::fmt().with_ansi(false).without_time().with_test_writer().with_max_level(tracing::Level::INFO);
+        let logs = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .without_time()
+            .with_test_writer()
+            .with_max_level(tracing::Level::INFO);
         let report = tracing::subscriber::with_default(logs.finish(), || run(seed, Keep::Lines));
         println!("{}", report.text);
         assert_eq!(report.violations, Vec::<String>::new(), "seed {seed}");
         return;
     }
-    let (first, count) =
-        (number("LOCKSTEP_FIRST_SEED").unwrap_or(FIRST_SEED), number("LOCKSTEP_SEEDS").unwrap_or(USUAL_SEEDS));
+    let (first, count) = (
+        number("LOCKSTEP_FIRST_SEED").unwrap_or(FIRST_SEED),
+        number("LOCKSTEP_SEEDS").unwrap_or(USUAL_SEEDS),
+    );
     let begun = Instant::now();
     let failed = first_failure(first..first + count);
     println!("{count} seeds from {first} on in {:.1} s", begun.elapsed().as_secs_f64());

@@ -166,7 +166,8 @@ impl Shards {
     }
 
     fn compute(&mut self, step: &Step) -> Result<StepOutput, String> {
-        let masks: BTreeMap<_, _> = step.masks.iter().map(|mask| (mask.sequence, &mask.allowed[..])).collect();
+        let masks: BTreeMap<_, _> =
+            step.masks.iter().map(|mask| (mask.sequence, &mask.allowed[..])).collect();
         let mut results = Vec::new();
         for work in &step.work {
             let id = work.sequence;
@@ -225,7 +226,8 @@ impl Shards {
         }
         let kv = self.slots[started.slot(end - 1)].ok_or("nothing was written")?;
         let drawn = kv.next_token(started.seed);
-        let token = mask.map_or(Some(drawn), |mask| first_allowed(drawn, mask)).ok_or("its mask is empty")?;
+        let token =
+            mask.map_or(Some(drawn), |mask| first_allowed(drawn, mask)).ok_or("its mask is empty")?;
         if end == started.context.len() {
             started.context.push(token);
         }
@@ -346,7 +348,8 @@ impl World {
     pub(crate) fn lose_group(&mut self, why: &str) {
         let now = self.now();
         let is_long = self.is_met(|faults| faults.long_away);
-        let loading = if is_long { self.random.millis(15_000, 40_000) } else { self.random.millis(20, 3_000) };
+        let loading =
+            if is_long { self.random.millis(15_000, 40_000) } else { self.random.millis(20, 3_000) };
         let (epoch, back) = (self.shards.epoch, loading.as_millis());
         self.log(format_args!("group {epoch} is lost: {why}; back in {back} ms"));
         self.shards.restart((now, now + loading));

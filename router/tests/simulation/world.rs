@@ -148,12 +148,13 @@ impl World {
         self.shards.on_router_gone(now);
         self.clients.iter_mut().for_each(|client| client.on_router_gone(now));
         let is_long = self.is_met(|faults| faults.long_down);
-        let down = if is_long { self.random.millis(70_000, 90_000) } else { self.random.millis(100, 3_000) };
+        let down =
+            if is_long { self.random.millis(70_000, 90_000) } else { self.random.millis(100, 3_000) };
         if death == Death::Machine {
             self.lose_unsynced();
             self.shards.restart((now, now + down + Duration::from_secs(1)));
         }
-        self.check_told(death);
+        self.check_told(death, now);
         self.born += down;
         self.recoverable = self.in_journal().into_keys().collect();
         let streams = self.recoverable.len();
@@ -162,8 +163,10 @@ impl World {
 
     /// What clients were told is written down first: with a journal that did not fail, every event a client has is
     /// there, whatever died.
-    fn check_told(&mut self, death: Death) {
-        let Some(fsync) = self.plan.server.journal.filter(|_| self.plan.server.keeps_streams) else { return };
+    fn check_told(&mut self, death: Death, now: Duration) {
+        let Some(fsync) = self.plan.server.journal.filter(|_| self.plan.server.keeps_streams) else {
+            return;
+        };
         if self.disk.has_failed || (death == Death::Machine && fsync != Fsync::Always) {
             // Streams that there were may lack some of what was told, until they have ended.
             self.lossy_life = self.life;
@@ -172,7 +175,9 @@ impl World {
         let written = self.in_journal();
         let mut untold = Vec::new();
         for client in &self.clients {
-            let Some((stream, told)) = client.open_stream(self.lossy_life) else { continue };
+            let Some((stream, told)) = client.open_stream((self.life, now), self.lossy_life) else {
+                continue;
+            };
             let found = written.get(&stream).copied();
             if found.is_none_or(|found| found < told) {
                 untold.push(format!("{stream}: {told} events were told, {found:?} were written down"));
