@@ -1,4 +1,4 @@
-//! Segments of the journal; see the check.
+//! See `checks/src/tool_calls.rs`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| { let _ = data; });
+libfuzzer_sys::fuzz_target!(|data: &[u8]| lockstep_fuzz_checks::tool_calls(data));

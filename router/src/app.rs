@@ -31,6 +31,9 @@ use crate::model::Model;
 use crate::shards::{GroupFacts, ShardGroup};
 use crate::validation::RequestLimits;
 
+/// Bytes of a segment where a test is to see many of them.
+const SMALL_SEGMENT_BYTES: usize = 2_000;
+
 /// How often histogram samples are folded away.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 /// How long a model usually takes to load, for the guess that clients are given.
@@ -188,7 +191,7 @@ impl App {
     }
 
     /// The same with nothing that differs from one time to the next: no threads, and what is drawn is repeatable.
-    /// The journal, where there is one, is kept on a medium instead of in a folder.
+    /// The journal, where there is one, is kept on a medium instead of in a folder, in segments of `SMALL_SEGMENT_BYTES`.
     ///
     /// # Errors
     /// When metrics cannot be set up or the medium fails.
@@ -201,7 +204,12 @@ impl App {
         let metrics = Arc::new(Metrics::new()?);
         let kept = match (journal, config.patience.resume_window) {
             (Some((medium, fsync)), Some(window)) => {
-                let opened = Journal::over(medium, (window, fsync), Arc::clone(&metrics), tasks);
+                let opened = Journal::over(
+                    (medium, SMALL_SEGMENT_BYTES),
+                    (window, fsync),
+                    Arc::clone(&metrics),
+                    tasks,
+                );
                 let (journal, recovered) = opened.map_err(JournalError::Medium)?;
                 (Some(journal), recovered)
             }

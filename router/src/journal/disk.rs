@@ -11,10 +11,11 @@ use super::record::MAGIC;
 
 /// Where segments are kept. Another stands in for it in tests.
 pub trait Medium: Send + 'static {
-    /// Every segment there is, oldest first.
+    /// Every segment there is, oldest first. What is found is on the disk from here on: nothing that is written after
+    /// it outlives it.
     ///
     /// # Errors
-    /// When one cannot be read.
+    /// When one cannot be read or brought to the disk.
     fn segments(&self) -> io::Result<Vec<Stored>>;
 
     /// Begins segment `number`, whose number no other has; what is appended goes there. Once something is brought to
@@ -96,6 +97,7 @@ impl Medium for Folder {
             let written = std::fs::metadata(&path)?.modified()?;
             // A clock that was set back makes nothing stale.
             let age = SystemTime::now().duration_since(written).unwrap_or_default();
+            File::open(&path)?.sync_all()?;
             Ok(Stored { number, bytes: std::fs::read(&path)?, age })
         };
         numbers.into_iter().map(stored).collect()

@@ -125,17 +125,19 @@ impl Journal {
         Ok((journal, recovered))
     }
 
-    /// The same over any medium and without a thread: a task does what is to be done before anything else goes on.
+    /// The same over any medium, in segments of about so many bytes, and without a thread: a task does what is to be
+    /// done before anything else goes on.
     ///
     /// # Errors
     /// When the medium fails.
     pub fn over<M: Medium>(
-        medium: M,
+        (medium, segment_bytes): (M, usize),
         (window, fsync): (Duration, Fsync),
         metrics: Arc<Metrics>,
         tasks: &Tasks,
     ) -> io::Result<(Self, Vec<Recovered>)> {
         let (writer, recovered) = begin(medium, (window, fsync), metrics)?;
+        let writer = writer.with_segments_of(segment_bytes);
         let (commands, inbox) = mpsc::channel(RECORDS_WAITING);
         tasks.spawn("journal", Fate::Log, writer.run_as_task(inbox));
         let journal = Self { commands };

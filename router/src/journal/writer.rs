@@ -13,7 +13,7 @@ use super::shelf::Shelf;
 use super::{Fsync, RECORDS_WAITING};
 use crate::metrics::Metrics;
 
-/// A segment that is longer is followed by another.
+/// Longest segment, mostly.
 const SEGMENT_BYTES: usize = 16 << 20;
 
 /// What the writer is asked to do.
@@ -46,6 +46,8 @@ pub(super) struct Writer<M> {
     metrics: Arc<Metrics>,
     state: State,
     segment_bytes: usize,
+    /// One that is longer is followed by another.
+    longest_segment_bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,11 +65,25 @@ impl<M: Medium> Writer<M> {
     /// # Errors
     /// When the disk fails.
     pub(super) fn begin(medium: M, shelf: Shelf, fsync: Fsync, metrics: Arc<Metrics>) -> io::Result<Self> {
-        let mut writer = Self { medium, shelf, fsync, metrics, state: State::Synced, segment_bytes: 0 };
+        let mut writer = Self {
+            medium,
+            shelf,
+            fsync,
+            metrics,
+            state: State::Synced,
+            segment_bytes: 0,
+            longest_segment_bytes: SEGMENT_BYTES,
+        };
         writer.next_segment()?;
         writer.tidy()?;
         writer.metrics.on_journal_on();
         Ok(writer)
+    }
+
+    /// The same with segments of about so many bytes.
+    pub(super) fn with_segments_of(mut self, bytes: usize) -> Self {
+        self.longest_segment_bytes = bytes;
+        self
     }
 
     /// Does what it is asked to, until nobody can ask.
@@ -136,11 +152,9 @@ impl<M: Medium> Writer<M> {
     }
 
     fn tidy(&mut self) -> io::Result<()> {
-        if self.segment_bytes > SEGMENT_BYTES {
-            match self.fsync {
-                Fsync::Never => {}
-                Fsync::Interval | Fsync::Always => self.sync()?,
-            }
+        if self.segment_bytes > self.longest_segment_bytes {
+            // However seldom it is synced: a stream with a hole in its middle would go on from another text.
+            self.sync()?;
             self.next_segment()?;
         }
         for number in self.shelf.take_unneeded() {

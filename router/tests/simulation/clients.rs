@@ -15,6 +15,9 @@ use crate::alone::Answer;
 use crate::plan::{BREAKS, FAILS, FELLS, GROUP_LOSS_TIMEOUT, Patience, Request, Route, WINDOW};
 use crate::world::{Shared, World, lock};
 
+/// How often a client breaks off at most: where streams are not kept it begins anew each time.
+const MOST_BREAKS: u32 = 6;
+
 /// How a request ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -28,12 +31,17 @@ pub(crate) struct Client {
     /// How many tokens it has.
     seen: usize,
     stream: Option<Stream>,
-    /// Since when it has no connection.
+    is_connected: bool,
+    /// Which router its last event came from.
+    heard_in: u32,
+    /// Since when it has been without a connection, if it is.
     left: Duration,
     /// How often it has asked anew.
     asked: u32,
     asked_at: Duration,
     not_before: Duration,
+    /// How often it may yet break off.
+    restlessness: u32,
     has_cancelled: bool,
     end: Option<End>,
 }
@@ -59,10 +67,13 @@ impl Client {
             answer: Answer::of(request),
             seen: 0,
             stream: None,
+            is_connected: false,
+            heard_in: 0,
             left: Duration::ZERO,
             asked: 0,
             asked_at: Duration::ZERO,
             not_before: request.arrives,
+            restlessness: MOST_BREAKS,
             has_cancelled: false,
             end: None,
         }
@@ -72,15 +83,20 @@ impl Client {
         self.end.is_some()
     }
 
-    /// A stream that is still read or may be taken up, of a router after `lossy_life`, and how much was told of it.
-    pub(crate) fn open_stream(&self, lossy_life: u32) -> Option<(Uuid, usize)> {
+    /// The stream that router `life` told something of and that may still be taken up, and how much was told of it.
+    pub(crate) fn open_stream(
+        &self,
+        (life, now): (u32, Duration),
+        lossy_life: u32,
+    ) -> Option<(Uuid, usize)> {
         let stream = self.stream.filter(|stream| stream.life > lossy_life && self.end.is_none())?;
-        Some((stream.id, self.seen))
+        let is_open = self.heard_in == life && now.saturating_sub(self.left) < WINDOW;
+        is_open.then_some((stream.id, self.seen))
     }
 
     /// Its connection, if it has one, breaks.
     pub(crate) fn on_router_gone(&mut self, now: Duration) {
-        if self.not_before <= now {
+        if std::mem::take(&mut self.is_connected) {
             self.left = now;
         }
     }
@@ -196,6 +212,7 @@ impl World {
     fn request(&mut self, index: usize) -> HttpRequest<Body> {
         let now = self.now();
         let client = &mut self.clients[index];
+        client.is_connected = true;
         let last = client.stream.map(|stream| format!("{}:{}", stream.id, client.seen));
         if last.is_none() {
             client.asked += 1;
@@ -250,7 +267,7 @@ impl World {
             self.end(index, End::Left);
             return Next::Stop;
         }
-        if !self.is_met(|faults| faults.client_leaves) {
+        if self.clients[index].restlessness == 0 || !self.is_met(|faults| faults.client_leaves) {
             return Next::Read;
         }
         let is_long = self.random.once_in(8);
@@ -258,7 +275,8 @@ impl World {
         self.log(format_args!("client {index} breaks off for {} ms", away.as_millis()));
         let keeps = self.plan.server.keeps_streams;
         let client = &mut self.clients[index];
-        (client.left, client.not_before) = (now, now + away);
+        client.restlessness -= 1;
+        (client.left, client.not_before, client.is_connected) = (now, now + away, false);
         if !keeps {
             client.ask_anew();
         }
@@ -304,10 +322,12 @@ impl World {
     }
 
     fn on_token(&mut self, index: usize, json: &Value) -> Next {
+        let life = self.life;
         let client = &mut self.clients[index];
         let found = json.pointer("/token/id").and_then(Value::as_u64);
         let expected = client.answer.tokens.get(client.seen).map(|token| u64::from(*token));
         client.seen += 1;
+        client.heard_in = life;
         let (seen, answer) = (client.seen, client.answer.clone());
         self.log(format_args!("client {index} has {seen}: {found:?}"));
         if found.is_none() || found != expected || json["index"] != seen {
@@ -359,7 +379,8 @@ impl World {
             "not_found" => return self.on_unknown(index),
             _ => return self.on_failure(index, body),
         };
-        self.clients[index].not_before = now + Duration::from_millis(pause);
+        let client = &mut self.clients[index];
+        (client.not_before, client.is_connected) = (now + Duration::from_millis(pause), false);
     }
 
     /// The stream it wants to go on with is not known.

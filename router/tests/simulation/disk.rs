@@ -63,6 +63,7 @@ impl Medium for Drive {
     fn segments(&self) -> io::Result<Vec<Stored>> {
         self.call(format_args!("read"), |world| {
             let now = world.now();
+            world.disk.segments.values_mut().for_each(|segment| segment.synced = segment.bytes.len());
             let stored = |(number, segment): (&u64, &Segment)| Stored {
                 number: *number,
                 bytes: segment.bytes.clone(),
@@ -75,6 +76,7 @@ impl Medium for Drive {
     fn begin(&mut self, number: u64) -> io::Result<()> {
         self.call(format_args!("begin {number}"), |world| {
             let segment = Segment { bytes: MAGIC.to_vec(), synced: 0, written: world.now() };
+            world.disk.deleted.clear();
             world.disk.newest = number;
             if world.disk.segments.insert(number, segment).is_some() {
                 world.violation(format!("segment {number} is begun twice"));
@@ -157,6 +159,8 @@ impl World {
                 let at = segment.synced + random.between(0, kept as u64 - 1) as usize;
                 segment.bytes[at] ^= random.between(1, 255) as u8;
             }
+            // What has survived one death survives the next.
+            segment.synced = segment.bytes.len();
         }
         // A segment that was never brought to the disk may be gone as a whole.
         disk.segments.retain(|_, segment| !segment.bytes.is_empty());

@@ -154,7 +154,7 @@ impl World {
             self.lose_unsynced();
             self.shards.restart((now, now + down + Duration::from_secs(1)));
         }
-        self.check_told(death);
+        self.check_told(death, now);
         self.born += down;
         self.recoverable = self.in_journal().into_keys().collect();
         let streams = self.recoverable.len();
@@ -163,7 +163,7 @@ impl World {
 
     /// What clients were told is written down first: with a journal that did not fail, every event a client has is
     /// there, whatever died.
-    fn check_told(&mut self, death: Death) {
+    fn check_told(&mut self, death: Death, now: Duration) {
         let Some(fsync) = self.plan.server.journal.filter(|_| self.plan.server.keeps_streams) else {
             return;
         };
@@ -175,7 +175,9 @@ impl World {
         let written = self.in_journal();
         let mut untold = Vec::new();
         for client in &self.clients {
-            let Some((stream, told)) = client.open_stream(self.lossy_life) else { continue };
+            let Some((stream, told)) = client.open_stream((self.life, now), self.lossy_life) else {
+                continue;
+            };
             let found = written.get(&stream).copied();
             if found.is_none_or(|found| found < told) {
                 untold.push(format!("{stream}: {told} events were told, {found:?} were written down"));
