@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_proto::{Bytes, Watermark};
 use lockstep_shard::decoder::{Dtype, Quantize};
+use lockstep_shard::device::DeviceArgs;
 use lockstep_shard::kv::KvCacheDtype;
 use thiserror::Error;
 
@@ -58,6 +59,9 @@ pub struct ServeArgs {
     /// How many processes the model is split over.
     #[arg(long, env, default_value_t = 1)]
     pub num_shard: u32,
+    /// Where it is computed.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// What weights and KV cache are kept in.
     #[arg(long, env, default_value = "bfloat16")]
     pub dtype: Dtype,
@@ -68,7 +72,7 @@ pub struct ServeArgs {
     #[arg(long, env, default_value = "auto")]
     pub kv_cache_dtype: KvCacheDtype,
     /// Memory for the KV cache over all shards, such as 4GiB; absent: enough for every permitted request at
-    /// full length, or half of what is free after the weights.
+    /// full length, or half of what is free after the weights; on GPUs what is free.
     #[arg(long, env)]
     pub kv_cache_memory: Option<Memory>,
     /// The IP address to listen on; what is none means every address.

@@ -66,7 +66,7 @@ pub fn router(config: &ServeConfig, place: &Place) -> CommandLine {
     line.option("--hostname", config.address.ip().to_string());
     line.option("--port", config.address.port().to_string());
     line.option("--reports", reports_of(&place.sockets).display().to_string());
-    line.option("--graceful-termination-timeout", config.grace.as_secs().to_string());
+    line.option("--graceful-termination-timeout", config.supervision.grace.as_secs().to_string());
     line.arguments.extend(config.router.typed.iter().cloned());
     line.option("--parent", place.launcher.to_string());
     line.logging(&config.log);
@@ -83,6 +83,7 @@ pub fn shard(config: &ServeConfig, place: &Place, incarnation: &ShardIncarnation
     line.option("--epoch", epoch.to_string());
     line.option("--listen", unix(&socket_of(&place.sockets, rank)));
     line.option("--communicator", communicator.to_argument(place.launcher));
+    line.arguments.extend(config.device.to_arguments().into_iter().map(Into::into));
     line.option("--dtype", config.precision.dtype.to_string());
     line.option("--quantize", config.precision.quantize.to_string());
     line.option("--kv-cache-dtype", config.kv_cache.held.to_string());

@@ -13,6 +13,7 @@ use lockstep_process::telemetry::LogFormat;
 use lockstep_proto::{Epoch, Rank};
 use lockstep_shard::batch::BLOCK_SIZE;
 use lockstep_shard::decoder::{ModelSpec, check_weights};
+use lockstep_shard::device::DeviceChoice;
 use lockstep_shard::plan::MemoryPlan;
 use tokio::sync::mpsc;
 use tokio::time::sleep_until;
@@ -52,7 +53,12 @@ pub fn serve(config: &ServeConfig, started: Instant) -> Result<(), LaunchError> 
         requests: config.router.max_concurrent_requests,
         context: config.router.max_total_tokens,
     };
-    let budget = MemoryBudget::new(model_sizes(config)?, wish, memory::available())?;
+    // A GPU's memory is dealt out by the ranks on it, once their weights are there.
+    let available = match config.device.device {
+        DeviceChoice::Cuda => None,
+        DeviceChoice::Auto | DeviceChoice::Cpu => memory::available(),
+    };
+    let budget = MemoryBudget::new(model_sizes(config)?, wish, available)?;
     announce(config, &budget.to_string());
     // One thread, and the main one: the kernel tells a child of its parent's death when the thread that
     // made it ends.
@@ -120,7 +126,7 @@ impl<'a> Shell<'a> {
             failures_allowed: FAILURES_ALLOWED,
             restarts: config.supervision.restarts,
             silence_allowed: config.supervision.silence_allowed,
-            router_grace: config.grace + ROUTER_MARGIN,
+            router_grace: config.supervision.grace + ROUTER_MARGIN,
             shards_grace: SHARDS_GRACE,
         };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

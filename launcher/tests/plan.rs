@@ -12,6 +12,7 @@ use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_proto::{Bytes, Epoch, Rank, Tokens};
 use lockstep_shard::decoder::{Dtype, Precision, Quantize};
+use lockstep_shard::device::{DeviceArgs, DeviceChoice};
 use lockstep_shard::kv::KvCacheDtype;
 
 fn config(ranks: u32) -> ServeConfig {
@@ -19,11 +20,15 @@ fn config(ranks: u32) -> ServeConfig {
         model: ModelFiles::EmbeddedDemo,
         model_name: "lockstep/demo".to_owned(),
         ranks,
+        device: DeviceArgs { device: DeviceChoice::Auto, ranks_per_gpu: 1, exact: false },
         precision: Dtype::Bfloat16.into(),
         kv_cache: KvCache { held: KvCacheDtype::Auto, memory: KvCacheMemory::Fitting },
         address: SocketAddr::from(([0, 0, 0, 0], 3000)),
-        grace: Duration::from_secs(90),
-        supervision: Supervision { restarts: Restarts::Endless, silence_allowed: Duration::from_secs(120) },
+        supervision: Supervision {
+            grace: Duration::from_secs(90),
+            restarts: Restarts::Endless,
+            silence_allowed: Duration::from_secs(120),
+        },
         log: LogConfig { filter: "info".to_owned(), format: LogFormat::Text },
         router: RouterFlags {
             typed: vec![],
@@ -105,6 +110,7 @@ fn what_was_typed_reaches_the_roles() {
     config.model = ModelFiles::Folder(PathBuf::from("/models/small"));
     config.model_name = "org/small".to_owned();
     config.address = SocketAddr::from(([127, 0, 0, 1], 8080));
+    config.device = DeviceArgs { device: DeviceChoice::Cuda, ranks_per_gpu: 2, exact: true };
     config.precision = Precision { dtype: Dtype::Float32, quantize: Quantize::Int8 };
     config.kv_cache.held = KvCacheDtype::Int8;
     config.log = LogConfig { filter: "debug".to_owned(), format: LogFormat::Json };
@@ -135,6 +141,9 @@ fn what_was_typed_reaches_the_roles() {
       --epoch 1
       --listen unix:/run/user/1000/lockstep-x/shard-0.sock
       --communicator solo
+      --device cuda
+      --ranks-per-gpu 2
+      --exact
       --dtype float32
       --quantize int8
       --kv-cache-dtype int8

@@ -13,6 +13,7 @@ use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_proto::{Bytes, Tokens};
 use lockstep_shard::decoder::Dtype;
+use lockstep_shard::device::{DeviceArgs, DeviceChoice};
 use lockstep_shard::kv::KvCacheDtype;
 
 fn script(folder: &Path, text: &str) -> PathBuf {
@@ -27,11 +28,15 @@ fn config(program: PathBuf, runtime_folder: PathBuf) -> ServeConfig {
         model: ModelFiles::EmbeddedDemo,
         model_name: "none".to_owned(),
         ranks: 2,
+        device: DeviceArgs { device: DeviceChoice::Auto, ranks_per_gpu: 1, exact: false },
         precision: Dtype::Bfloat16.into(),
         kv_cache: KvCache { held: KvCacheDtype::Auto, memory: KvCacheMemory::Fixed(Bytes(1 << 20)) },
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 9)),
-        grace: Duration::from_secs(90),
-        supervision: Supervision { restarts: Restarts::Endless, silence_allowed: Duration::from_secs(120) },
+        supervision: Supervision {
+            grace: Duration::from_secs(90),
+            restarts: Restarts::Endless,
+            silence_allowed: Duration::from_secs(120),
+        },
         log: LogConfig { filter: "info".to_owned(), format: LogFormat::Text },
         router: RouterFlags {
             max_total_tokens: None,
