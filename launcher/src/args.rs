@@ -7,11 +7,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_proto::{Bytes, Watermark};
 use lockstep_shard::decoder::{Dtype, Quantize};
+use lockstep_shard::device::DeviceArgs;
 use lockstep_shard::kv::KvCacheDtype;
 use thiserror::Error;
 
 use crate::hub::HubArgs;
 use crate::passthrough::RouterFlags;
+use crate::topology::CpuBinding;
 
 /// Serves text generation from a model split over shard processes.
 ///
@@ -63,6 +65,14 @@ pub struct ServeArgs {
     /// With several, SIGHUP restarts one after the other while the others serve.
     #[arg(long, env, default_value_t = 1)]
     pub replicas: u32,
+    /// Where it is computed.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Whether each thread that computes keeps to a processor of its own, and each shard's to those beside one memory;
+    /// auto: on hosts with several memory nodes. A shard a node, --num-shard or --replicas, has its weights beside its
+    /// processors.
+    #[arg(long, env, value_enum, default_value_t = CpuBinding::Auto)]
+    pub cpu_binding: CpuBinding,
     /// What weights and KV cache are kept in.
     #[arg(long, env, default_value = "bfloat16")]
     pub dtype: Dtype,
@@ -73,7 +83,7 @@ pub struct ServeArgs {
     #[arg(long, env, default_value = "auto")]
     pub kv_cache_dtype: KvCacheDtype,
     /// Memory for the KV cache over all shards of all replicas, such as 4GiB; absent: enough for every permitted request at
-    /// full length, or half of what is free after the weights.
+    /// full length, or half of what is free after the weights; on GPUs what is free.
     #[arg(long, env)]
     pub kv_cache_memory: Option<Memory>,
     /// The IP address to listen on; what is none means every address.

@@ -10,6 +10,7 @@ use lockstep_process::telemetry::LogConfig;
 use lockstep_proto::Bytes;
 use lockstep_router::tokenizer::Tokenizer;
 use lockstep_shard::decoder::Precision;
+use lockstep_shard::device::DeviceArgs;
 use lockstep_shard::kv::KvCacheDtype;
 use tracing::warn;
 
@@ -17,6 +18,7 @@ use crate::args::{DetectArgs, PlanArgs, ServeArgs};
 use crate::error::LaunchError;
 use crate::passthrough::RouterFlags;
 use crate::supervisor::{Groups, Restarts};
+use crate::topology::CpuBinding;
 
 /// The name the embedded model is served under.
 const DEMO_NAME: &str = "lockstep/demo";
@@ -33,15 +35,17 @@ pub struct ServeConfig {
     pub model_name: String,
     /// How many processes it is split over, and how often.
     pub groups: Groups,
+    /// Where it is computed.
+    pub device: DeviceArgs,
+    /// Whether threads that compute keep to processors of their own.
+    pub cpu_binding: CpuBinding,
     /// What weights are kept in.
     pub precision: Precision,
     /// What keys and values are kept in.
     pub kv_cache: KvCache,
     /// Where the router listens.
     pub address: SocketAddr,
-    /// How long running requests may take to end after a stop is asked for.
-    pub grace: Duration,
-    /// When processes are restarted.
+    /// When processes are stopped and restarted.
     pub supervision: Supervision,
     /// How everyone logs.
     pub log: LogConfig,
@@ -53,9 +57,11 @@ pub struct ServeConfig {
     pub runtime_folder: Option<PathBuf>,
 }
 
-/// When processes are restarted.
+/// When processes are stopped and restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Supervision {
+    /// How long running requests may take to end after a stop is asked for.
+    pub grace: Duration,
     /// How often what was ready once may fall.
     pub restarts: Restarts,
     /// How long a process may give no sign of life.
@@ -94,6 +100,9 @@ impl ServeConfig {
             model,
             model_name,
             groups,
+            // Settled here, so that every rank of every epoch computes on the same kind of device.
+            device: args.device.settled(args.device.kind(groups.replicas * groups.ranks)?),
+            cpu_binding: args.cpu_binding,
             precision: Precision { dtype: args.dtype, quantize: args.quantize },
             kv_cache: KvCache {
                 held: args.kv_cache_dtype,
@@ -102,7 +111,6 @@ impl ServeConfig {
                     .map_or(KvCacheMemory::Fitting, |memory| KvCacheMemory::Fixed(memory.0)),
             },
             address,
-            grace: Duration::from_secs(args.graceful_termination_timeout),
             supervision: supervision(args),
             log: args.log.config(),
             router: args.router.clone(),
@@ -129,6 +137,7 @@ pub fn groups(replicas: u32, ranks: u32) -> Result<Groups, LaunchError> {
 fn supervision(args: &ServeArgs) -> Supervision {
     let window = Duration::from_secs(args.restart_window);
     Supervision {
+        grace: Duration::from_secs(args.graceful_termination_timeout),
         restarts: args.max_restarts.map_or(Restarts::Endless, |count| Restarts::AtMost { count, window }),
         silence_allowed: Duration::from_secs(args.liveness_timeout),
     }

@@ -11,6 +11,7 @@ use lockstep_process::telemetry::TelemetryError;
 use lockstep_proto::Bytes;
 use lockstep_router::tokenizer::TokenizerError;
 use lockstep_shard::decoder::{SpecError, SplitError, WeightsError};
+use lockstep_shard::device::DeviceError;
 use thiserror::Error;
 
 use crate::detect::DetectError;
@@ -39,6 +40,9 @@ pub enum LaunchError {
     /// No copy of the model at all.
     #[error("serve 0 replicas of a model; --replicas is at least 1")]
     NoReplicas,
+    /// There is no device for its ranks.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A file of the model is missing or broken.
     #[error(transparent)]
     Files(#[from] FileError),

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use lockstep_process::cpus::CpuList;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_proto::{Bytes, Epoch, Rank, ReplicaId, Tokens};
 
@@ -18,6 +19,8 @@ pub struct Place {
     pub launcher: u32,
     /// Threads each rank may use.
     pub threads_per_rank: usize,
+    /// The processors of each rank of each replica, in their order; none where the system puts threads where it likes.
+    pub cpus: Vec<CpuList>,
     /// KV cache of each rank.
     pub kv_cache_per_rank: Bytes,
     /// The longest context that model and cache allow.
@@ -81,7 +84,7 @@ pub fn router(config: &ServeConfig, place: &Place) -> CommandLine {
     line.option("--port", config.address.port().to_string());
     line.option("--reports", reports_of(&place.sockets).display().to_string());
     line.option("--orders", orders_of(&place.sockets).display().to_string());
-    line.option("--graceful-termination-timeout", config.grace.as_secs().to_string());
+    line.option("--graceful-termination-timeout", config.supervision.grace.as_secs().to_string());
     line.arguments.extend(config.router.typed.iter().cloned());
     line.option("--parent", place.launcher.to_string());
     line.logging(&config.log);
@@ -98,11 +101,17 @@ pub fn shard(config: &ServeConfig, place: &Place, incarnation: &ShardIncarnation
     line.option("--epoch", epoch.to_string());
     line.option("--listen", unix(&socket_of(&place.sockets, replica, rank)));
     line.option("--communicator", communicator.to_argument(place.launcher));
+    let device = config.device.after(replica.0, config.groups.ranks).to_arguments();
+    line.arguments.extend(device.into_iter().map(Into::into));
     line.option("--dtype", config.precision.dtype.to_string());
     line.option("--quantize", config.precision.quantize.to_string());
     line.option("--kv-cache-dtype", config.kv_cache.held.to_string());
     line.option("--kv-cache-bytes", place.kv_cache_per_rank.0.to_string());
     line.option("--threads", place.threads_per_rank.to_string());
+    let index = replica.index() * config.groups.ranks as usize + rank.0 as usize;
+    if let Some(cpus) = place.cpus.get(index) {
+        line.option("--cpus", cpus.to_string());
+    }
     line.option("--step-timeout", config.router.step_timeout_s.to_string());
     let reports = reports_of_replica(&place.sockets, replica);
     line.option("--reports", reports.display().to_string());

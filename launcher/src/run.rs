@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use lockstep_process::cpus::CpuList;
 use lockstep_process::datagrams::send;
 use lockstep_process::orders::Order;
 use lockstep_process::reports::{Report, ReportInbox};
@@ -17,6 +19,7 @@ use lockstep_process::telemetry::LogFormat;
 use lockstep_proto::{Epoch, Rank, ReplicaId};
 use lockstep_shard::batch::BLOCK_SIZE;
 use lockstep_shard::decoder::{ModelSpec, check_weights};
+use lockstep_shard::device::DeviceChoice;
 use lockstep_shard::plan::MemoryPlan;
 use tokio::sync::mpsc;
 use tokio::time::sleep_until;
@@ -34,6 +37,7 @@ use crate::sockets::SocketFolder;
 use crate::supervisor::{
     Action, Event, Groups, Incarnation, Member, Outcome, Policy, Refusal, RollingNews, Supervisor, UnitId,
 };
+use crate::topology::{self, CpuBinding, Topology};
 
 /// Every process reports its end once, and is started again only after that was read: as many as there can
 /// be ranks on a host, and the router.
@@ -62,7 +66,12 @@ pub fn serve(config: &ServeConfig, started: Instant) -> Result<(), LaunchError> 
         requests: config.router.max_concurrent_requests,
         context: config.router.max_total_tokens,
     };
-    let budget = MemoryBudget::new(model_sizes(config)?, wish, memory::available())?;
+    // A GPU's memory is dealt out by the ranks on it, once their weights are there.
+    let available = match config.device.device {
+        DeviceChoice::Cuda => None,
+        DeviceChoice::Auto | DeviceChoice::Cpu => memory::available(),
+    };
+    let budget = MemoryBudget::new(model_sizes(config)?, wish, available)?;
     announce(config, &budget.to_string());
     // One thread, and the main one: the kernel tells a child of its parent's death when the thread that
     // made it ends.
@@ -144,6 +153,36 @@ impl Reports {
     }
 }
 
+/// Processors that this process may use.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// The processors of each rank of each replica, where its threads keep to some.
+fn cpus(config: &ServeConfig) -> Vec<CpuList> {
+    let ranks = config.groups.replicas as usize * config.groups.ranks as usize;
+    let Ok(allowed) = CpuList::allowed() else { return Vec::new() };
+    let host = Topology::read(Path::new(topology::NODES), &allowed);
+    if config.device.device == DeviceChoice::Cuda {
+        return Vec::new();
+    }
+    if ranks < host.nodes() && config.cpu_binding != CpuBinding::None {
+        let nodes = host.nodes();
+        info!(
+            nodes,
+            ranks, "ranks span memory nodes; as many ranks as nodes have their weights beside them"
+        );
+    }
+    let bound = host.bound(config.cpu_binding, ranks);
+    match (&bound, config.cpu_binding) {
+        (Some(_), _) | (None, CpuBinding::Auto | CpuBinding::None) => {}
+        (None, CpuBinding::Cores) => {
+            warn!(ranks, cpus = %allowed, "more ranks than processors: none is bound to any")
+        }
+    }
+    bound.unwrap_or_default()
+}
+
 /// Whether the ready line was printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Announced {
@@ -165,16 +204,20 @@ impl<'a> Shell<'a> {
             failures_allowed: FAILURES_ALLOWED,
             restarts: config.supervision.restarts,
             silence_allowed: config.supervision.silence_allowed,
-            router_grace: config.grace + ROUTER_MARGIN,
+            router_grace: config.supervision.grace + ROUTER_MARGIN,
             shards_grace: SHARDS_GRACE,
             order_again: ORDER_AGAIN,
             drain_patience: Duration::from_secs(config.router.step_timeout_s) + DRAIN_MARGIN,
         };
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let cpus = cpus(config);
         let place = Place {
             sockets: sockets.path(),
             launcher: std::process::id(),
-            threads_per_rank: plan::threads_per_rank(cores, config.groups),
+            threads_per_rank: cpus.first().map_or_else(
+                || plan::threads_per_rank(cores(), config.groups),
+                |cpus| cpus.as_slice().len(),
+            ),
+            cpus,
             kv_cache_per_rank: budget.kv_cache_per_rank(),
             context: budget.context(),
         };

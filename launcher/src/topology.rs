@@ -2,7 +2,22 @@
 
 use std::path::Path;
 
+use clap::ValueEnum;
 use lockstep_process::cpus::CpuList;
+
+/// Where the kernel says which processors lie beside which memory.
+pub const NODES: &str = "/sys/devices/system/node";
+
+/// Whether each thread that computes keeps to a processor of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CpuBinding {
+    /// On hosts with several memory nodes.
+    Auto,
+    /// It does.
+    Cores,
+    /// The system puts threads where it likes.
+    None,
+}
 
 /// The processors a run may use, by the memory node they lie beside.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +53,16 @@ impl Topology {
     /// How many memory nodes there are.
     pub fn nodes(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// The processors of each of `ranks`, where its threads are to be bound to some. `None` where the system puts them
+    /// where it likes, which it also does where there are more ranks than processors.
+    pub fn bound(&self, binding: CpuBinding, ranks: usize) -> Option<Vec<CpuList>> {
+        match binding {
+            CpuBinding::Auto if self.nodes() == 1 => None,
+            CpuBinding::Auto | CpuBinding::Cores => self.share_out(ranks),
+            CpuBinding::None => None,
+        }
     }
 
     /// The processors of each of `ranks`, as many for each and none for two. A rank's lie beside one memory where there
@@ -102,6 +127,16 @@ mod tests {
         assert_eq!(shares(&host(&["0-6"]), 2), some(&["0-2", "3-5"]));
         assert_eq!(shares(&host(&["0-1"]), 3), None);
         assert_eq!(shares(&host(&["0-3", "4"]), 4), None, "two ranks on one processor");
+    }
+
+    #[test]
+    fn threads_are_bound_where_memory_is_not_the_same_for_all_of_them() {
+        let (one, two) = (host(&["0-7"]), host(&["0-3", "4-7"]));
+        assert_eq!(one.bound(CpuBinding::Auto, 2), None);
+        assert_eq!(one.bound(CpuBinding::Cores, 2), one.share_out(2));
+        assert_eq!(two.bound(CpuBinding::Auto, 2), two.share_out(2));
+        assert_eq!(two.bound(CpuBinding::None, 2), None);
+        assert_eq!(two.bound(CpuBinding::Auto, 9), None);
     }
 
     #[test]

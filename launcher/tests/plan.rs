@@ -8,10 +8,12 @@ use lockstep_launcher::config::{KvCache, KvCacheMemory, ServeConfig, Supervision
 use lockstep_launcher::passthrough::RouterFlags;
 use lockstep_launcher::plan::{self, CommandLine, Communicator, Place, ShardIncarnation};
 use lockstep_launcher::supervisor::{Groups, Restarts};
+use lockstep_launcher::topology::CpuBinding;
 use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_proto::{Bytes, Epoch, Rank, ReplicaId, Tokens};
 use lockstep_shard::decoder::{Dtype, Precision, Quantize};
+use lockstep_shard::device::{DeviceArgs, DeviceChoice};
 use lockstep_shard::kv::KvCacheDtype;
 
 fn config(ranks: u32) -> ServeConfig {
@@ -19,11 +21,16 @@ fn config(ranks: u32) -> ServeConfig {
         model: ModelFiles::EmbeddedDemo,
         model_name: "lockstep/demo".to_owned(),
         groups: Groups { replicas: 1, ranks },
+        device: DeviceArgs { device: DeviceChoice::Auto, ranks_per_gpu: 1, exact: false, places_taken: 0 },
+        cpu_binding: CpuBinding::Auto,
         precision: Dtype::Bfloat16.into(),
         kv_cache: KvCache { held: KvCacheDtype::Auto, memory: KvCacheMemory::Fitting },
         address: SocketAddr::from(([0, 0, 0, 0], 3000)),
-        grace: Duration::from_secs(90),
-        supervision: Supervision { restarts: Restarts::Endless, silence_allowed: Duration::from_secs(120) },
+        supervision: Supervision {
+            grace: Duration::from_secs(90),
+            restarts: Restarts::Endless,
+            silence_allowed: Duration::from_secs(120),
+        },
         log: LogConfig { filter: "info".to_owned(), format: LogFormat::Text },
         router: RouterFlags {
             typed: vec![],
@@ -44,6 +51,7 @@ fn place() -> Place {
         sockets: PathBuf::from("/run/user/1000/lockstep-x"),
         launcher: 42,
         threads_per_rank: 2,
+        cpus: Vec::new(),
         kv_cache_per_rank: Bytes(1 << 30),
         context: Tokens(2048),
     }
@@ -107,6 +115,8 @@ fn what_was_typed_reaches_the_roles() {
     config.model = ModelFiles::Folder(PathBuf::from("/models/small"));
     config.model_name = "org/small".to_owned();
     config.address = SocketAddr::from(([127, 0, 0, 1], 8080));
+    config.device =
+        DeviceArgs { device: DeviceChoice::Cuda, ranks_per_gpu: 2, exact: true, places_taken: 0 };
     config.precision = Precision { dtype: Dtype::Float32, quantize: Quantize::Int8 };
     config.kv_cache.held = KvCacheDtype::Int8;
     config.log = LogConfig { filter: "debug".to_owned(), format: LogFormat::Json };
@@ -144,6 +154,9 @@ fn what_was_typed_reaches_the_roles() {
       --epoch 1
       --listen unix:/run/user/1000/lockstep-x/replica-0-shard-0.sock
       --communicator solo
+      --device cuda
+      --ranks-per-gpu 2
+      --exact
       --dtype float32
       --quantize int8
       --kv-cache-dtype int8
@@ -181,6 +194,22 @@ fn two_replicas_share_a_router_and_nothing_else() {
       --listen unix:/run/user/1000/lockstep-x/replica-1-shard-0.sock
       --reports /run/user/1000/lockstep-x/replica-1-reports.sock
     ");
+}
+
+#[test]
+fn each_rank_of_each_replica_has_processors_of_its_own() {
+    let mut config = config(2);
+    config.groups.replicas = 2;
+    let cpus = ["0-1", "2-3", "4-5", "6-7"].map(|list| list.parse().unwrap());
+    let place = Place { cpus: cpus.to_vec(), ..place() };
+    let given = |replica, rank| {
+        let (replica, rank) = (ReplicaId(replica), Rank(rank));
+        let shard = ShardIncarnation { replica, rank, epoch: Epoch(1), communicator: Communicator::Solo };
+        let shard = written(&plan::shard(&config, &place, &shard));
+        shard.lines().find_map(|line| line.trim().strip_prefix("--cpus ").map(str::to_owned))
+    };
+    let given = [given(0, 0), given(0, 1), given(1, 0), given(1, 1)];
+    assert_eq!(given.map(Option::unwrap), ["0-1", "2-3", "4-5", "6-7"]);
 }
 
 #[test]

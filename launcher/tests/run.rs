@@ -9,10 +9,12 @@ use lockstep_launcher::config::{KvCache, KvCacheMemory, ServeConfig, Supervision
 use lockstep_launcher::passthrough::RouterFlags;
 use lockstep_launcher::run;
 use lockstep_launcher::supervisor::{Groups, Restarts};
+use lockstep_launcher::topology::CpuBinding;
 use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_proto::{Bytes, Tokens};
 use lockstep_shard::decoder::Dtype;
+use lockstep_shard::device::{DeviceArgs, DeviceChoice};
 use lockstep_shard::kv::KvCacheDtype;
 
 fn script(folder: &Path, text: &str) -> PathBuf {
@@ -27,11 +29,16 @@ fn config(program: PathBuf, runtime_folder: PathBuf) -> ServeConfig {
         model: ModelFiles::EmbeddedDemo,
         model_name: "none".to_owned(),
         groups: Groups { replicas: 1, ranks: 2 },
+        device: DeviceArgs { device: DeviceChoice::Auto, ranks_per_gpu: 1, exact: false, places_taken: 0 },
+        cpu_binding: CpuBinding::Auto,
         precision: Dtype::Bfloat16.into(),
         kv_cache: KvCache { held: KvCacheDtype::Auto, memory: KvCacheMemory::Fixed(Bytes(1 << 20)) },
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 9)),
-        grace: Duration::from_secs(90),
-        supervision: Supervision { restarts: Restarts::Endless, silence_allowed: Duration::from_secs(120) },
+        supervision: Supervision {
+            grace: Duration::from_secs(90),
+            restarts: Restarts::Endless,
+            silence_allowed: Duration::from_secs(120),
+        },
         log: LogConfig { filter: "info".to_owned(), format: LogFormat::Text },
         router: RouterFlags {
             max_total_tokens: None,

@@ -8,6 +8,7 @@ use lockstep_process::cpus::CpuList;
 
 use crate::config::{CommunicatorAddress, ListenAddress};
 use crate::decoder::{Dtype, Quantize};
+use crate::device::DeviceArgs;
 use crate::kv::KvCacheDtype;
 
 /// Run one rank of a model.
@@ -36,6 +37,10 @@ pub struct ShardArgs {
     /// How the ranks exchange data: solo, shm:/path or tcp:host:port (where rank 0 listens)
     #[arg(long, value_name = "ADDRESS", default_value = "solo")]
     pub communicator: CommunicatorAddress,
+
+    /// Where it computes
+    #[command(flatten)]
+    pub device: DeviceArgs,
 
     /// What weights are held in
     #[arg(long, value_enum, default_value_t = Dtype::Bfloat16)]

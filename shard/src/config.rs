@@ -16,6 +16,7 @@ use thiserror::Error;
 use crate::args::ShardArgs;
 use crate::comm::{CommError, Joining, Membership};
 use crate::decoder::Precision;
+use crate::device::DeviceArgs;
 use crate::kv::KvCacheDtype;
 
 /// All that decides what a shard does.
@@ -29,12 +30,12 @@ pub struct Config {
     pub communicator: CommunicatorAddress,
     /// Where the router connects.
     pub listen: ListenAddress,
+    /// Where it computes.
+    pub device: DeviceArgs,
     /// What weights are held in.
     pub precision: Precision,
-    /// What keys and values are held in.
-    pub kv_cache: KvCacheDtype,
-    /// Memory for KV blocks.
-    pub kv_budget: Bytes,
+    /// KV blocks.
+    pub kv_cache: KvConfig,
     /// Threads that compute; at least one.
     pub threads: usize,
     /// What they compute on, one on each; `None`: wherever the system puts them.
@@ -47,6 +48,15 @@ pub struct Config {
     pub log: LogConfig,
     /// Where spans go.
     pub traces: TraceConfig,
+}
+
+/// KV blocks of a rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvConfig {
+    /// What keys and values are held in.
+    pub held: KvCacheDtype,
+    /// Memory they may take.
+    pub budget: Bytes,
 }
 
 /// Where the router connects.
@@ -133,9 +143,9 @@ impl Config {
             joining: Joining { membership, epoch: Epoch(args.epoch), watchdog },
             communicator: args.communicator,
             listen: args.listen,
+            device: args.device,
             precision: Precision { dtype: args.dtype, quantize: args.quantize },
-            kv_cache: args.kv_cache_dtype,
-            kv_budget: Bytes(args.kv_cache_bytes),
+            kv_cache: KvConfig { held: args.kv_cache_dtype, budget: Bytes(args.kv_cache_bytes) },
             threads: if args.threads == 0 { threads } else { args.threads },
             cpus,
             reports: args.reports,

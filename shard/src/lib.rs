@@ -10,6 +10,7 @@ pub mod batch;
 pub mod comm;
 pub mod config;
 pub mod decoder;
+pub mod device;
 mod dtype;
 pub mod engine;
 mod error;
@@ -35,4 +36,7 @@ pub use load::{LoadError, Loaded};
 pub use ops::cpu::heap::keep_freed_memory;
 #[doc(hidden)]
 pub use ops::cpu::limits;
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub use ops::cuda::checks as gpu_checks;
 pub use serve::{run, serve};

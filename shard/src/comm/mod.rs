@@ -3,6 +3,8 @@
 //! Every collective is called by every rank, in the same order and with the same lengths, from one thread
 //! of each rank at a time. What a sum is, is settled in [`tree`] and nowhere else.
 
+#[cfg(feature = "cuda")]
+pub(crate) mod nccl;
 pub mod shared_memory;
 mod solo;
 mod tcp;
@@ -16,6 +18,8 @@ use std::time::Duration;
 use lockstep_proto::{Epoch, Rank};
 use thiserror::Error;
 
+#[cfg(feature = "cuda")]
+pub use nccl::Nccl;
 pub use shared_memory::{SharedMemory, create};
 pub use solo::Solo;
 pub use tcp::Tcp;
@@ -58,6 +62,12 @@ pub trait Communicator: Send + Sync {
     /// Ends the group: every call that waits on any rank, and every later one, fails. Callable from any
     /// thread.
     fn abort(&self);
+
+    /// What exchanges between the devices of the ranks, where they have it.
+    #[cfg(feature = "cuda")]
+    fn nccl(&self) -> Option<&Nccl> {
+        None
+    }
 }
 
 /// A collective that cannot be completed. The group is of no use afterwards.
@@ -115,6 +125,14 @@ pub enum CommError {
         what: String,
         /// Why.
         source: io::Error,
+    },
+    /// A device, or what connects devices, failed.
+    #[error("{what} over the group's devices: {reason}")]
+    Device {
+        /// What was being done.
+        what: &'static str,
+        /// What it says.
+        reason: String,
     },
     /// A system call on an open connection failed.
     #[error("exchange with the other ranks: {source}")]

@@ -62,4 +62,9 @@ impl Communicator for Timed {
     fn abort(&self) {
         self.inner.abort();
     }
+
+    #[cfg(feature = "cuda")]
+    fn nccl(&self) -> Option<&super::Nccl> {
+        self.inner.nccl()
+    }
 }

@@ -3,12 +3,17 @@
 
 use std::ops::Range;
 
+#[cfg(feature = "cuda")]
+use super::ForwardError;
 use super::stream::{ForwardResult, Pass, Stream};
 use super::wanted::Wanted;
 use super::{Decoder, Hidden, Logits};
 use crate::batch::Batch;
+use crate::device::DeviceKind;
 use crate::kv::KvPool;
 use crate::ops::cpu::logit_transform::transform;
+#[cfg(feature = "cuda")]
+use crate::ops::cuda::logits::FinishLogits;
 use crate::ops::gather_vocabulary::gather_vocabulary;
 use crate::ops::select_rows::SelectRows;
 
@@ -18,7 +23,8 @@ pub(super) fn forward(decoder: &Decoder, batch: &Batch, kv: &mut KvPool) -> Forw
     if batch.token_ids.is_empty() {
         return Ok(Hidden::none());
     }
-    let pass = Pass { batch, communicator: decoder.communicator.as_ref(), isa: decoder.isa };
+    let rows = decoder.place(&batch.sequences)?;
+    let pass = Pass { batch, rows, communicator: decoder.communicator.as_ref(), isa: decoder.isa };
     let scale = decoder.spec.choices.scales.residual as f32;
     let before_layer = |index: usize| match decoder.layers.get(index) {
         Some(layer) => layer.norms.before_attention.as_ref(),
@@ -30,17 +36,19 @@ pub(super) fn forward(decoder: &Decoder, batch: &Batch, kv: &mut KvPool) -> Forw
         let mut qkv = layer.attention.write_kv(&pass, &stream.normed, kv)?;
         let is_last = index + 1 == decoder.layers.len();
         let wanted = if is_last { Wanted::of(batch) } else { Wanted::Every };
-        let sequences = match &wanted {
+        let runs;
+        let rows = match &wanted {
             Wanted::Nothing => return Ok(Hidden::none()),
-            Wanted::Every => &batch.sequences,
-            Wanted::Runs(runs) => {
+            Wanted::Every => &pass.rows,
+            Wanted::Runs(sequences) => {
                 let select = SelectRows { rows: &batch.logit_rows };
                 qkv = qkv.apply_op1_no_bwd(&select)?;
                 stream = stream.select(&select)?;
-                runs
+                runs = decoder.place(sequences)?;
+                &runs
             }
         };
-        let attended = layer.attention.attend(&pass, qkv, (sequences, kv))?;
+        let attended = layer.attention.attend(&pass, qkv, (rows, kv))?;
         let around = (norms.after_attention.as_ref(), norms.before_mlp.as_ref());
         stream = stream.add(&pass, attended, scale, around)?;
         let output = layer.mlp.forward(&pass, &stream.normed)?;
@@ -55,6 +63,9 @@ pub(super) fn logits(decoder: &Decoder, hidden: &Hidden, rows: Range<usize>) -> 
     let (vocabulary, scales) = (decoder.spec.shape.vocabulary, decoder.spec.choices.scales);
     let count = rows.len();
     let Some(wanted) = hidden.slice(rows)? else { return Ok(Logits::new(Vec::new(), vocabulary)) };
+    if decoder.target.kind() == DeviceKind::Cuda {
+        return on_device(decoder, &wanted);
+    }
     let mut mine = decoder.head.product(&wanted)?;
     if scales.logits_divisor != 1.0 || scales.logits_softcap.is_some() {
         let softcap = scales.logits_softcap.map(|cap| cap as f32);
@@ -62,4 +73,25 @@ pub(super) fn logits(decoder: &Decoder, hidden: &Hidden, rows: Range<usize>) -> 
     }
     let values = gather_vocabulary(decoder.communicator.as_ref(), vocabulary, mine, count)?;
     Ok(Logits::new(values, vocabulary))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_device(_: &Decoder, _: &candle_core::Tensor) -> ForwardResult<Logits> {
+    Err(candle_core::Error::msg("compute logits on a device: this binary knows none").into())
+}
+
+/// Logits that stay where they were computed.
+#[cfg(feature = "cuda")]
+fn on_device(decoder: &Decoder, wanted: &candle_core::Tensor) -> ForwardResult<Logits> {
+    let scales = decoder.spec.choices.scales;
+    let finish = FinishLogits::new(
+        decoder.communicator.as_ref(),
+        decoder.spec.shape.vocabulary,
+        (scales.logits_divisor as f32, scales.logits_softcap.map(|cap| cap as f32)),
+    );
+    let mine = wanted.apply_op1_no_bwd(&decoder.head)?;
+    match mine.apply_op1_no_bwd(&finish) {
+        Ok(rows) => Ok(Logits::on_device(rows, decoder.communicator.clone())),
+        Err(error) => Err(finish.into_failure().map_or(error.into(), ForwardError::Comm)),
+    }
 }

@@ -5,13 +5,13 @@ use candle_core::Tensor;
 use super::choices::QkNorm;
 use super::mlp::Mlp;
 use super::stream::{ForwardResult, Norm, Pass};
-use crate::batch::BatchSequence;
 use crate::kv::LayerKv;
 use crate::kv::layout::Pool;
 use crate::ops::add_bias::AddBias;
 use crate::ops::attention::{Attention, AttentionShape};
 use crate::ops::head_norm::HeadNorm;
 use crate::ops::linear::Linear;
+use crate::ops::placed::Placed;
 use crate::ops::projection_norm::{ProjectionNorm, ProjectionSquares};
 use crate::ops::rope::Rope;
 use crate::ops::write_kv::WriteKv;
@@ -91,26 +91,26 @@ impl Projection {
 impl LayerAttention {
     /// (rows, hidden) → (rows, query, key and value heads), with keys and values written to their blocks.
     pub(super) fn write_kv(&self, pass: &Pass<'_>, input: &Tensor, kv: &LayerKv) -> ForwardResult<Tensor> {
-        let (shape, sequences, isa) = (self.shape, pass.batch.sequences.as_slice(), pass.isa);
+        let (shape, rows, isa) = (self.shape, &pass.rows, pass.isa);
         let qkv = self.qkv.apply(input)?;
         self.norm(pass, &qkv)?;
         if let Some(table) = &self.rope_table {
-            qkv.inplace_op2(table, &Rope { shape, sequences, isa })?;
+            qkv.inplace_op2(table, &Rope { shape, rows, isa })?;
         }
-        kv.keys.inplace_op2(&qkv, &WriteKv { pool: Pool::Keys, shape, sequences })?;
-        kv.values.inplace_op2(&qkv, &WriteKv { pool: Pool::Values, shape, sequences })?;
+        kv.keys.inplace_op2(&qkv, &WriteKv { pool: Pool::Keys, shape, rows })?;
+        kv.values.inplace_op2(&qkv, &WriteKv { pool: Pool::Values, shape, rows })?;
         Ok(qkv)
     }
 
     /// (rows, query, key and value heads) → (rows, hidden), summed over the ranks. The rows are those of
-    /// `sequences`.
+    /// `qkv`.
     pub(super) fn attend(
         &self,
         pass: &Pass<'_>,
         qkv: Tensor,
-        (sequences, kv): (&[BatchSequence], &LayerKv),
+        (rows, kv): (&Placed<'_>, &LayerKv),
     ) -> ForwardResult<Tensor> {
-        let attention = Attention { shape: self.shape, sequences, isa: pass.isa };
+        let attention = Attention { shape: self.shape, rows, isa: pass.isa };
         let attended = qkv.apply_op3_no_bwd(&kv.keys, &kv.values, &attention)?;
         drop(qkv);
         self.output.apply_and_sum(pass, &attended)

@@ -1,18 +1,20 @@
 //! Reads and packs a rank's part of the weights.
 
 mod layers;
+#[cfg(feature = "cuda")]
+mod on_device;
 mod progress;
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{Shape, Tensor};
 use lockstep_models::ModelFiles;
 use lockstep_process::reports;
 use tracing::info;
 
 use super::choices::{Bias, Head, NormKind, NormWeight};
-use super::embedding::Embedding;
+use super::embedding::{Embedding, Table};
 use super::layer::Projection;
 use super::spec::ModelSpec;
 use super::split::{Slice, Split};
@@ -20,8 +22,12 @@ use super::stacks::{Part, Run, Stack, Stacks};
 use super::stream::Norm;
 use super::{Decoder, LoadError, Precision, Quantize, names, rope};
 use crate::comm::Communicator;
+#[cfg(not(feature = "cuda"))]
+use crate::device::DeviceError;
+use crate::device::{DeviceKind, Target};
 use crate::kv::KvCacheDtype;
 use crate::ops::activation::Activation;
+use crate::ops::attention::AttentionShape;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::panels::{COLUMNS, Panels};
 use crate::ops::cpu::quantized::{QuantizedPanels, Quantizing};
@@ -29,14 +35,15 @@ use crate::ops::gated_linear::GatedLinear;
 use crate::ops::linear::Linear;
 use crate::ops::matrix::{Matrix, Packed, Packing};
 use crate::plan::MemoryPlan;
+#[cfg(not(feature = "cuda"))]
+use crate::weights::StoredTensor;
 use crate::weights::{Checkpoint, GateBesideUp, StackedRows, WeightsError};
 use progress::Progress;
 
 pub(super) fn load(
+    (target, communicator): (&Target, Arc<dyn Communicator>),
     files: &ModelFiles,
-    spec: &ModelSpec,
-    precision: Precision,
-    communicator: Arc<dyn Communicator>,
+    (spec, precision): (&ModelSpec, Precision),
     told: reports::Progress,
 ) -> Result<Decoder, LoadError> {
     let split = Split { rank: communicator.rank(), world_size: communicator.world_size() };
@@ -50,20 +57,29 @@ pub(super) fn load(
         slice: &slice,
         precision,
         isa: Isa::of_this_machine(),
+        target,
         progress: Progress::new(split.rank, plan.weights, told),
     };
     say_what_is_widened(&loader);
+    let head = loader.linear(&loader.stacks.head())?;
     Ok(Decoder {
         spec: spec.clone(),
         plan,
         precision,
         isa: loader.isa,
+        target: target.clone(),
         communicator,
-        embedding: loader.embedding()?,
+        embedding: loader.embedding(&head)?,
         layers: loader.layers()?,
         final_norm: loader.norm(names::FINAL_NORM)?,
-        head: loader.linear(&loader.stacks.head())?,
-        kv: loader.slice.kv_layout(),
+        head,
+        shape: AttentionShape {
+            query_heads: loader.slice.query_heads.len(),
+            kv: loader.slice.kv_layout(),
+            scale: 1.0,
+            window: None,
+            softcap: None,
+        },
         kv_cache: KvCacheDtype::Auto,
     })
 }
@@ -111,14 +127,24 @@ struct Loader<'a> {
     stacks: Stacks<'a>,
     precision: Precision,
     isa: Isa,
+    target: &'a Target,
     progress: Progress,
 }
 
 impl Loader<'_> {
-    fn embedding(&self) -> Result<Embedding, LoadError> {
+    fn embedding(&self, head: &Linear) -> Result<Embedding, LoadError> {
         let table = self.checkpoint.tensor(&names::weight(names::EMBEDDING))?;
+        let table = match self.target.kind() {
+            DeviceKind::Cpu => Table::InFile(table),
+            DeviceKind::Cuda => self.table_on_device(&table, head)?,
+        };
         let scale = self.spec.choices.scales.embedding as f32;
         Ok(Embedding { table, hidden: self.spec.shape.hidden, scale })
+    }
+
+    /// Values on this rank's device.
+    fn tensor(&self, values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor, LoadError> {
+        Ok(Tensor::from_vec(values, shape.into(), &self.target.device)?)
     }
 
     fn norm(&self, module: &str) -> Result<Norm, LoadError> {
@@ -131,7 +157,7 @@ impl Loader<'_> {
                 2
             }
         };
-        let parameters = Tensor::from_vec(values, (rows, self.spec.shape.hidden), &Device::Cpu)?;
+        let parameters = self.tensor(values, (rows, self.spec.shape.hidden))?;
         Ok(Norm { parameters, kind, epsilon: self.epsilon() })
     }
 
@@ -151,6 +177,9 @@ impl Loader<'_> {
 
     /// The rows of several modules, one below the other, and the columns this rank has of them.
     fn linear(&self, stack: &Stack) -> Result<Linear, LoadError> {
+        if self.target.kind() == DeviceKind::Cuda {
+            return self.linear_on_device(stack);
+        }
         let runs = stack.runs(self.spec, self.precision);
         let packed = runs.iter().map(|run| self.pack(stack, run));
         Ok(Linear { matrix: Arc::new(Matrix::new(packed)?), isa: self.isa })
@@ -158,6 +187,9 @@ impl Loader<'_> {
 
     /// A gate's rows and the same of what it gates, where they are held element by element and fill whole panels.
     fn gated(&self, stack: &Stack, activation: Activation) -> Result<Option<GatedLinear>, LoadError> {
+        if self.target.kind() == DeviceKind::Cuda {
+            return Ok(None);
+        }
         let runs = stack.runs(self.spec, self.precision);
         let [Run { packing: Packing::Elements(dtype), shape, parts }] = runs.as_slice() else {
             return Ok(None);
@@ -207,9 +239,21 @@ impl Loader<'_> {
                     values.extend_from_slice(&whole[part.rows.clone()]);
                 }
                 let width = values.len();
-                Some(Tensor::from_vec(values, width, &Device::Cpu)?)
+                Some(self.tensor(values, width)?)
             }
         };
         Ok(Projection { linear: self.linear(stack)?, bias })
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+impl Loader<'_> {
+    fn linear_on_device(&self, _: &Stack) -> Result<Linear, LoadError> {
+        Err(LoadError::Device(DeviceError::NotBuilt))
+    }
+
+    #[expect(clippy::unused_self, reason = "its twin of binaries that know GPUs reads from it")]
+    fn table_on_device(&self, _: &StoredTensor, _: &Linear) -> Result<Table, LoadError> {
+        Err(LoadError::Device(DeviceError::NotBuilt))
     }
 }

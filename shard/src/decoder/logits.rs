@@ -2,8 +2,20 @@
 
 use std::ops::Range;
 
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
+
 use candle_core::Tensor;
 use lockstep_proto::Bytes;
+
+#[cfg(feature = "cuda")]
+use super::ForwardError;
+#[cfg(feature = "cuda")]
+use super::device_logits::DeviceLogits;
+#[cfg(feature = "cuda")]
+use crate::comm::Communicator;
+#[cfg(feature = "cuda")]
+use crate::sampling::{RowAsk, RowFound};
 
 /// Most bytes of logits that exist at once, for one row at least. A row of the largest vocabularies in use,
 /// 2^18 entries of four bytes, takes 1 MiB: 16 rows of it are one slice, or 32 rows of 2^17 entries, or 128 of
@@ -50,16 +62,56 @@ impl Hidden {
 }
 
 /// Rows of logits: (rows of a slice, vocabulary).
-#[derive(Clone, Debug, PartialEq)]
 pub struct Logits {
     values: Vec<f32>,
     vocabulary: usize,
+    #[cfg(feature = "cuda")]
+    on_device: Option<DeviceLogits>,
 }
 
 impl Logits {
     /// `values` are whole rows.
     pub(super) fn new(values: Vec<f32>, vocabulary: usize) -> Self {
-        Self { values, vocabulary }
+        Self {
+            values,
+            vocabulary,
+            #[cfg(feature = "cuda")]
+            on_device: None,
+        }
+    }
+
+    /// `rows` (rows, vocabulary) stay on their device until somebody asks for them.
+    #[cfg(feature = "cuda")]
+    pub(super) fn on_device(rows: Tensor, communicator: Arc<dyn Communicator>) -> Self {
+        let vocabulary = rows.dims().last().copied().unwrap_or_default();
+        let on_device = Some(DeviceLogits { rows, communicator });
+        Self { values: Vec::new(), vocabulary, on_device }
+    }
+
+    /// What is found in the rows where they are; nothing where they are in main memory, or are there afterwards.
+    ///
+    /// # Errors
+    /// When the device or the group fails.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn ask(&mut self, asks: &[RowAsk<'_>]) -> Result<Option<Vec<RowFound>>, ForwardError> {
+        let Some(on_device) = self.on_device.take() else { return Ok(None) };
+        let found = on_device.ask(asks)?;
+        if found.is_none() {
+            self.values = on_device.on_host()?;
+        }
+        Ok(found)
+    }
+
+    /// With the rows in main memory.
+    ///
+    /// # Errors
+    /// When the device or the group fails.
+    #[cfg(feature = "cuda")]
+    pub fn on_host(mut self) -> Result<Self, ForwardError> {
+        if let Some(on_device) = self.on_device.take() {
+            self.values = on_device.on_host()?;
+        }
+        Ok(self)
     }
 
     /// How many rows there are.

@@ -1,6 +1,6 @@
 //! A layer's MLP: one for all tokens, or experts of which each token chooses some.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::layer::Projection;
 use super::stream::{ForwardResult, Pass};
@@ -94,7 +94,7 @@ impl Experts {
         let mut wanted = chosen.iter().skip(self.first);
         let mut sums = Vec::with_capacity(self.groups.len());
         for group in &self.groups {
-            let sum = Tensor::zeros(input.shape(), DType::F32, &Device::Cpu)?;
+            let sum = Tensor::zeros(input.shape(), DType::F32, input.device())?;
             for (expert, rows) in group.iter().zip(wanted.by_ref()) {
                 self.add(pass, expert, (input, rows), &sum)?;
             }

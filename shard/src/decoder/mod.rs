@@ -5,6 +5,8 @@
 
 mod check;
 pub(crate) mod choices;
+#[cfg(feature = "cuda")]
+mod device_logits;
 mod embedding;
 mod families;
 mod forward;
@@ -28,12 +30,14 @@ use lockstep_process::reports::Progress;
 use lockstep_proto::{Blocks, Bytes};
 use thiserror::Error;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, BatchSequence};
 use crate::comm::{CommError, Communicator};
-use crate::kv::layout::KvLayout;
+use crate::device::{DeviceError, DeviceKind, Target};
 use crate::kv::{KvCacheDtype, KvPool};
+use crate::ops::attention::AttentionShape;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::linear::Linear;
+use crate::ops::placed::Placed;
 use crate::plan::MemoryPlan;
 
 pub use crate::dtype::Dtype;
@@ -59,12 +63,14 @@ pub struct Decoder {
     plan: MemoryPlan,
     precision: Precision,
     isa: Isa,
+    target: Target,
     communicator: Arc<dyn Communicator>,
     embedding: embedding::Embedding,
     layers: Vec<layer::Layer>,
     final_norm: stream::Norm,
     head: Linear,
-    kv: KvLayout,
+    /// Of any layer's attention, without what differs between layers.
+    shape: AttentionShape,
     kv_cache: KvCacheDtype,
 }
 
@@ -80,6 +86,9 @@ pub enum LoadError {
     /// There is no memory for its weights.
     #[error("take memory for weights: {0}")]
     Memory(#[from] std::io::Error),
+    /// The device cannot be had, or cannot do what is asked.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A tensor cannot be made.
     #[error("make a tensor: {0}")]
     Tensor(#[from] candle_core::Error),
@@ -124,7 +133,20 @@ impl Decoder {
         communicator: Arc<dyn Communicator>,
         progress: Progress,
     ) -> Result<Self, LoadError> {
-        load::load(files, spec, precision.into(), communicator, progress)
+        Self::load_onto((&Target::cpu(), communicator), files, (spec, precision.into()), progress)
+    }
+
+    /// As [`Self::load_telling`], onto a device.
+    ///
+    /// # Errors
+    /// As [`Self::load`], and when the device cannot hold weights as they are asked for.
+    pub fn load_onto(
+        (target, communicator): (&Target, Arc<dyn Communicator>),
+        files: &ModelFiles,
+        (spec, precision): (&ModelSpec, Precision),
+        progress: Progress,
+    ) -> Result<Self, LoadError> {
+        load::load((target, communicator), files, (spec, precision), progress)
     }
 
     /// The same with keys and values held so; as the weights are where nothing is said.
@@ -138,7 +160,13 @@ impl Decoder {
     /// # Errors
     /// When there is not so much address space.
     pub fn allocate_kv(&self, blocks: Blocks) -> Result<KvPool, AllocateError> {
-        KvPool::allocate(self.kv, self.layers.len(), self.kv_cache.beside(self.precision.dtype), blocks)
+        let held = self.kv_cache.beside(self.precision.dtype);
+        KvPool::allocate((self.shape.kv, self.layers.len()), held, blocks, &self.target.device)
+    }
+
+    /// Rows of the sequences, for every layer: where they stand does not depend on what differs between layers.
+    fn place<'a>(&self, sequences: &'a [BatchSequence]) -> candle_core::Result<Placed<'a>> {
+        Placed::new(sequences, self.shape, &self.target.device)
     }
 
     /// What the model is.
@@ -165,7 +193,12 @@ impl Decoder {
             Quantize::AsStored | Quantize::Int8 | Quantize::Int4 => format!("/{quantize}"),
         };
         let kv = self.kv_cache.arithmetic(dtype);
-        format!("{dtype}{weights}{kv}/{}/v{}", self.isa, self.spec.virtual_shards())
+        let virtual_shards = self.spec.virtual_shards();
+        match self.target.kind() {
+            DeviceKind::Cpu => format!("{dtype}{weights}{kv}/{}/v{virtual_shards}", self.isa),
+            DeviceKind::Cuda if self.target.exact => format!("{dtype}{kv}/cuda-exact/v{virtual_shards}"),
+            DeviceKind::Cuda => format!("{dtype}{kv}/cuda"),
+        }
     }
 
     /// How many rows of logits are worth computing at once. It follows from the vocabulary alone.

@@ -9,6 +9,7 @@ use crate::ops::add_norm::AddNorm;
 use crate::ops::all_reduce::AllReduce;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::norm::{Norm as NormOp, NormKind};
+use crate::ops::placed::Placed;
 use crate::ops::select_rows::SelectRows;
 
 pub(super) type ForwardResult<T> = Result<T, ForwardError>;
@@ -16,6 +17,8 @@ pub(super) type ForwardResult<T> = Result<T, ForwardError>;
 /// What all layers of a pass share.
 pub(super) struct Pass<'a> {
     pub(super) batch: &'a Batch,
+    /// The batch's rows.
+    pub(super) rows: Placed<'a>,
     pub(super) communicator: &'a dyn Communicator,
     pub(super) isa: Isa,
 }

@@ -3,10 +3,10 @@
 use lockstep_proto::{Outcome, Sampling, SequenceResult, TokenId, TokenLogprobs};
 use rayon::prelude::*;
 
-use super::model::LogitRows;
+use super::model::{LogitRows, ModelError};
 use super::plan::{Ask, Computed, Entry, Purpose};
 use super::sequences::Sequences;
-use crate::sampling::{self, SamplingError};
+use crate::sampling::{RowAsk, SamplingError};
 
 /// What a step means for a sequence, on every rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,28 +39,49 @@ pub(super) enum Missing {
 
 /// What is found in a slice of logits, one a purpose. Rows do not depend on each other, so neither does their
 /// order of computation matter.
-pub(super) fn found<L: LogitRows>(purposes: &[Purpose], sequences: &Sequences, logits: &L) -> Vec<Found> {
-    let of = |(index, purpose)| found_in(logits.row(index), purpose, sequences);
-    match purposes {
-        // Handing one row to the pool takes longer than it saves.
-        [only] => vec![of((0, only))],
-        more => more.par_iter().enumerate().map(of).collect(),
+///
+/// # Errors
+/// When the device the logits are on fails, or another rank is lost.
+pub(super) fn found<L: LogitRows>(
+    purposes: &[Purpose],
+    sequences: &Sequences,
+    logits: &mut L,
+) -> Result<Vec<Found>, ModelError> {
+    let asks: Vec<_> = purposes.iter().map(|purpose| ask(purpose, sequences)).collect();
+    if let Some(asks) = asks.iter().map(|ask| ask.as_ref().ok().copied()).collect::<Option<Vec<_>>>()
+        && let Some(found) = logits.ask(&asks)?
+    {
+        return Ok(found.into_iter().map(|found| found.map_err(Missing::from)).collect());
     }
+    let logits = &*logits;
+    let of = |(index, ask): (usize, Result<RowAsk<'_>, Missing>)| Ok(ask?.answer(logits.row(index))?);
+    Ok(match asks.len() {
+        // Handing one row to the pool takes longer than it saves.
+        1 => asks.into_iter().enumerate().map(of).collect(),
+        _ => asks.into_par_iter().enumerate().map(of).collect(),
+    })
 }
 
-fn found_in(logits: &[f32], purpose: &Purpose, sequences: &Sequences) -> Found {
+fn ask<'a>(purpose: &'a Purpose, sequences: &'a Sequences) -> Result<RowAsk<'a>, Missing> {
     let sequence = sequences.get(purpose.sequence).map_err(|error| Missing::Choice(error.to_string()))?;
     let sampler = &sequence.sampler;
-    let found = match &purpose.ask {
-        Ask::Known(token) => {
-            sampling::of_known_token(logits, *token, sampler.params().top_logprobs as usize)
-        }
-        Ask::Sample(allowed) => sampler.sample(logits, allowed.as_deref(), sequence.output_position()),
-    };
-    found.map_err(|error| match error {
-        SamplingError::NotFinite { .. } => Missing::Numbers(error),
-        SamplingError::NothingLeft => Missing::Choice(error.to_string()),
+    Ok(match &purpose.ask {
+        Ask::Known(token) => RowAsk::Known { token: *token, top: sampler.params().top_logprobs as usize },
+        Ask::Sample(allowed) => RowAsk::Sample {
+            sampler,
+            allowed: allowed.as_deref(),
+            output_position: sequence.output_position(),
+        },
     })
+}
+
+impl From<SamplingError> for Missing {
+    fn from(error: SamplingError) -> Self {
+        match error {
+            SamplingError::NotFinite { .. } => Self::Numbers(error),
+            SamplingError::NothingLeft => Self::Choice(error.to_string()),
+        }
+    }
 }
 
 /// Why no row of a step is to be believed, if any is no row of numbers.

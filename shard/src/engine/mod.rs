@@ -202,10 +202,10 @@ impl<M: Model> Engine<M> {
         let at_once = self.model.logit_rows_at_once().max(1);
         for first in (0..purposes.len()).step_by(at_once) {
             let rows = first..purposes.len().min(first + at_once);
-            let logits = self.model.logits(&hidden, rows.clone())?;
+            let mut logits = self.model.logits(&hidden, rows.clone())?;
             timings.forward_ns += lap.next_ns();
             if self.group.comm.rank() == Rank(0) {
-                found.extend(choose::found(&purposes[rows], &self.sequences, &logits));
+                found.extend(choose::found(&purposes[rows], &self.sequences, &mut logits)?);
             }
             timings.sample_ns += lap.next_ns();
         }

@@ -7,6 +7,7 @@ use lockstep_proto::{Blocks, Bytes, Tokens};
 use thiserror::Error;
 
 use crate::batch::Batch;
+use crate::sampling::{RowAsk, RowFound};
 
 /// One rank's part of a model with its KV blocks.
 pub trait Model {
@@ -58,6 +59,15 @@ pub trait Model {
 
 /// The logits of some rows.
 pub trait LogitRows: Sync {
+    /// What is found in each row, where the rows are not in main memory; nothing where they are, or are there
+    /// afterwards.
+    ///
+    /// # Errors
+    /// When the device they are on fails, or another rank is lost.
+    fn ask(&mut self, _asks: &[RowAsk<'_>]) -> Result<Option<Vec<RowFound>>, ModelError> {
+        Ok(None)
+    }
+
     /// (vocabulary): of the range's `index`-th row.
     fn row(&self, index: usize) -> &[f32];
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use candle_core::DType;
 use clap::ValueEnum;
 
 use super::layout::KvLayout;
@@ -68,6 +69,20 @@ impl KvDtype {
             Self::Float32 => (f32::tile_elements(layout), size_of::<f32>()),
             Self::Bfloat16 => (half::bf16::tile_elements(layout), size_of::<half::bf16>()),
             Self::Int8 => (u8::tile_elements(layout), size_of::<u8>()),
+        }
+    }
+
+    /// Of plain tensors on a device.
+    ///
+    /// # Errors
+    /// When it has scales beside its elements.
+    pub(super) fn of_tensors(self) -> candle_core::Result<DType> {
+        match self {
+            Self::Float32 => Ok(DType::F32),
+            Self::Bfloat16 => Ok(DType::BF16),
+            Self::Int8 => {
+                Err(candle_core::Error::msg("keys and values of 8 bits are held in main memory only"))
+            }
         }
     }
 

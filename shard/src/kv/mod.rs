@@ -22,9 +22,9 @@ pub struct KvPool {
 
 /// One layer's blocks.
 pub(crate) struct LayerKv {
-    /// (blocks, KV heads, elements of a tile)
+    /// (blocks, KV heads, elements of a tile); on a device (blocks, KV heads, slots, head width)
     pub(crate) keys: Tensor,
-    /// (blocks, KV heads, elements of a tile)
+    /// Likewise
     pub(crate) values: Tensor,
 }
 
@@ -50,23 +50,33 @@ impl KvPool {
 
     /// `blocks` blocks for each of `layers` layers.
     pub(crate) fn allocate(
-        layout: KvLayout,
-        layers: usize,
+        (layout, layers): (KvLayout, usize),
         dtype: KvDtype,
         blocks: Blocks,
+        device: &Device,
     ) -> Result<Self, AllocateError> {
         let bytes = Bytes(layout.block_bytes(layers, dtype).0.saturating_mul(u64::from(blocks.0)));
         let failed = |source| AllocateError { blocks, bytes, source };
         // Too many elements for a number are too many for the system, which says so below.
         let elements = (dtype.tile_elements(layout) * layout.kv_heads).saturating_mul(blocks.len());
-        let layer = |_| -> candle_core::Result<LayerKv> {
+        let on_device = |_| -> candle_core::Result<LayerKv> {
+            let held = dtype.of_tensors()?;
+            let shape = (blocks.len(), layout.kv_heads, KvLayout::SLOTS, layout.head_width);
+            let zeroes = || Tensor::zeros(shape, held, device);
+            Ok(LayerKv { keys: zeroes()?, values: zeroes()? })
+        };
+        let in_memory = |_| -> candle_core::Result<LayerKv> {
             let shape = (blocks.len(), layout.kv_heads, dtype.tile_elements(layout));
             Ok(LayerKv {
                 keys: zeroes(elements, dtype)?.reshape(shape)?,
                 values: zeroes(elements, dtype)?.reshape(shape)?,
             })
         };
-        let layers = (0..layers).map(layer).collect::<candle_core::Result<_>>().map_err(failed)?;
+        let layers = match device {
+            Device::Cpu => (0..layers).map(in_memory).collect::<candle_core::Result<_>>(),
+            Device::Cuda(_) | Device::Metal(_) => (0..layers).map(on_device).collect(),
+        };
+        let layers = layers.map_err(failed)?;
         Ok(Self { layers, blocks, bytes })
     }
 }

@@ -1,5 +1,7 @@
 //! The activation between the products of an MLP, with or without a gate.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, InplaceOp1, Layout, Result, Shape, bail};
 
 use super::cpu::activation::{activate, gate};
@@ -35,6 +37,11 @@ impl CustomOp1 for GatedActivation {
         gate(self.isa, self.activation, both / 2, contiguous(gate_up, layout)?, &mut output);
         Ok((CpuStorage::F32(output), Shape::from((rows, both / 2))))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, gate_up: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        super::cuda::rows::gate_forward(self.activation, gate_up, layout)
+    }
 }
 
 /// (rows, width), in place: `activation(x)`.
@@ -52,5 +59,10 @@ impl InplaceOp1 for PlainActivation {
         let (_, width) = layout.shape().dims2()?;
         activate(self.isa, self.activation, width, contiguous_mut(values, layout)?);
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, values: &mut CudaStorage, layout: &Layout) -> Result<()> {
+        super::cuda::rows::activate_forward(self.activation, values, layout)
     }
 }

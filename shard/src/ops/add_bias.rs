@@ -1,5 +1,7 @@
 //! Adds a product's bias, in place.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, bail};
 
 use super::cpu::add_bias::add_bias;
@@ -27,5 +29,16 @@ impl InplaceOp2 for AddBias {
         }
         add_bias(bias, contiguous_mut(rows, rows_layout)?);
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        rows: &mut CudaStorage,
+        rows_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<()> {
+        super::cuda::rows::bias_forward((rows, rows_layout), (bias, bias_layout))
     }
 }

@@ -1,5 +1,7 @@
 //! Adds a layer's output to the residual stream and norms the sum, in one pass over memory.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, bail};
 
 use super::contiguous;
@@ -42,5 +44,19 @@ impl CustomOp3 for AddNorm {
         let mut output = vec![0.0; 2 * residual.len()];
         add_norm_rows(self.isa, norm, Sum { residual, delta, delta_scale: self.delta_scale }, &mut output);
         Ok((CpuStorage::F32(output), Shape::from((2, rows, width))))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        residual: &CudaStorage,
+        residual_layout: &Layout,
+        delta: &CudaStorage,
+        delta_layout: &Layout,
+        parameters: &CudaStorage,
+        parameters_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let parameters = (parameters, parameters_layout);
+        super::cuda::norm::add_forward(self, (residual, residual_layout), (delta, delta_layout), parameters)
     }
 }

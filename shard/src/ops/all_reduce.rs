@@ -2,6 +2,8 @@
 
 use std::cell::Cell;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, bail};
 
 use super::contiguous_mut;
@@ -32,6 +34,17 @@ impl InplaceOp1 for AllReduce<'_> {
 
     fn cpu_fwd(&self, values: &mut CpuStorage, layout: &Layout) -> Result<()> {
         let outcome = self.communicator.all_reduce(contiguous_mut(values, layout)?);
+        if let Err(error) = outcome {
+            let message = error.to_string();
+            self.failed.set(Some(error));
+            bail!("{message}");
+        }
+        Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, values: &mut CudaStorage, layout: &Layout) -> Result<()> {
+        let outcome = super::cuda::exchange::all_reduce(self.communicator, values, layout)?;
         if let Err(error) = outcome {
             let message = error.to_string();
             self.failed.set(Some(error));

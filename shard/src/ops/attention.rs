@@ -1,5 +1,7 @@
 //! Attention of a batch's rows over their sequences' KV blocks.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape};
 use half::bf16;
@@ -8,7 +10,7 @@ use super::contiguous;
 use super::cpu::attention::{AttentionInput, attend};
 use super::cpu::isa::Isa;
 use super::cpu::kv_element::KvElement;
-use crate::batch::BatchSequence;
+use super::placed::Placed;
 use crate::kv::layout::KvLayout;
 
 /// The sizes of one layer's attention on one rank.
@@ -46,7 +48,7 @@ impl AttentionShape {
 /// values were written before.
 pub(crate) struct Attention<'a> {
     pub(crate) shape: AttentionShape,
-    pub(crate) sequences: &'a [BatchSequence],
+    pub(crate) rows: &'a Placed<'a>,
     pub(crate) isa: Isa,
 }
 
@@ -57,7 +59,7 @@ impl Attention<'_> {
         let mut output = vec![0.0; rows * shape.query_elements()];
         attend(
             self.isa,
-            AttentionInput { shape, sequences: self.sequences, qkv, keys, values },
+            AttentionInput { shape, sequences: self.rows.sequences, qkv, keys, values },
             &mut output,
         );
         output
@@ -90,5 +92,19 @@ impl CustomOp3 for Attention<'_> {
         let columns = self.shape.query_elements();
         let rows = output.len() / columns;
         Ok((CpuStorage::F32(output), Shape::from((rows, columns))))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        qkv: &CudaStorage,
+        qkv_layout: &Layout,
+        keys: &CudaStorage,
+        keys_layout: &Layout,
+        values: &CudaStorage,
+        values_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let of = (self.shape, self.rows.on_device()?);
+        super::cuda::attention::forward(of, (qkv, qkv_layout), (keys, keys_layout), (values, values_layout))
     }
 }

@@ -1,5 +1,7 @@
 //! Which experts a row goes to, and how their outputs come back.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, bail};
 
 use super::cpu::isa::{Isa, Kernel};
@@ -94,6 +96,21 @@ pub(crate) struct AddRows<'a> {
     pub(crate) rows: &'a [(usize, f32)],
 }
 
+impl AddRows<'_> {
+    /// Elements of a row.
+    fn check(&self, target: &Layout, source: &Layout) -> Result<usize> {
+        let (rows, width) = target.shape().dims2()?;
+        if source.shape().dims() != [self.rows.len(), width] {
+            let (found, expected) = (source.shape(), (self.rows.len(), width));
+            bail!("add {expected:?} rows and elements of an expert: its output is of shape {found:?}");
+        }
+        if let Some((row, _)) = self.rows.iter().find(|(row, _)| *row >= rows) {
+            bail!("add an expert's output to row {row}: there are {rows}");
+        }
+        Ok(width)
+    }
+}
+
 impl InplaceOp2 for AddRows<'_> {
     fn name(&self) -> &'static str {
         "add_rows"
@@ -106,14 +123,7 @@ impl InplaceOp2 for AddRows<'_> {
         source: &CpuStorage,
         source_layout: &Layout,
     ) -> Result<()> {
-        let (rows, width) = target_layout.shape().dims2()?;
-        if source_layout.shape().dims() != [self.rows.len(), width] {
-            let (found, expected) = (source_layout.shape(), (self.rows.len(), width));
-            bail!("add {expected:?} rows and elements of an expert: its output is of shape {found:?}");
-        }
-        if let Some((row, _)) = self.rows.iter().find(|(row, _)| *row >= rows) {
-            bail!("add an expert's output to row {row}: there are {rows}");
-        }
+        let width = self.check(target_layout, source_layout)?;
         let source = contiguous::<f32>(source, source_layout)?;
         let target = contiguous_mut::<f32>(target, target_layout)?;
         for ((row, weight), source) in self.rows.iter().zip(source.chunks_exact(width.max(1))) {
@@ -122,6 +132,18 @@ impl InplaceOp2 for AddRows<'_> {
             }
         }
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        target: &mut CudaStorage,
+        target_layout: &Layout,
+        source: &CudaStorage,
+        source_layout: &Layout,
+    ) -> Result<()> {
+        self.check(target_layout, source_layout)?;
+        super::cuda::experts::add_forward(self.rows, (target, target_layout), (source, source_layout))
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, bail};
 
 use super::contiguous;
@@ -46,5 +48,13 @@ impl CustomOp1 for Linear {
     fn cpu_fwd(&self, input: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (output, rows) = self.multiply(input, layout)?;
         Ok((CpuStorage::F32(output), Shape::from((rows, self.matrix.outputs()))))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, input: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        match self.matrix.on_device() {
+            Some(matrix) => matrix.forward(input, layout),
+            None => bail!("multiply rows on a device: the matrix is packed for the CPU"),
+        }
     }
 }

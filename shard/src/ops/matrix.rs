@@ -5,6 +5,8 @@ use super::cpu::linear;
 use super::cpu::panels::{PanelShape, Panels};
 use super::cpu::quantized::{self, Columns, Format, QuantizedPanels};
 use crate::dtype::Dtype;
+#[cfg(feature = "cuda")]
+use crate::ops::cuda::product::DeviceMatrix;
 
 /// How a matrix is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +45,8 @@ impl Packed {
 /// Matrices that take the same rows and whose columns stand beside each other.
 pub(crate) struct Matrix {
     parts: Vec<Packed>,
+    #[cfg(feature = "cuda")]
+    on_device: Option<DeviceMatrix>,
 }
 
 impl Matrix {
@@ -51,7 +55,23 @@ impl Matrix {
     /// # Errors
     /// When packing one fails.
     pub(crate) fn new<E>(parts: impl Iterator<Item = Result<Packed, E>>) -> Result<Self, E> {
-        Ok(Self { parts: parts.collect::<Result<_, E>>()? })
+        Ok(Self {
+            parts: parts.collect::<Result<_, E>>()?,
+            #[cfg(feature = "cuda")]
+            on_device: None,
+        })
+    }
+
+    /// Of a device.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn of_device(matrix: DeviceMatrix) -> Self {
+        Self { parts: Vec::new(), on_device: Some(matrix) }
+    }
+
+    /// It on its device, where it is on one.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_device(&self) -> Option<&DeviceMatrix> {
+        self.on_device.as_ref()
     }
 
     /// Length of the dot products.

@@ -1,5 +1,5 @@
 //! The operators of the forward pass. One file each, with what every device needs of it: the CPU path calls
-//! a kernel in [`cpu`].
+//! a kernel in [`cpu`], the one on GPUs one in `cuda`.
 
 pub(crate) mod activation;
 pub(crate) mod add_bias;
@@ -7,6 +7,8 @@ pub(crate) mod add_norm;
 pub(crate) mod all_reduce;
 pub(crate) mod attention;
 pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 pub(crate) mod experts;
 pub(crate) mod gated_linear;
 pub(crate) mod gather_vocabulary;
@@ -14,6 +16,7 @@ pub(crate) mod head_norm;
 pub(crate) mod linear;
 pub(crate) mod matrix;
 pub(crate) mod norm;
+pub(crate) mod placed;
 pub(crate) mod projection_norm;
 #[cfg(test)]
 pub(crate) mod reference;

@@ -1,5 +1,7 @@
 //! Norms of rows.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, bail};
 
 use super::contiguous;
@@ -59,5 +61,16 @@ impl CustomOp2 for Norm {
         let mut normed = vec![0.0; input.len()];
         norm_rows(self.isa, rows, input, &mut normed);
         Ok((CpuStorage::F32(normed), input_layout.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        input: &CudaStorage,
+        input_layout: &Layout,
+        parameters: &CudaStorage,
+        parameters_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        super::cuda::norm::forward(self, (input, input_layout), (parameters, parameters_layout))
     }
 }

@@ -2,12 +2,15 @@
 
 use std::ops::Range;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, bail};
 
 use super::attention::AttentionShape;
 use super::cpu::isa::Isa;
 use super::cpu::parallel::{SharedSlice, for_each_range};
 use super::cpu::rope::rotate;
+use super::placed::Placed;
 use super::{contiguous, contiguous_mut};
 use crate::batch::BatchSequence;
 
@@ -19,7 +22,7 @@ const OPERATIONS: usize = 4;
 /// half of the table's row and sines in the second. The elements beyond stay.
 pub(crate) struct Rope<'a> {
     pub(crate) shape: AttentionShape,
-    pub(crate) sequences: &'a [BatchSequence],
+    pub(crate) rows: &'a Placed<'a>,
     pub(crate) isa: Isa,
 }
 
@@ -34,7 +37,7 @@ impl Rope<'_> {
             );
         }
         let end = |sequence: &BatchSequence| sequence.first_position.index().saturating_add(sequence.rows);
-        match self.sequences.iter().map(end).max() {
+        match self.rows.sequences.iter().map(end).max() {
             Some(end) if end > positions => {
                 bail!("rotate by the angles of {end} positions: the table has {positions}")
             }
@@ -61,6 +64,7 @@ impl InplaceOp2 for Rope<'_> {
         let (row_elements, width) = (self.shape.row_elements(), self.shape.kv.head_width);
         let rotated_elements = self.shape.query_elements() + self.shape.kv_elements();
         let positions: Vec<(usize, usize)> = self
+            .rows
             .sequences
             .iter()
             .flat_map(|sequence| {
@@ -84,6 +88,18 @@ impl InplaceOp2 for Rope<'_> {
             turn(0..positions.len());
         }
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        qkv: &mut CudaStorage,
+        qkv_layout: &Layout,
+        table: &CudaStorage,
+        table_layout: &Layout,
+    ) -> Result<()> {
+        let of = (self.shape, self.rows.on_device()?, self.rotary_width(table_layout)?);
+        super::cuda::rows::rope_forward(of, (qkv, qkv_layout), (table, table_layout))
     }
 }
 
@@ -118,7 +134,7 @@ mod tests {
         }];
         qkv.inplace_op2(
             &table,
-            &Rope { shape: SHAPE, sequences: &sequences, isa: Isa::of_this_machine() },
+            &Rope { shape: SHAPE, rows: &Placed::on_cpu(&sequences), isa: Isa::of_this_machine() },
         )?;
         Ok((before, qkv.flatten_all()?.to_vec1()?))
     }

@@ -1,5 +1,7 @@
 //! Copies the rows that are wanted further on.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
 
 use super::contiguous;
@@ -22,5 +24,11 @@ impl CustomOp1 for SelectRows<'_> {
             output.extend_from_slice(&input[row * width..][..width]);
         }
         Ok((CpuStorage::F32(output), Shape::from((self.rows.len(), width))))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, input: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let rows: Vec<u32> = self.rows.iter().map(|row| *row as u32).collect();
+        super::cuda::rows::pick_forward((&rows, 1.0), input, layout)
     }
 }

@@ -1,5 +1,7 @@
 //! Writes a batch's new keys, or values, into their sequences' KV blocks.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result};
 use half::bf16;
@@ -7,8 +9,8 @@ use half::bf16;
 use super::attention::AttentionShape;
 use super::cpu::kv_element::KvElement;
 use super::cpu::parallel::{SharedSlice, for_each_range};
+use super::placed::Placed;
 use super::{contiguous, contiguous_mut};
-use crate::batch::BatchSequence;
 use crate::kv::layout::Pool;
 
 /// Scalar operations an element takes to be rounded and put in its place.
@@ -18,7 +20,7 @@ const OPERATIONS: usize = 8;
 pub(crate) struct WriteKv<'a> {
     pub(crate) pool: Pool,
     pub(crate) shape: AttentionShape,
-    pub(crate) sequences: &'a [BatchSequence],
+    pub(crate) rows: &'a Placed<'a>,
 }
 
 impl WriteKv<'_> {
@@ -39,7 +41,7 @@ impl WriteKv<'_> {
             Pool::Keys => self.shape.query_heads,
             Pool::Values => self.shape.query_heads + layout.kv_heads,
         };
-        let slots = self.sequences.iter().flat_map(|sequence| {
+        let slots = self.rows.sequences.iter().flat_map(|sequence| {
             sequence.slots().enumerate().map(|(row, place)| (sequence.first_row + row, place))
         });
         for (row, (block, slot)) in slots {
@@ -73,5 +75,17 @@ impl InplaceOp2 for WriteKv<'_> {
             self.on_cpu::<f32>(contiguous_mut(pool, pool_layout)?, qkv);
         }
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        pool: &mut CudaStorage,
+        pool_layout: &Layout,
+        qkv: &CudaStorage,
+        qkv_layout: &Layout,
+    ) -> Result<()> {
+        let of = (self.shape, self.rows.on_device()?, self.pool);
+        super::cuda::rows::write_kv_forward(of, (pool, pool_layout), (qkv, qkv_layout))
     }
 }

@@ -8,6 +8,8 @@ mod greedy;
 mod logit_bias;
 mod logprobs;
 mod min_p;
+#[cfg(feature = "cuda")]
+pub(crate) mod on_device;
 mod order;
 mod penalties;
 mod rng;
@@ -38,6 +40,45 @@ pub struct Sampler {
     occurrences: Occurrences,
     /// The last token of the context.
     previous: Option<TokenId>,
+}
+
+/// What is asked of a row of logits.
+#[derive(Clone, Copy, Debug)]
+pub enum RowAsk<'a> {
+    /// The log-probabilities of a token that is known and of the most probable ones.
+    Known {
+        /// The token.
+        token: TokenId,
+        /// How many others.
+        top: usize,
+    },
+    /// A token that follows.
+    Sample {
+        /// How it is chosen.
+        sampler: &'a Sampler,
+        /// The grammar's mask.
+        allowed: Option<&'a [u8]>,
+        /// How many tokens were emitted before.
+        output_position: Tokens,
+    },
+}
+
+/// What was found in a row of logits.
+pub type RowFound = Result<TokenLogprobs, SamplingError>;
+
+impl RowAsk<'_> {
+    /// The answer, from a row in main memory: (vocabulary).
+    ///
+    /// # Errors
+    /// When the logits are not numbers or nothing is left to choose from.
+    pub fn answer(self, logits: &[f32]) -> RowFound {
+        match self {
+            Self::Known { token, top } => of_known_token(logits, token, top),
+            Self::Sample { sampler, allowed, output_position } => {
+                sampler.sample(logits, allowed, output_position)
+            }
+        }
+    }
 }
 
 /// Logits from which nothing can be chosen.

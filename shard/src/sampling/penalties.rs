@@ -17,6 +17,12 @@ impl Occurrences {
         Self { in_output: prompt.iter().map(|token| (*token, 0)).collect() }
     }
 
+    /// Tokens of prompt and output, and how often each stands in the output.
+    #[cfg(feature = "cuda")]
+    pub(super) fn iter(&self) -> impl Iterator<Item = (TokenId, u32)> {
+        self.in_output.iter().map(|(token, count)| (*token, *count))
+    }
+
     pub(super) fn on_emitted(&mut self, token: TokenId) {
         *self.in_output.entry(token).or_default() += 1;
     }

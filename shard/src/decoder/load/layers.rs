@@ -1,6 +1,6 @@
 //! The layers' parts of loading.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::{Loader, names, rope};
 use crate::decoder::LoadError;
@@ -21,9 +21,10 @@ struct RopeTables {
 impl Loader<'_> {
     pub(super) fn layers(&self) -> Result<Vec<Layer>, LoadError> {
         let (choices, positions) = (&self.spec.choices, self.spec.shape.max_positions);
+        let table = |rope| rope::table(rope, positions)?.to_device(&self.target.device);
         let tables = RopeTables {
-            global: rope::table(&choices.rope, positions)?,
-            local: choices.local_rope.as_ref().map(|rope| rope::table(rope, positions)).transpose()?,
+            global: table(&choices.rope)?,
+            local: choices.local_rope.as_ref().map(table).transpose()?,
         };
         let layer = |(index, choices)| self.layer(index, choices, &tables);
         self.spec.layers.iter().enumerate().map(layer).collect()
@@ -97,8 +98,8 @@ impl Loader<'_> {
         }
         let count = weights.len();
         let weights = match kind {
-            QkNorm::Head => Tensor::from_vec(weights, (2, shape.head_width), &Device::Cpu)?,
-            QkNorm::Absent | QkNorm::Projection => Tensor::from_vec(weights, count, &Device::Cpu)?,
+            QkNorm::Head => self.tensor(weights, (2, shape.head_width))?,
+            QkNorm::Absent | QkNorm::Projection => self.tensor(weights, count)?,
         };
         let widths = (shape.query_heads * shape.head_width, shape.kv_heads * shape.head_width);
         Ok(LayerQkNorm { kind, weights, epsilon: self.epsilon(), segments: slice.segments, widths })

@@ -1,0 +1,271 @@
+//! Attention over block tables, on a device: how rows are cut into tiles, and where splits are computed apart.
+
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::CudaStorage;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DeviceRepr};
+use candle_core::{CudaDevice, DType, Layout, Result, Shape, bail};
+
+use super::gpu::Gpu;
+use super::kernel::{Address, Executor, Grid, Kernel, Parameters, launch};
+use super::rows::bf16_or_f32;
+use super::storage::{address, copy_of, of_slice, room, wrapped};
+use crate::batch::{BLOCK_SIZE, BatchSequence};
+use crate::ops::attention::AttentionShape;
+
+/// Positions of a split, as in attention.cu.
+const SPLIT: usize = 256;
+/// Positions of a step.
+const STEP: usize = 32;
+/// Queries of a warp.
+const EACH: usize = 4;
+/// Warps of a block.
+const WARPS: usize = 8;
+/// Widest head there is a kernel for.
+const WIDEST: usize = 256;
+
+/// Blocks below which a device is not full, so that splits are computed apart.
+const FEW_BLOCKS: usize = 264;
+/// Bytes of memory splits that are computed apart may take.
+const SCRATCH: usize = 128 << 20;
+
+/// Neighbouring rows of one sequence.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tile {
+    pub(crate) first_row: u32,
+    pub(crate) rows: u32,
+    pub(crate) first_position: u32,
+    /// Where among the block tables that of its sequence begins.
+    pub(crate) table: u32,
+}
+
+// SAFETY: four plain numbers.
+unsafe impl DeviceRepr for Tile {}
+
+#[repr(C)]
+pub(crate) struct AttentionParameters {
+    pub(crate) qkv: Address,
+    pub(crate) keys: Address,
+    pub(crate) values: Address,
+    pub(crate) tiles: Address,
+    pub(crate) tables: Address,
+    pub(crate) output: Address,
+    pub(crate) partial: Address,
+    pub(crate) row_elements: u32,
+    pub(crate) query_heads: u32,
+    pub(crate) kv_heads: u32,
+    pub(crate) width: u32,
+    pub(crate) tile_queries: u32,
+    pub(crate) splits: u32,
+    pub(crate) window: u32,
+    pub(crate) scale: f32,
+    pub(crate) softcap: f32,
+}
+
+// SAFETY: as in attention.cu.
+unsafe impl Parameters for AttentionParameters {}
+
+/// A batch's rows as kernels find them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct HostRows {
+    /// (rows): of each row its position.
+    pub(crate) positions: Vec<u32>,
+    /// (rows): block and slot of each row, as one number.
+    pub(crate) slots: Vec<u32>,
+    /// The block tables, one after the other.
+    pub(crate) tables: Vec<u32>,
+    /// Of sequences with one row, and of those with more.
+    pub(crate) tiles: [Vec<Tile>; 2],
+}
+
+impl HostRows {
+    /// Tiles have as many rows as their warps have queries for, where each KV head has `group` query heads.
+    pub(crate) fn new(sequences: &[BatchSequence], group: usize) -> Self {
+        let most = (WARPS * EACH / group.max(1)).max(1);
+        let mut rows = Self::default();
+        for sequence in sequences {
+            let table = rows.tables.len() as u32;
+            let size = BLOCK_SIZE.len();
+            for (row, (block, slot)) in sequence.slots().enumerate() {
+                rows.positions.push((sequence.first_position.index() + row) as u32);
+                rows.slots.push((block * size + slot) as u32);
+            }
+            let end = sequence.first_position.index() + sequence.rows;
+            rows.tables.extend(sequence.blocks.iter().take(end.div_ceil(size)).map(|block| block.0));
+            let tiles = &mut rows.tiles[usize::from(sequence.rows > 1)];
+            for first in (0..sequence.rows).step_by(most) {
+                tiles.push(Tile {
+                    first_row: (sequence.first_row + first) as u32,
+                    rows: most.min(sequence.rows - first) as u32,
+                    first_position: (sequence.first_position.index() + first) as u32,
+                    table,
+                });
+            }
+        }
+        rows
+    }
+}
+
+/// The same on a device.
+pub(crate) struct DeviceRows {
+    pub(crate) count: usize,
+    pub(crate) positions: CudaSlice<u32>,
+    pub(crate) slots: CudaSlice<u32>,
+    tables: CudaSlice<u32>,
+    tiles: [(Vec<Tile>, CudaSlice<Tile>); 2],
+}
+
+impl DeviceRows {
+    pub(crate) fn new(
+        device: &CudaDevice,
+        sequences: &[BatchSequence],
+        shape: AttentionShape,
+    ) -> Result<Self> {
+        let HostRows { positions, slots, tables, tiles } =
+            HostRows::new(sequences, shape.query_heads / shape.kv.kv_heads.max(1));
+        let [single, several] = tiles;
+        let single = (copy_of(device, &single)?, single);
+        let several = (copy_of(device, &several)?, several);
+        Ok(Self {
+            count: positions.len(),
+            positions: copy_of(device, &positions)?,
+            slots: copy_of(device, &slots)?,
+            tables: copy_of(device, &tables)?,
+            tiles: [(single.1, single.0), (several.1, several.0)],
+        })
+    }
+}
+
+/// How tiles are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cut {
+    /// Queries of the largest tile.
+    pub(crate) tile_queries: usize,
+    /// 0: a tile's splits one after the other; else how many the longest has, each by a block.
+    pub(crate) splits: usize,
+}
+
+impl Cut {
+    /// Apart where a device would not be full otherwise and memory allows: the bits are the same.
+    pub(crate) fn of(shape: AttentionShape, tiles: &[Tile]) -> Self {
+        let splits = tiles.iter().map(|tile| splits_of(shape, tile)).max().unwrap_or(0);
+        let mut cut = Self { splits, ..Self::one_by_one(shape, tiles) };
+        let blocks = tiles.len() * shape.kv.kv_heads;
+        if splits < 2
+            || blocks >= FEW_BLOCKS
+            || cut.partial_elements(shape, tiles) * size_of::<f32>() > SCRATCH
+        {
+            cut.splits = 0;
+        }
+        cut
+    }
+
+    /// No split apart.
+    pub(crate) fn one_by_one(shape: AttentionShape, tiles: &[Tile]) -> Self {
+        let rows = tiles.iter().map(|tile| tile.rows as usize).max().unwrap_or(0);
+        Self { tile_queries: rows * shape.query_heads / shape.kv.kv_heads.max(1), splits: 0 }
+    }
+
+    /// Elements that splits computed apart take.
+    pub(crate) fn partial_elements(self, shape: AttentionShape, tiles: &[Tile]) -> usize {
+        let walks = tiles.len() * shape.kv.kv_heads * self.splits * self.tile_queries;
+        walks * (shape.kv.head_width + 2)
+    }
+}
+
+fn splits_of(shape: AttentionShape, tile: &Tile) -> usize {
+    let position = tile.first_position as usize;
+    let first = shape.window.map_or(0, |window| (position + 1).saturating_sub(window));
+    (position + tile.rows as usize).div_ceil(SPLIT) - first / SPLIT
+}
+
+/// Has the rows of `tiles` attend; those of other tiles are left alone.
+pub(crate) fn attend(
+    on: &dyn Executor,
+    held: DType,
+    parameters: &AttentionParameters,
+    tiles: usize,
+) -> Result<()> {
+    let AttentionParameters { query_heads, kv_heads, width, tile_queries, splits, .. } = *parameters;
+    let (width, queries) = (width as usize, tile_queries as usize);
+    if width > WIDEST || queries > WARPS * EACH || !query_heads.is_multiple_of(kv_heads) {
+        bail!(
+            "attend on a device with {query_heads} query heads, {kv_heads} KV heads and heads of {width} \
+             elements: at most {} query heads for a KV head and {WIDEST} elements work",
+            WARPS * EACH
+        );
+    }
+    let bf16 = held == DType::BF16;
+    let kernel = match (bf16, width) {
+        (true, ..=64) => Kernel::AttendBf16Of64,
+        (true, ..=128) => Kernel::AttendBf16Of128,
+        (true, _) => Kernel::AttendBf16Of256,
+        (false, ..=64) => Kernel::AttendF32Of64,
+        (false, ..=128) => Kernel::AttendF32Of128,
+        (false, _) => Kernel::AttendF32Of256,
+    };
+    let shared = (queries * width + STEP * (width + 1)) * size_of::<f32>();
+    let grid = Grid {
+        blocks: [tiles as u32, kv_heads, splits.max(1)],
+        threads: (queries.clamp(1, WARPS) * STEP) as u32,
+        shared_bytes: shared as u32,
+    };
+    launch(on, kernel, parameters, grid)?;
+    if splits == 0 {
+        return Ok(());
+    }
+    let threads = width.next_multiple_of(STEP) as u32;
+    let grid = Grid { blocks: [tiles as u32, kv_heads, tile_queries], threads, shared_bytes: 0 };
+    launch(on, Kernel::FoldSplits, parameters, grid)
+}
+
+pub(crate) fn forward(
+    (shape, rows): (AttentionShape, &DeviceRows),
+    (qkv, qkv_layout): (&CudaStorage, &Layout),
+    (keys, keys_layout): (&CudaStorage, &Layout),
+    (values, values_layout): (&CudaStorage, &Layout),
+) -> Result<(CudaStorage, Shape)> {
+    let device = &qkv.device;
+    let output = room::<f32>(device, rows.count * shape.query_elements())?;
+    for (tiles, on_device) in &rows.tiles {
+        let cut = Cut::of(shape, tiles);
+        let partial = room::<f32>(device, cut.partial_elements(shape, tiles))?;
+        let call = AttentionParameters {
+            qkv: address::<f32>(qkv, qkv_layout)?,
+            keys: bf16_or_f32(keys, keys_layout)?,
+            values: bf16_or_f32(values, values_layout)?,
+            tiles: of_slice(on_device),
+            tables: of_slice(&rows.tables),
+            output: of_slice(&output),
+            partial: of_slice(&partial),
+            ..AttentionParameters::of(shape, cut)
+        };
+        attend(&Gpu(device), keys.dtype(), &call, tiles.len())?;
+    }
+    Ok((wrapped(output, device), Shape::from((rows.count, shape.query_elements()))))
+}
+
+impl AttentionParameters {
+    /// Without addresses.
+    pub(crate) fn of(shape: AttentionShape, cut: Cut) -> Self {
+        let none = Address::NULL;
+        Self {
+            qkv: none,
+            keys: none,
+            values: none,
+            tiles: none,
+            tables: none,
+            output: none,
+            partial: none,
+            row_elements: shape.row_elements() as u32,
+            query_heads: shape.query_heads as u32,
+            kv_heads: shape.kv.kv_heads as u32,
+            width: shape.kv.head_width as u32,
+            tile_queries: cut.tile_queries as u32,
+            splits: cut.splits as u32,
+            window: shape.window.map_or(0, |window| u32::try_from(window).unwrap_or(u32::MAX)),
+            scale: shape.scale,
+            softcap: shape.softcap.unwrap_or(0.0),
+        }
+    }
+}

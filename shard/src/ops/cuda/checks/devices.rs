@@ -1,0 +1,208 @@
+//! What needs candle's storage, cuBLAS or several ranks: on GPUs alone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use candle_core::{DType, Tensor};
+use lockstep_models::ModelFiles;
+use lockstep_process::reports::Progress;
+use lockstep_proto::{BlockId, Blocks, Epoch, Position, Rank, TokenId};
+
+use super::products::{Weights, twin};
+use super::{BF16, Checks, EXACT, Error, F32, Failure, Numbers};
+use crate::batch::{Batch, BatchSequence};
+use crate::comm::{Communicator, Joining, Membership, Nccl, Solo, Threads};
+use crate::decoder::{Decoder, Dtype, ModelSpec, Precision, Quantize};
+use crate::device::{DeviceError, Target, gpus, visible_gpus};
+use crate::ops::cpu::isa::Isa;
+use crate::ops::cpu::panels::PanelShape;
+use crate::ops::cuda::product::{DeviceMatrix, Order};
+use crate::ops::linear::Linear;
+use crate::ops::matrix::Matrix;
+use crate::testing::TinyLlama;
+
+/// Far longer than any exchange here takes.
+const WATCHDOG: Duration = Duration::from_secs(30);
+
+type Checked<T> = Result<T, Failure>;
+
+fn broken(error: impl std::fmt::Display) -> Failure {
+    Failure::Broken(error.to_string())
+}
+
+pub(super) fn check(checks: &mut Checks<'_>) -> Result<(), DeviceError> {
+    let gpus = visible_gpus()?;
+    let fast = Target::open_gpu(0, false)?;
+    for held in [DType::F32, DType::BF16] {
+        for (rows, inputs, outputs) in [(1, 72, 331), (7, 896, 130), (300, 256, 512)] {
+            let name = format!("cuBLAS, {rows} x {inputs} by {inputs} x {outputs}, {}", held.as_str());
+            checks.check_or_skip(name, || product(&fast, (rows, inputs, outputs), held));
+        }
+    }
+    let exact = Target { exact: true, ..fast.clone() };
+    for (target, how) in [(&fast, "fast"), (&exact, "exact")] {
+        for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+            checks.check_or_skip(format!("a whole model, {how}, {dtype}"), || model(target, dtype));
+        }
+    }
+    checks.check_or_skip("a whole model in chunks and at once, exact", || chunks(&exact));
+    for order in [Order::Fastest, Order::Exact] {
+        checks
+            .check_or_skip(format!("sums and gathers of two ranks, {order:?}"), || two_ranks(gpus, order));
+    }
+    checks.check_or_skip("a rank that is gone ends its group", || lost_rank(gpus));
+    Ok(())
+}
+
+fn product(target: &Target, (rows, inputs, outputs): (usize, usize, usize), held: DType) -> Checked<Error> {
+    let mut numbers = Numbers::new(outputs as u64);
+    let (input, weights) = (numbers.values(rows * inputs), numbers.values(outputs * inputs));
+    let on_device = || {
+        let matrix = Tensor::from_slice(&weights, (outputs, inputs), &target.device)?.to_dtype(held)?;
+        let matrix = DeviceMatrix { weights: matrix, segments: 1, order: Order::Fastest };
+        let linear = Linear { matrix: Arc::new(Matrix::of_device(matrix)), isa: Isa::of_this_machine() };
+        let input = Tensor::from_slice(&input, (rows, inputs), &target.device)?;
+        input.apply_op1_no_bwd(&linear)?.flatten_all()?.to_vec1()
+    };
+    let found: Vec<f32> = on_device().map_err(broken)?;
+    let shape = PanelShape { outputs, inputs, segments: 1 };
+    let expected = twin(&input, Weights { values: weights, inputs }, shape, held).map_err(broken)?;
+    Ok(Error::of(&found, &expected, if held == DType::BF16 { BF16 } else { F32 }))
+}
+
+/// A folder with a random model in it, removed when this is dropped.
+struct Folder(std::path::PathBuf);
+
+impl Folder {
+    fn with_model() -> std::io::Result<Self> {
+        let name = format!("lockstep-gpu-checks-{}", std::process::id());
+        let folder = Self(std::env::temp_dir().join(name));
+        std::fs::create_dir_all(&folder.0)?;
+        TinyLlama::new(7).write(&folder.0)?;
+        Ok(folder)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Nothing depends on it.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Logits of every row of a prompt computed in chunks, and of one token after it.
+fn logits(target: &Target, dtype: Dtype, chunk: usize) -> Checked<Vec<f32>> {
+    let folder = Folder::with_model().map_err(broken)?;
+    let files = ModelFiles::Folder(folder.0.clone());
+    let spec = ModelSpec::read(&files).map_err(broken)?;
+    let precision = Precision { dtype, quantize: Quantize::AsStored };
+    let alone: Arc<dyn Communicator> = Arc::new(Solo);
+    let decoder = Decoder::load_onto((target, alone), &files, (&spec, precision), Progress::default());
+    let decoder = decoder.map_err(broken)?;
+    let mut kv = decoder.allocate_kv(Blocks(32)).map_err(broken)?;
+    let mut numbers = Numbers::new(3);
+    let tokens: Vec<TokenId> = (0..301).map(|_| TokenId(numbers.below(spec.vocabulary_size()))).collect();
+    let blocks: Vec<BlockId> = (0..20).map(|at| BlockId(at * 7 % 32)).collect();
+    let mut all = Vec::new();
+    let ends = (0..300)
+        .step_by(chunk)
+        .map(|first| first..(first + chunk).min(300))
+        .chain(std::iter::once(300..301));
+    for rows in ends {
+        let count = rows.len();
+        let sequence = BatchSequence {
+            first_row: 0,
+            rows: count,
+            first_position: Position(rows.start as u32),
+            blocks: blocks.clone(),
+        };
+        let batch = Batch {
+            token_ids: tokens[rows].to_vec(),
+            sequences: vec![sequence],
+            logit_rows: (0..count).collect(),
+        };
+        let hidden = decoder.forward(&batch, &mut kv).map_err(broken)?;
+        let logits =
+            decoder.logits(&hidden, 0..count).and_then(|logits| logits.on_host()).map_err(broken)?;
+        all.extend(logits.rows().flatten());
+    }
+    Ok(all)
+}
+
+fn model(target: &Target, dtype: Dtype) -> Checked<Error> {
+    let (found, expected) = (logits(target, dtype, 300)?, logits(&Target::cpu(), dtype, 300)?);
+    // Of a whole model the errors of all operators add up.
+    Ok(Error::of(&found, &expected, if dtype == Dtype::Bfloat16 { 3.0 * BF16 } else { 10.0 * F32 }))
+}
+
+fn chunks(target: &Target) -> Checked<Error> {
+    let whole = logits(target, Dtype::Bfloat16, 300)?;
+    let mut error = Error::unless(true);
+    for chunk in [1, 17, 256] {
+        error = error.max(Error::of(&logits(target, Dtype::Bfloat16, chunk)?, &whole, EXACT));
+    }
+    Ok(error)
+}
+
+/// Two ranks on threads of this process, each with a GPU of its own.
+fn on_two_ranks<T: Send>(
+    gpus: usize,
+    order: Order,
+    work: impl Fn(&Target, &Nccl) -> Checked<T> + Sync,
+) -> Checked<Vec<T>> {
+    if gpus < 2 {
+        return Err(Failure::Skipped(format!("needs two GPUs, {gpus} is visible")));
+    }
+    if !gpus::have_nccl() {
+        return Err(Failure::Skipped("libnccl.so.2 cannot be opened".to_owned()));
+    }
+    let group = Threads::group(2, WATCHDOG).map_err(broken)?;
+    let rank = |(index, host): (usize, Threads)| {
+        let target = Target::open_gpu(index, order == Order::Exact).map_err(broken)?;
+        let device = target.gpu().ok_or_else(|| broken("it is no GPU"))?.clone();
+        let membership = Membership::new(Rank(index as u32), 2).map_err(broken)?;
+        let joining = Joining { membership, epoch: Epoch(0), watchdog: WATCHDOG };
+        let nccl = Nccl::join(Arc::new(host), device, joining, order).map_err(broken)?;
+        work(&target, &nccl)
+    };
+    std::thread::scope(|scope| {
+        let rank = &rank;
+        let ranks: Vec<_> =
+            group.into_iter().enumerate().map(|part| scope.spawn(move || rank(part))).collect();
+        ranks
+            .into_iter()
+            .map(|rank| rank.join().unwrap_or_else(|_| Err(broken("a rank panicked"))))
+            .collect()
+    })
+}
+
+fn two_ranks(gpus: usize, order: Order) -> Checked<Error> {
+    let parts = [Numbers::new(1).values(4099), Numbers::new(2).values(4099)];
+    let sums = on_two_ranks(gpus, order, |target, nccl| {
+        let part = &parts[nccl.rank().0 as usize];
+        let values = Tensor::from_slice(part, part.len(), &target.device).map_err(broken)?;
+        let reduce = crate::ops::all_reduce::AllReduce::over(nccl);
+        values.inplace_op1(&reduce).map_err(broken)?;
+        nccl.wait().map_err(broken)?;
+        values.to_vec1::<f32>().map_err(broken)
+    })?;
+    let expected: Vec<f32> = parts[0].iter().zip(&parts[1]).map(|(a, b)| a + b).collect();
+    // Two numbers have one order.
+    let of = |sum: &Vec<f32>| Error::of(sum, &expected, EXACT);
+    Ok(sums.iter().map(of).fold(Error::unless(true), Error::max))
+}
+
+/// One rank leaves; the other, whose kernel waits for it, must be told.
+fn lost_rank(gpus: usize) -> Checked<Error> {
+    let ended = on_two_ranks(gpus, Order::Fastest, |target, nccl| {
+        if nccl.rank() == Rank(1) {
+            nccl.abort();
+            return Ok(true);
+        }
+        let values = Tensor::ones(1 << 20, DType::F32, &target.device).map_err(broken)?;
+        let reduce = crate::ops::all_reduce::AllReduce::over(nccl);
+        let outcome = values.inplace_op1(&reduce).map_err(|error| error.to_string());
+        Ok(outcome.is_err() || nccl.wait().is_err())
+    })?;
+    Ok(Error::unless(ended == [true, true]))
+}

@@ -1,0 +1,149 @@
+//! The kernels there are, and what starts one.
+
+use std::ffi::c_void;
+
+use candle_core::Result;
+
+/// Threads of a block of kernels that work element by element.
+pub(crate) const THREADS: u32 = 256;
+
+/// Where something is in a device's memory, or in the host's where the host emulates one.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Address(pub(crate) u64);
+
+impl Address {
+    /// What is not there.
+    pub(crate) const NULL: Self = Self(0);
+
+    /// `bytes` further on.
+    pub(crate) fn plus(self, bytes: usize) -> Self {
+        Self(self.0 + bytes as u64)
+    }
+}
+
+/// How many threads run a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Grid {
+    /// Blocks along x, y and z.
+    pub(crate) blocks: [u32; 3],
+    /// Threads of a block, along x.
+    pub(crate) threads: u32,
+    /// Bytes of memory of a block, beside what the kernel declares.
+    pub(crate) shared_bytes: u32,
+}
+
+impl Grid {
+    /// Blocks along x.
+    pub(crate) fn along_x(blocks: usize, threads: u32) -> Self {
+        Self { blocks: [blocks as u32, 1, 1], threads, shared_bytes: 0 }
+    }
+
+    /// A thread for each of so many elements.
+    pub(crate) fn of_elements(elements: usize) -> Self {
+        Self::along_x(elements.div_ceil(THREADS as usize), THREADS)
+    }
+
+    pub(crate) fn is_empty(self) -> bool {
+        self.blocks.contains(&0)
+    }
+}
+
+/// The one argument of a kernel.
+///
+/// # Safety
+/// It has C's layout and the fields of the structure of the same name in `kernels/`; its addresses are of memory as
+/// large as the kernel's description says for the launch it is made for.
+pub(crate) unsafe trait Parameters {}
+
+/// Where kernels run: a device's stream, or the host.
+pub(crate) trait Executor {
+    /// Starts a kernel; those started before come first.
+    ///
+    /// # Errors
+    /// When the device refuses it.
+    ///
+    /// # Safety
+    /// `parameters` points to the [`Parameters`] of this kernel.
+    unsafe fn start(&self, kernel: Kernel, parameters: *const c_void, grid: Grid) -> Result<()>;
+}
+
+/// Starts `kernel`, where it has anything to do.
+pub(crate) fn launch<P: Parameters>(
+    on: &dyn Executor,
+    kernel: Kernel,
+    parameters: &P,
+    grid: Grid,
+) -> Result<()> {
+    if grid.is_empty() {
+        return Ok(());
+    }
+    // SAFETY: every caller passes the parameters of the kernel it names.
+    unsafe { on.start(kernel, std::ptr::from_ref(parameters).cast(), grid) }
+}
+
+/// Names each kernel for the device and for the host.
+macro_rules! kernels {
+    ($($module:ident: $($kernel:ident = $name:literal $emulated:ident),+;)+) => {
+        /// A kernel.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub(crate) enum Kernel {
+            $($(#[doc = $name] $kernel),+),+
+        }
+
+        /// A file of kernels.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub(crate) enum Module {
+            $(#[doc = stringify!($module)] $module),+
+        }
+
+        impl Kernel {
+            /// Every one.
+            pub(crate) const ALL: &[Self] = &[$($(Self::$kernel),+),+];
+
+            /// The file it is in.
+            pub(crate) fn module(self) -> Module {
+                match self { $($(Self::$kernel)|+ => Module::$module),+ }
+            }
+
+            /// Its symbol.
+            pub(crate) fn name(self) -> &'static str {
+                match self { $($(Self::$kernel => concat!("lockstep_", $name)),+),+ }
+            }
+
+            /// It as a function of the host.
+            pub(crate) fn emulated(self) -> Emulated {
+                match self { $($(Self::$kernel => $emulated),+),+ }
+            }
+        }
+
+        unsafe extern "C" {
+            $($(fn $emulated(parameters: *const c_void, grid: *const u32, threads: u32, shared_bytes: usize);)+)+
+        }
+    };
+}
+
+/// A kernel compiled for the host: its parameters, three numbers of blocks, threads, bytes of shared memory.
+pub(crate) type Emulated = unsafe extern "C" fn(*const c_void, *const u32, u32, usize);
+
+kernels! {
+    Norms: Norm = "norm" emulated_norm, HeadNorm = "head_norm" emulated_head_norm,
+        ProjectionSquares = "projection_squares" emulated_projection_squares,
+        ProjectionNorm = "projection_norm" emulated_projection_norm;
+    Rows: Rope = "rope" emulated_rope,
+        WriteKvF32 = "write_kv_f32" emulated_write_kv_f32, WriteKvBf16 = "write_kv_bf16" emulated_write_kv_bf16,
+        Activation = "activation" emulated_activation, AddBias = "add_bias" emulated_add_bias,
+        LogitTransform = "logit_transform" emulated_logit_transform, RoundRows = "round_rows" emulated_round_rows,
+        PickRowsF32 = "pick_rows_f32" emulated_pick_rows_f32, PickRowsBf16 = "pick_rows_bf16" emulated_pick_rows_bf16,
+        AddRows = "add_rows" emulated_add_rows, SumParts = "sum_parts" emulated_sum_parts,
+        JoinVocabulary = "join_vocabulary" emulated_join_vocabulary;
+    Products: ProductF32 = "product_f32" emulated_product_f32, ProductBf16 = "product_bf16" emulated_product_bf16;
+    Attention: AttendF32Of64 = "attend_f32_64" emulated_attend_f32_64,
+        AttendF32Of128 = "attend_f32_128" emulated_attend_f32_128,
+        AttendF32Of256 = "attend_f32_256" emulated_attend_f32_256,
+        AttendBf16Of64 = "attend_bf16_64" emulated_attend_bf16_64,
+        AttendBf16Of128 = "attend_bf16_128" emulated_attend_bf16_128,
+        AttendBf16Of256 = "attend_bf16_256" emulated_attend_bf16_256,
+        FoldSplits = "fold_splits" emulated_fold_splits;
+    Sampling: Sample = "sample" emulated_sample;
+}

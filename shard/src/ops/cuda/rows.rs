@@ -1,0 +1,334 @@
+//! What is done to rows element by element, on a device.
+
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::CudaStorage;
+use candle_core::{CudaDevice, DType, Layout, Result, Shape, bail};
+use half::bf16;
+
+use super::gpu::Gpu;
+use super::kernel::{Address, Executor, Grid, Kernel, Parameters, launch};
+use super::storage::{address, copy_of, of_slice, room, wrapped};
+use crate::kv::layout::Pool;
+use crate::ops::activation::Activation;
+use crate::ops::attention::AttentionShape;
+use crate::ops::placed::DeviceRows;
+
+#[repr(C)]
+pub(crate) struct RopeParameters {
+    pub(crate) qkv: Address,
+    pub(crate) table: Address,
+    pub(crate) positions: Address,
+    pub(crate) rows: u32,
+    pub(crate) row_elements: u32,
+    pub(crate) heads: u32,
+    pub(crate) width: u32,
+    pub(crate) rotary: u32,
+}
+
+// SAFETY: as in rows.cu.
+unsafe impl Parameters for RopeParameters {}
+
+/// Turns the queries and keys of the rows by their positions.
+pub(crate) fn rope(on: &dyn Executor, parameters: &RopeParameters) -> Result<()> {
+    let RopeParameters { rows, heads, rotary, .. } = *parameters;
+    let pairs = rows as usize * heads as usize * (rotary / 2) as usize;
+    launch(on, Kernel::Rope, parameters, Grid::of_elements(pairs))
+}
+
+#[repr(C)]
+pub(crate) struct WriteKvParameters {
+    pub(crate) pool: Address,
+    pub(crate) qkv: Address,
+    pub(crate) slots: Address,
+    pub(crate) rows: u32,
+    pub(crate) row_elements: u32,
+    pub(crate) first_element: u32,
+    pub(crate) heads: u32,
+    pub(crate) width: u32,
+}
+
+// SAFETY: as in rows.cu.
+unsafe impl Parameters for WriteKvParameters {}
+
+/// Writes the rows' keys, or values, into a pool of bf16 or f32.
+pub(crate) fn write_kv(on: &dyn Executor, held: DType, parameters: &WriteKvParameters) -> Result<()> {
+    let kernel = if held == DType::BF16 { Kernel::WriteKvBf16 } else { Kernel::WriteKvF32 };
+    let WriteKvParameters { rows, heads, width, .. } = *parameters;
+    let elements = rows as usize * heads as usize * width as usize;
+    launch(on, kernel, parameters, Grid::of_elements(elements))
+}
+
+#[repr(C)]
+pub(crate) struct ActivationParameters {
+    pub(crate) input: Address,
+    pub(crate) output: Address,
+    pub(crate) elements: u64,
+    pub(crate) width: u32,
+    pub(crate) function: u32,
+    pub(crate) is_gated: u32,
+}
+
+// SAFETY: as in rows.cu.
+unsafe impl Parameters for ActivationParameters {}
+
+/// Activates as many elements as come out.
+pub(crate) fn activation(on: &dyn Executor, parameters: &ActivationParameters) -> Result<()> {
+    launch(on, Kernel::Activation, parameters, Grid::of_elements(parameters.elements as usize))
+}
+
+/// A function's number.
+pub(crate) fn number_of(activation: Activation) -> u32 {
+    match activation {
+        Activation::Silu => 0,
+        Activation::GeluTanh => 1,
+    }
+}
+
+#[repr(C)]
+pub(crate) struct BiasParameters {
+    pub(crate) values: Address,
+    pub(crate) bias: Address,
+    pub(crate) elements: u64,
+    pub(crate) width: u32,
+}
+
+// SAFETY: as in rows.cu.
+unsafe impl Parameters for BiasParameters {}
+
+/// Adds a bias to every row.
+pub(crate) fn add_bias(on: &dyn Executor, parameters: &BiasParameters) -> Result<()> {
+    launch(on, Kernel::AddBias, parameters, Grid::of_elements(parameters.elements as usize))
+}
+
+#[repr(C)]
+pub(crate) struct LogitParameters {
+    pub(crate) logits: Address,
+    pub(crate) elements: u64,
+    pub(crate) divide_by: f32,
+    /// 0 where there is none.
+    pub(crate) cap: f32,
+}
+
+// SAFETY: as in rows.cu.
+unsafe impl Parameters for LogitParameters {}
+
+/// Divides logits, and bounds them where there is a cap.
+pub(crate) fn logit_transform(on: &dyn Executor, parameters: &LogitParameters) -> Result<()> {
+    launch(on, Kernel::LogitTransform, parameters, Grid::of_elements(parameters.elements as usize))
+}
+
+#[repr(C)]
+pub(crate) struct RoundParameters {
+    pub(crate) input: Address,
+    pub(crate) output: Address,
+    pub(crate) elements: u64,
+}
+
+// SAFETY: as in rows.cu.
+unsafe impl Parameters for RoundParameters {}
+
+/// Rounds f32 to bf16.
+pub(crate) fn round_rows(on: &dyn Executor, parameters: &RoundParameters) -> Result<()> {
+    launch(on, Kernel::RoundRows, parameters, Grid::of_elements(parameters.elements as usize))
+}
+
+#[repr(C)]
+pub(crate) struct PickParameters {
+    pub(crate) source: Address,
+    pub(crate) rows: Address,
+    pub(crate) output: Address,
+    pub(crate) elements: u64,
+    pub(crate) width: u32,
+    pub(crate) scale: f32,
+}
+
+// SAFETY: as in rows.cu.
+unsafe impl Parameters for PickParameters {}
+
+/// Copies rows of a source of bf16 or f32, scaled, as f32.
+pub(crate) fn pick_rows(on: &dyn Executor, held: DType, parameters: &PickParameters) -> Result<()> {
+    let kernel = if held == DType::BF16 { Kernel::PickRowsBf16 } else { Kernel::PickRowsF32 };
+    launch(on, kernel, parameters, Grid::of_elements(parameters.elements as usize))
+}
+
+#[repr(C)]
+pub(crate) struct SpreadParameters {
+    pub(crate) target: Address,
+    pub(crate) source: Address,
+    pub(crate) rows: Address,
+    pub(crate) weights: Address,
+    pub(crate) elements: u64,
+    pub(crate) width: u32,
+}
+
+// SAFETY: as in rows.cu.
+unsafe impl Parameters for SpreadParameters {}
+
+/// Adds weighted rows to those they belong to.
+pub(crate) fn add_rows(on: &dyn Executor, parameters: &SpreadParameters) -> Result<()> {
+    launch(on, Kernel::AddRows, parameters, Grid::of_elements(parameters.elements as usize))
+}
+
+#[repr(C)]
+pub(crate) struct TreeParameters {
+    pub(crate) parts: Address,
+    pub(crate) sum: Address,
+    pub(crate) elements: u64,
+    pub(crate) count: u32,
+}
+
+// SAFETY: as in rows.cu.
+unsafe impl Parameters for TreeParameters {}
+
+/// Sums a power of two of parts in one binary tree.
+pub(crate) fn sum_parts(on: &dyn Executor, parameters: &TreeParameters) -> Result<()> {
+    launch(on, Kernel::SumParts, parameters, Grid::of_elements(parameters.elements as usize))
+}
+
+#[repr(C)]
+pub(crate) struct VocabularyParameters {
+    pub(crate) parts: Address,
+    pub(crate) output: Address,
+    pub(crate) elements: u64,
+    pub(crate) rows: u32,
+    pub(crate) width: u32,
+    pub(crate) vocabulary: u32,
+}
+
+// SAFETY: as in rows.cu.
+unsafe impl Parameters for VocabularyParameters {}
+
+/// Puts the ranks' slices of logits together.
+pub(crate) fn join_vocabulary(on: &dyn Executor, parameters: &VocabularyParameters) -> Result<()> {
+    launch(on, Kernel::JoinVocabulary, parameters, Grid::of_elements(parameters.elements as usize))
+}
+
+pub(crate) fn rope_forward(
+    (shape, rows, rotary): (AttentionShape, &DeviceRows, usize),
+    (qkv, qkv_layout): (&CudaStorage, &Layout),
+    (table, table_layout): (&CudaStorage, &Layout),
+) -> Result<()> {
+    let call = RopeParameters {
+        qkv: address::<f32>(qkv, qkv_layout)?,
+        table: address::<f32>(table, table_layout)?,
+        positions: of_slice(&rows.positions),
+        rows: rows.count as u32,
+        row_elements: shape.row_elements() as u32,
+        heads: (shape.query_heads + shape.kv.kv_heads) as u32,
+        width: shape.kv.head_width as u32,
+        rotary: rotary as u32,
+    };
+    rope(&Gpu(&qkv.device), &call)
+}
+
+pub(crate) fn write_kv_forward(
+    (shape, rows, which): (AttentionShape, &DeviceRows, Pool),
+    (pool, pool_layout): (&CudaStorage, &Layout),
+    (qkv, qkv_layout): (&CudaStorage, &Layout),
+) -> Result<()> {
+    let held = pool.dtype();
+    let first = match which {
+        Pool::Keys => shape.query_elements(),
+        Pool::Values => shape.query_elements() + shape.kv_elements(),
+    };
+    let call = WriteKvParameters {
+        pool: bf16_or_f32(pool, pool_layout)?,
+        qkv: address::<f32>(qkv, qkv_layout)?,
+        slots: of_slice(&rows.slots),
+        rows: rows.count as u32,
+        row_elements: shape.row_elements() as u32,
+        first_element: first as u32,
+        heads: shape.kv.kv_heads as u32,
+        width: shape.kv.head_width as u32,
+    };
+    write_kv(&Gpu(&qkv.device), held, &call)
+}
+
+/// Where weights or KV blocks are.
+pub(crate) fn bf16_or_f32(storage: &CudaStorage, layout: &Layout) -> Result<Address> {
+    if storage.dtype() == DType::BF16 {
+        address::<bf16>(storage, layout)
+    } else {
+        address::<f32>(storage, layout)
+    }
+}
+
+pub(crate) fn gate_forward(
+    function: Activation,
+    gate_up: &CudaStorage,
+    layout: &Layout,
+) -> Result<(CudaStorage, Shape)> {
+    let (rows, both) = layout.shape().dims2()?;
+    if !both.is_multiple_of(2) {
+        bail!("activate rows of {both} elements: they are no gate and up of one width");
+    }
+    let (device, width) = (&gate_up.device, both / 2);
+    let output = room::<f32>(device, rows * width)?;
+    let call = ActivationParameters {
+        input: address::<f32>(gate_up, layout)?,
+        output: of_slice(&output),
+        elements: (rows * width) as u64,
+        width: width as u32,
+        function: number_of(function),
+        is_gated: 1,
+    };
+    activation(&Gpu(device), &call)?;
+    Ok((wrapped(output, device), Shape::from((rows, width))))
+}
+
+pub(crate) fn activate_forward(function: Activation, values: &CudaStorage, layout: &Layout) -> Result<()> {
+    let (rows, width) = layout.shape().dims2()?;
+    let place = address::<f32>(values, layout)?;
+    let call = ActivationParameters {
+        input: place,
+        output: place,
+        elements: (rows * width) as u64,
+        width: width as u32,
+        function: number_of(function),
+        is_gated: 0,
+    };
+    activation(&Gpu(&values.device), &call)
+}
+
+pub(crate) fn bias_forward(
+    (rows, rows_layout): (&CudaStorage, &Layout),
+    (bias, bias_layout): (&CudaStorage, &Layout),
+) -> Result<()> {
+    let (count, width) = rows_layout.shape().dims2()?;
+    let found = bias_layout.shape().elem_count();
+    if found != width {
+        bail!("add a bias of {found} elements to rows of {width}");
+    }
+    let call = BiasParameters {
+        values: address::<f32>(rows, rows_layout)?,
+        bias: address::<f32>(bias, bias_layout)?,
+        elements: (count * width) as u64,
+        width: width as u32,
+    };
+    add_bias(&Gpu(&rows.device), &call)
+}
+
+/// (any, width) of bf16 or f32 → (wanted, width) of f32.
+pub(crate) fn pick_forward(
+    (wanted, scale): (&[u32], f32),
+    source: &CudaStorage,
+    layout: &Layout,
+) -> Result<(CudaStorage, Shape)> {
+    let (rows, width) = layout.shape().dims2()?;
+    if let Some(row) = wanted.iter().find(|row| **row as usize >= rows) {
+        bail!("copy row {row}: there are {rows}");
+    }
+    let device: &CudaDevice = &source.device;
+    let numbers = copy_of(device, wanted)?;
+    let output = room::<f32>(device, wanted.len() * width)?;
+    let call = PickParameters {
+        source: bf16_or_f32(source, layout)?,
+        rows: of_slice(&numbers),
+        output: of_slice(&output),
+        elements: (wanted.len() * width) as u64,
+        width: width as u32,
+        scale,
+    };
+    pick_rows(&Gpu(device), source.dtype(), &call)?;
+    Ok((wrapped(output, device), Shape::from((wanted.len(), width))))
+}
