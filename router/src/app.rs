@@ -22,8 +22,8 @@ use crate::http::auth::{AccessConfig, Keys, KeysError};
 use crate::http::fields::UnknownFields;
 use crate::http::response_cache::ResponseCache;
 use crate::http::resume::Streams;
-use crate::http::{self, Registry};
-use crate::journal::{Journal, JournalConfig, JournalError, Recovered};
+use crate::http::{self, Registry, Uploads};
+use crate::journal::{Journal, JournalConfig, JournalError, Left};
 use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::shards::{GroupFacts, ShardGroup};
@@ -77,7 +77,9 @@ pub struct KeptAnswers {
 pub struct Patience {
     /// A request that names no time itself; absent means as long as it takes.
     pub request_timeout: Option<Duration>,
-    /// To send a head or the next piece of a body, and to read the next piece of an answer.
+    /// To be admitted; absent means as long as it takes.
+    pub queue_timeout: Option<Duration>,
+    /// To send a head, the next piece of a body or a whole small one, and to read the next piece of an answer.
     pub client_timeout: Duration,
     /// To come back for a stream whose connection broke; absent where its request ends with it.
     pub resume_window: Option<Duration>,
@@ -118,6 +120,8 @@ pub struct App {
     pub engine: Engine,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Bodies that have not come whole.
+    pub uploads: Arc<Uploads>,
     /// Running requests by id.
     pub requests: Registry,
     /// Answers that are kept.
@@ -193,6 +197,7 @@ impl App {
             pool,
             grammars,
             metrics,
+            uploads: Uploads::new(config.payload_limit_bytes),
             requests: Registry::default(),
             responses,
             streams: Streams::new(config.patience.resume_window, journal, tasks.clone()),
@@ -257,6 +262,11 @@ impl App {
     /// Whether the shards can be asked.
     pub fn is_ready(&self) -> bool {
         matches!(&*self.life.group.borrow(), GroupState::Ready(_))
+    }
+
+    /// Whether they can be asked, and the step under way, if any, takes no longer than steps like it do.
+    pub fn is_getting_on(&self) -> bool {
+        self.is_ready() && !self.engine.vitals().is_late(Instant::now())
     }
 
     /// Whether they could be asked once.
@@ -362,7 +372,7 @@ fn open_journal(
     config: &AppConfig,
     metrics: &Arc<Metrics>,
     tasks: &Tasks,
-) -> Result<(Option<Journal>, Vec<Recovered>), JournalError> {
+) -> Result<(Option<Journal>, Vec<Left>), JournalError> {
     match (&config.kept.journal, config.patience.resume_window) {
         (Some(journal), Some(window)) => {
             let (journal, recovered) = Journal::open(journal, window, Arc::clone(metrics), tasks)?;

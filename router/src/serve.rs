@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lockstep_process::open_files;
 use lockstep_process::reports::{self, Progress, Report, tell_signs_of_life};
 use lockstep_process::shutdown::{ParentState, StopSignal, die_with_parent};
 use lockstep_process::tasks::{Fate, Tasks};
@@ -20,7 +21,7 @@ use crate::app::{App, AppConfig, AppError};
 use crate::args::{GenerationConfig, RouterArgs};
 use crate::config::{ConfigError, Listen, MetricAliases, RouterConfig, Stopping};
 use crate::engine::GroupState;
-use crate::http::connections;
+use crate::http::connections::{self, Door};
 use crate::model::{Model, ModelError};
 use crate::shards::RemoteGroup;
 use crate::tools::CallSupport;
@@ -98,11 +99,13 @@ pub fn run(args: RouterArgs) -> Result<(), RouterError> {
 async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     // Before anything slow: a taken port is told at once, and early clients wait instead of failing.
     let listener = listen(&config.listen).await?;
+    open_files::outlive_full_files()?;
     let address = listener.local_addr()?;
     let tasks = Tasks::new();
+    let progress = Progress::steady();
     if let Some(path) = config.reports.clone() {
         let stop = tasks.stop_token().clone();
-        let signs = tell_signs_of_life(path, Report::RouterLives, Progress::steady(), stop);
+        let signs = tell_signs_of_life(path, Report::RouterLives, progress.clone(), stop);
         tasks.spawn("signs of life", Fate::Log, signs);
     }
     let mut model = Model::load(&config.files, config.model_id)?;
@@ -117,14 +120,21 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     let group = RemoteGroup::new(config.shards);
     let traces = Traces::start(&config.traces)?;
     let app = App::start(AppConfig { traces: traces.clone(), ..config.app }, model, group, &tasks)?;
+    // From here on the launcher hears of an engine that hangs, not only of a runtime that does.
+    progress.become_counted();
+    app.engine.vitals().tell(progress);
     if config.aliases == MetricAliases::Vllm {
         app.metrics.alias_for_vllm(&app.model.id);
     }
     if let Some(path) = config.reports {
         tasks.spawn("loss reports", Fate::Log, report_losses(app.engine.state(), path));
     }
-    let connections =
-        connections::serve(listener, app.router(), app.config.patience.client_timeout, tasks.clone());
+    let door = Door {
+        most_connections: connections::within_open_files(config.most_connections),
+        patience: app.config.patience.client_timeout,
+        metrics: Arc::clone(&app.metrics),
+    };
+    let connections = connections::serve(listener, app.router(), door, tasks.clone());
     tasks.spawn("http", Fate::StopServer, connections);
     info!(%address, model = app.model.id, "listening");
     let cause = wait_for_stop(&app, &tasks, &config.stopping).await?;

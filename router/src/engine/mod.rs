@@ -8,6 +8,7 @@ mod masks;
 mod run;
 mod stop;
 mod traces;
+mod vitals;
 mod watchdog;
 
 use std::sync::Arc;
@@ -28,6 +29,7 @@ pub use generations::Generations;
 pub use run::{EngineConfig, EngineTask};
 pub use stop::{StopStrings, StopText};
 pub use traces::TraceOrigin;
+pub use vitals::Vitals;
 
 /// Why a sequence was not taken, or cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -152,6 +154,7 @@ pub struct Engine {
     /// How long what is queued should take, in milliseconds.
     queue_time_ms: Arc<AtomicU64>,
     state: watch::Receiver<GroupState>,
+    vitals: Arc<Vitals>,
 }
 
 impl Engine {
@@ -172,6 +175,11 @@ impl Engine {
     /// How long all that is queued should take, at the pace of recent steps.
     pub fn queue_time(&self) -> Duration {
         Duration::from_millis(self.queue_time_ms.load(Ordering::Relaxed))
+    }
+
+    /// Whether it gets on.
+    pub fn vitals(&self) -> &Vitals {
+        &self.vitals
     }
 
     /// Whether the shards can be asked; changes are signalled.

@@ -15,6 +15,7 @@ use tracing::{error, warn};
 use super::core::Core;
 use super::deliver::Deliveries;
 use super::traces::SequenceTraces;
+use super::vitals::Vitals;
 use super::watchdog::{StepWork, Watchdog};
 use super::{Command, Engine, EngineError, GroupState};
 use crate::metrics::Metrics;
@@ -45,6 +46,7 @@ pub struct EngineTask<G> {
     watchdog: Watchdog,
     inputs: Inputs,
     state: watch::Sender<GroupState>,
+    vitals: Arc<Vitals>,
 }
 
 /// What the task listens to.
@@ -89,16 +91,18 @@ impl<G: ShardGroup> EngineTask<G> {
         let (state, watched) = watch::channel(GroupState::Away { since: Instant::now() });
         let deliveries = Deliveries::new(vocabulary, Arc::clone(&metrics));
         let core = Core::new(config.limits, deliveries, metrics);
+        let vitals = Arc::new(Vitals::new(Instant::now()));
         let engine = Engine {
             commands,
             wake: Arc::clone(&wake),
             next_sequence: Arc::new(AtomicU64::new(1)),
             queue_time_ms: core.queue_time_ms(),
             state: watched,
+            vitals: Arc::clone(&vitals),
         };
         let inputs = Inputs { commands: queue, wake, stop };
         let watchdog = Watchdog::new(config.min_step_timeout, config.step_timeout);
-        (Self { group, config, core, watchdog, inputs, state }, engine)
+        (Self { group, config, core, watchdog, inputs, state, vitals }, engine)
     }
 
     /// Tells `traces` what becomes of sampled sequences.
@@ -126,7 +130,7 @@ impl<G: ShardGroup> EngineTask<G> {
 
     /// Waits for a group newer than `lost`; `None` when the process stops meanwhile.
     async fn join(&mut self, lost: Option<Epoch>) -> Option<Epoch> {
-        let Self { group, config, core, watchdog, inputs, state } = self;
+        let Self { group, config, core, watchdog, inputs, state, vitals } = self;
         watchdog.forget();
         let patience = tokio::time::sleep(config.group_loss_timeout);
         let mut patience = pin!(patience);
@@ -139,6 +143,7 @@ impl<G: ShardGroup> EngineTask<G> {
                 biased;
                 () = inputs.stop.cancelled() => return None,
                 facts = &mut joining => break facts,
+                () = vitals.beat_due() => vitals.beat(Instant::now()),
                 () = inputs.wake.notified() => core.sweep(),
                 () = until(core.next_deadline()) => core.expire(Instant::now()),
                 command = inputs.commands.recv() => match hope {
@@ -160,6 +165,7 @@ impl<G: ShardGroup> EngineTask<G> {
 
     async fn serve(&mut self) -> Left {
         loop {
+            self.vitals.beat(Instant::now());
             self.settle_masks().await;
             let Some(mut step) = self.core.plan(Instant::now()) else {
                 if self.core.is_undelivered() {
@@ -172,7 +178,9 @@ impl<G: ShardGroup> EngineTask<G> {
                 continue;
             };
             self.core.add_masks(&mut step);
-            let output = match self.step(step).await {
+            let output = self.step(step).await;
+            self.vitals.on_step_over();
+            let output = match output {
                 Ok(output) => output,
                 Err(left) => return left,
             };
@@ -202,10 +210,12 @@ impl<G: ShardGroup> EngineTask<G> {
 
     /// Nothing to compute: waits for something to happen, the loss of the group included.
     async fn wait(&mut self) -> Option<Left> {
-        let Self { group, core, inputs, .. } = self;
+        let Self { group, core, inputs, vitals, .. } = self;
         tokio::select! {
             biased;
             () = inputs.stop.cancelled() => Some(Left::Stop),
+            // The caller's loop does it.
+            () = vitals.beat_due() => None,
             () = inputs.wake.notified() => {
                 core.sweep();
                 None
@@ -232,9 +242,10 @@ impl<G: ShardGroup> EngineTask<G> {
 
     /// Computes a step, taking in what arrives meanwhile.
     async fn step(&mut self, step: Step) -> Result<StepOutput, Left> {
-        let Self { group, core, watchdog, inputs, .. } = self;
+        let Self { group, core, watchdog, inputs, vitals, .. } = self;
         let (work, begun) = (StepWork::of(&step), Instant::now());
         let limit = watchdog.limit(work);
+        vitals.on_step_begun(begun, limit);
         let traces = core.traces().parents();
         let mut computing = pin!(tokio::time::timeout(limit, group.step(step, &traces)));
         loop {
@@ -246,6 +257,7 @@ impl<G: ShardGroup> EngineTask<G> {
                     watchdog.on_step(work, begun.elapsed());
                     return output.map_err(Left::Lost);
                 }
+                () = vitals.beat_due() => vitals.beat(Instant::now()),
                 // The step is on its way: the shards do not wait for this.
                 () = std::future::ready(()), if core.is_undelivered() => core.deliver(),
                 // Before arrivals: who has left makes room for them.

@@ -29,7 +29,7 @@ use self::writer::{Command, Writer};
 use crate::engine::GenerationEvent;
 use crate::metrics::Metrics;
 
-pub use record::{Beginning, KeptRequest, Origin, Record, Segment, parse};
+pub use record::{Beginning, KeptRequest, KnownAnswer, Origin, Record, Segment, parse};
 
 /// How often what was written is brought to the disk with [`Fsync::Interval`].
 const BETWEEN_SYNCS: Duration = Duration::from_secs(1);
@@ -84,6 +84,15 @@ pub enum JournalError {
 
 /// A stream as another process left it.
 #[derive(Clone, Debug, PartialEq)]
+pub enum Left {
+    /// It is to be answered from where it was.
+    Begun(Recovered),
+    /// All of its answer is there.
+    Known(KnownAnswer),
+}
+
+/// A stream that was being answered.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Recovered {
     /// What was asked.
     pub beginning: Beginning,
@@ -107,7 +116,7 @@ impl Journal {
         window: Duration,
         metrics: Arc<Metrics>,
         tasks: &Tasks,
-    ) -> Result<(Self, Vec<Recovered>), JournalError> {
+    ) -> Result<(Self, Vec<Left>), JournalError> {
         let failed = |source| JournalError::Folder { folder: config.folder.clone(), source };
         let taken = || JournalError::Taken { folder: config.folder.clone() };
         let folder = Folder::open(&config.folder).map_err(failed)?.ok_or_else(taken)?;
@@ -178,8 +187,8 @@ struct Found {
 }
 
 /// The streams in segments, oldest first, that may still be taken up, and which segments they are in.
-fn recover(found: Vec<Found>) -> (Vec<Recovered>, shelf::Shelf) {
-    let mut streams: BTreeMap<Uuid, (Recovered, bool)> = BTreeMap::new();
+fn recover(found: Vec<Found>) -> (Vec<Left>, shelf::Shelf) {
+    let mut streams: BTreeMap<Uuid, (Left, bool)> = BTreeMap::new();
     let mut shelf = shelf::Shelf::default();
     for Found { number, records, is_fresh } in found {
         shelf.open(number);
@@ -188,10 +197,13 @@ fn recover(found: Vec<Found>) -> (Vec<Recovered>, shelf::Shelf) {
             match record {
                 Record::Begun(beginning) => {
                     let recovered = Recovered { beginning: *beginning, events: Vec::new() };
-                    streams.insert(stream, (recovered, is_fresh));
+                    streams.insert(stream, (Left::Begun(recovered), is_fresh));
+                }
+                Record::Known(known) => {
+                    streams.insert(stream, (Left::Known(*known), is_fresh));
                 }
                 Record::Heard { place, event, .. } => {
-                    let Some((recovered, fresh)) = streams.get_mut(&stream) else { continue };
+                    let Some((Left::Begun(recovered), fresh)) = streams.get_mut(&stream) else { continue };
                     recovered.events.push((place as usize, event));
                     *fresh = is_fresh;
                 }
@@ -210,7 +222,7 @@ fn recover(found: Vec<Found>) -> (Vec<Recovered>, shelf::Shelf) {
         }
         *fresh
     });
-    (streams.into_values().map(|(recovered, _)| recovered).collect(), shelf)
+    (streams.into_values().map(|(left, _)| left).collect(), shelf)
 }
 
 /// Where a segment is.
