@@ -37,8 +37,7 @@ async fn listen_for(patience: Duration) -> (Server, SocketAddr) {
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(16).unwrap();
     let address = listener.local_addr().unwrap();
-    let door =
-        Door { most_connections: MOST, patience, metrics: Arc::clone(&server.app.metrics) };
+    let door = Door { most_connections: MOST, patience, metrics: Arc::clone(&server.app.metrics) };
     let serving = connections::serve(listener, server.router(), door, server.tasks.clone());
     server.tasks.spawn("http", Fate::Log, serving);
     (server, address)
