@@ -6,6 +6,8 @@ use eventsource_stream::Eventsource;
 use futures::{Stream, StreamExt};
 use serde_json::{Value, json};
 
+use crate::frames::Frames;
+
 /// One client of one cluster.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -135,8 +137,39 @@ impl Client {
     /// # Errors
     /// What came in place of one.
     pub async fn open(&self, path: &str, body: &Value) -> Result<EventStream, Reply> {
-        let request =
+        let events = self.opened(path, body, None).await?.bytes_stream().eventsource();
+        let events = events.map(|event| event.map(|event| event.data).map_err(|error| error.to_string()));
+        Ok(EventStream { events: Box::pin(events) })
+    }
+
+    /// Opens a stream that is to be compared byte for byte.
+    ///
+    /// # Errors
+    /// What came in place of one.
+    pub async fn open_frames(&self, path: &str, body: &Value) -> Result<Frames, Reply> {
+        Ok(frames(self.opened(path, body, None).await?))
+    }
+
+    /// Takes a stream up again after the event of this id.
+    ///
+    /// # Errors
+    /// What came in place of one.
+    pub async fn resume_frames(&self, path: &str, body: &Value, last: &str) -> Result<Frames, Reply> {
+        Ok(frames(self.opened(path, body, Some(last)).await?))
+    }
+
+    /// A response that is a stream of events.
+    async fn opened(
+        &self,
+        path: &str,
+        body: &Value,
+        last: Option<&str>,
+    ) -> Result<reqwest::Response, Reply> {
+        let mut request =
             self.http.post(format!("{}{path}", self.url)).header("x-use-cache", "false").json(body);
+        if let Some(last) = last {
+            request = request.header("last-event-id", last);
+        }
         let response =
             request.send().await.map_err(|error| Reply { status: 0, text: error.to_string() })?;
         let status = response.status().as_u16();
@@ -147,9 +180,7 @@ impl Client {
         let kind =
             response.headers().get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         assert!(kind.starts_with("text/event-stream"), "a stream comes as {kind:?}");
-        let events = response.bytes_stream().eventsource();
-        let events = events.map(|event| event.map(|event| event.data).map_err(|error| error.to_string()));
-        Ok(EventStream { events: Box::pin(events) })
+        Ok(response)
     }
 
     /// The value of a metric without labels.
@@ -166,6 +197,11 @@ impl Client {
     pub async fn is_ready(&self) -> bool {
         self.get("/readyz").await.is_ok_and(|reply| reply.status == 200)
     }
+}
+
+fn frames(response: reqwest::Response) -> Frames {
+    let pieces = response.bytes_stream();
+    Frames::new(pieces.map(|piece| piece.map(|piece| piece.to_vec()).map_err(|error| error.to_string())))
 }
 
 async fn read(request: reqwest::RequestBuilder) -> Result<Reply, String> {

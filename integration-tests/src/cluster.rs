@@ -48,6 +48,13 @@ impl Setup {
     /// # Panics
     /// When it ends before.
     pub fn start(&self) -> Cluster {
+        let mut cluster = self.begin();
+        cluster.wait_until_ready();
+        cluster
+    }
+
+    /// Starts it and waits for nothing: nobody can speak to it before [`Cluster::wait_until_ready`].
+    pub fn begin(&self) -> Cluster {
         let folder = tempfile::tempdir().expect("a folder for sockets");
         let mut child = Command::new(self.program)
             .args(["--hostname", "127.0.0.1", "--port", "0", "--log-level", "info"])
@@ -61,9 +68,7 @@ impl Setup {
             .expect("the binary is there");
         let printed = Lines::collect(child.stdout.take().expect("it is piped"));
         let log = Lines::collect(child.stderr.take().expect("it is piped"));
-        let mut cluster = Cluster { child, printed, log, folder, url: String::new() };
-        cluster.url = cluster.wait_for_url();
-        cluster
+        Cluster { child, printed, log, folder, url: String::new() }
     }
 }
 
@@ -108,6 +113,25 @@ impl Cluster {
         self.log.wait_for(|line| line.contains(text), text);
     }
 
+    /// How many lines of the log hold `text`.
+    pub fn count_in_log(&self, text: &str) -> usize {
+        let lines = self.log.shared.0.lock().expect("nobody panics with it");
+        lines.lines.iter().filter(|line| line.contains(text)).count()
+    }
+
+    /// How many sequences were not complete yet when a group was lost, by loss.
+    pub fn sequences_at_losses(&self) -> Vec<usize> {
+        let lines = self.log.shared.0.lock().expect("nobody panics with it");
+        let losses = lines.lines.iter().filter(|line| line.contains("shards lost"));
+        let counts = losses.filter_map(|line| line.split_once("sequences=")?.1.split_whitespace().next());
+        counts.map(|count| count.parse().expect("a number of sequences")).collect()
+    }
+
+    /// How often the log has said that the service is ready again.
+    pub fn returns(&self) -> usize {
+        self.count_in_log("the service is ready again")
+    }
+
     /// Where its sockets are.
     pub fn sockets(&self) -> &Path {
         self.folder.path()
@@ -146,12 +170,16 @@ impl Cluster {
         }
     }
 
-    fn wait_for_url(&self) -> String {
+    /// Waits until it says that it is ready.
+    ///
+    /// # Panics
+    /// When it ends before.
+    pub fn wait_until_ready(&mut self) {
         // The last line of what it prints once it is ready.
         let ready = self.printed.wait_for(|line| line.starts_with("  curl "), "the line to paste");
         let start = ready.find("http://").expect("the line names the address");
         let path = ready.find("/generate").expect("the line names a route");
-        ready[start..path].to_owned()
+        ready[start..path].clone_into(&mut self.url);
     }
 }
 

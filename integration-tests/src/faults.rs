@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 use crate::cluster::Cluster;
 use crate::wait_until;
@@ -79,14 +79,34 @@ pub fn router(cluster: &Cluster) -> Pid {
 
 /// Kills a process, as the kernel does when memory runs out, and waits until it is gone.
 pub fn kill(process: Pid) {
-    // It may have ended by itself; then it is gone as well.
-    let _ = kill_process(process, Signal::KILL);
+    strike(process);
     wait_until("the killed process is gone", || !is_alive(process));
+}
+
+/// Kills a process and waits for nothing.
+pub fn strike(process: Pid) {
+    // It may have ended by itself; then there is nothing to kill.
+    let _ = kill_process(process, Signal::KILL);
 }
 
 /// Stops a process without ending it, as a machine that swaps or a debugger does.
 pub fn freeze(process: Pid) {
     kill_process(process, Signal::STOP).expect("it is there");
+}
+
+/// Allows a living process no more of something than this.
+///
+/// # Panics
+/// When it is gone.
+pub fn limit(process: Pid, resource: Resource, most: u64) {
+    let limit = Rlimit { current: Some(most), maximum: getrlimit(resource).maximum };
+    prlimit(Some(process), resource, limit).expect("it is there");
+}
+
+/// How many files a process has open.
+pub fn open_files(process: Pid) -> u64 {
+    let folder = format!("/proc/{}/fd", process.as_raw_nonzero());
+    std::fs::read_dir(folder).map_or(0, |entries| entries.count() as u64)
 }
 
 /// Bytes of memory a process holds: resident, files it maps left out.

@@ -10,6 +10,7 @@ pub mod client;
 pub mod cluster;
 pub mod draws;
 pub mod faults;
+pub mod frames;
 pub mod oracle;
 
 use std::time::Duration;

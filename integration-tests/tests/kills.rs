@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures::future::join_all;
 use lockstep_integration_tests::client::{Client, EventStream, Generate};
 use lockstep_integration_tests::cluster::{Cluster, Setup};
-use lockstep_integration_tests::{BETWEEN_LOOKS, DEADLINE, faults};
+use lockstep_integration_tests::{BETWEEN_LOOKS, DEADLINE, faults, wait_until};
+use rustix::process::Pid;
 use serde_json::json;
 
 const LOCKSTEP: &str = env!("CARGO_BIN_EXE_lockstep-under-test");
@@ -162,6 +163,51 @@ async fn a_stream_goes_on_after_the_only_rank_hung() {
     let undisturbed = rest(open(&client, &request).await).await;
     let freeze = || faults::freeze(faults::rank(&cluster, 0));
     assert_eq!(disturbed(&client, &request, 9, freeze).await, undisturbed);
+}
+
+/// Waits until a rank is played by another process than these.
+fn next_process(cluster: &Cluster, rank: u32, known: &[Pid]) -> Pid {
+    let mut found = None;
+    wait_until("the rank is started again", || {
+        found = faults::find_rank(cluster, rank).filter(|process| !known.contains(process));
+        found.is_some()
+    });
+    found.expect("it was found")
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_whoever_is_killed_while_the_next_group_loads() {
+    let cluster = Setup::demo(LOCKSTEP).ranks(2).start();
+    let client = cluster.client();
+    let request = Generate::greedy("Once upon a time", TOKENS).seeded(8);
+    let undisturbed = rest(open(&client, &request).await).await;
+    let mut known = vec![faults::rank(&cluster, 0), faults::rank(&cluster, 1)];
+    let disturb = || {
+        kill(&cluster, 1);
+        // As soon as it is there; as soon as it reads the model; as soon as it has read it.
+        for (rank, line) in [(1, "starting"), (0, ": loading rank=0"), (1, ": loaded rank=1")] {
+            let before = if line == "starting" { 0 } else { cluster.count_in_log(line) };
+            let process = next_process(&cluster, rank, &known);
+            wait_until("it is so far", || cluster.count_in_log(line) > before);
+            known.extend([0, 1].into_iter().filter_map(|rank| faults::find_rank(&cluster, rank)));
+            faults::kill(process);
+        }
+    };
+    assert_eq!(disturbed(&client, &request, 9, disturb).await, undisturbed);
+}
+
+#[tokio::test]
+async fn a_server_is_ready_though_ranks_were_killed_in_its_first_load() {
+    let mut cluster = Setup::demo(LOCKSTEP).ranks(2).begin();
+    let mut known = Vec::new();
+    for rank in [1, 0] {
+        let process = next_process(&cluster, rank, &known);
+        known.push(process);
+        faults::kill(process);
+    }
+    cluster.wait_until_ready();
+    let events = rest(open(&cluster.client(), &Generate::greedy("Once upon a time", TOKENS)).await).await;
+    assert_eq!(events.len(), TOKENS as usize);
 }
 
 #[tokio::test]

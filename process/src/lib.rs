@@ -1,7 +1,8 @@
-//! What every role needs of its process: telemetry, traces, tasks with a fate, shutdown, processors.
+//! What every role needs of its process: telemetry, traces, tasks with a fate, shutdown, processors, room for open files.
 
 pub mod cpus;
 pub mod datagrams;
+pub mod open_files;
 pub mod orders;
 pub mod reports;
 pub mod shutdown;

@@ -102,6 +102,11 @@ impl Progress {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// From here on it lives as long as it gets further.
+    pub fn become_counted(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
     /// From here on it lives as long as its runtime runs.
     pub fn become_steady(&self) {
         self.0.store(STEADY, Ordering::Relaxed);
@@ -179,10 +184,13 @@ mod tests {
             assert!(progress.is_news(&mut told));
         }
         progress.become_steady();
-        for progress in [progress, Progress::steady()] {
+        for progress in [progress.clone(), Progress::steady()] {
             for _ in 0..3 {
                 assert!(progress.is_news(&mut told));
             }
         }
+        progress.become_counted();
+        assert!(progress.is_news(&mut told));
+        assert!(!progress.is_news(&mut told));
     }
 }

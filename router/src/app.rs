@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::Router;
 use lockstep_process::tasks::{Fate, Tasks};
 use lockstep_process::traces::Traces;
+use lockstep_proto::ReplicaId;
 use lockstep_scheduler::Tenant;
 use metrics_exporter_prometheus::BuildError;
 use thiserror::Error;
@@ -24,8 +25,8 @@ use crate::http::auth::{AccessConfig, Keys, KeysError};
 use crate::http::fields::UnknownFields;
 use crate::http::response_cache::ResponseCache;
 use crate::http::resume::Streams;
-use crate::http::{self, Registry};
-use crate::journal::{Fsync, Journal, JournalConfig, JournalError, Medium, Recovered};
+use crate::http::{self, Registry, Uploads};
+use crate::journal::{Fsync, Journal, JournalConfig, JournalError, Left, Medium};
 use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::shards::{GroupFacts, ShardGroup};
@@ -82,7 +83,9 @@ pub struct KeptAnswers {
 pub struct Patience {
     /// A request that names no time itself; absent means as long as it takes.
     pub request_timeout: Option<Duration>,
-    /// To send a head or the next piece of a body, and to read the next piece of an answer.
+    /// To be admitted; absent means as long as it takes.
+    pub queue_timeout: Option<Duration>,
+    /// To send a head, the next piece of a body or a whole small one, and to read the next piece of an answer.
     pub client_timeout: Duration,
     /// To come back for a stream whose connection broke; absent where its request ends with it.
     pub resume_window: Option<Duration>,
@@ -123,6 +126,8 @@ pub struct App {
     pub engine: Engine,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Bodies that have not come whole.
+    pub uploads: Arc<Uploads>,
     /// Running requests by id.
     pub requests: Registry,
     /// Answers that are kept.
@@ -143,7 +148,7 @@ struct Ground {
     pool: CpuPool,
     grammars: Grammars,
     /// The journal, and the streams an earlier process left in it.
-    kept: (Option<Journal>, Vec<Recovered>),
+    kept: (Option<Journal>, Vec<Left>),
     draws: Draws,
     metrics: Arc<Metrics>,
 }
@@ -254,6 +259,7 @@ impl App {
             pool,
             grammars,
             metrics,
+            uploads: Uploads::new(config.payload_limit_bytes),
             requests: Registry::default(),
             responses,
             streams: Streams::new(config.patience.resume_window, journal, tasks.clone()),
@@ -338,6 +344,16 @@ impl App {
         let states = states.borrow();
         let ready = states.iter().filter(|state| matches!(state, GroupState::Ready(_)));
         (states.len(), ready.count())
+    }
+
+    /// Whether the shards of any replica can be asked, and its step under way, if any, takes no longer than steps like it do.
+    pub fn is_getting_on(&self) -> bool {
+        let (states, now) = (self.engine.replica_states(), clock::now());
+        let states = states.borrow();
+        let mut replicas = (0..).map(ReplicaId).zip(states.iter());
+        replicas.any(|(replica, state)| {
+            matches!(state, GroupState::Ready(_)) && !self.engine.vitals().is_late(replica, now)
+        })
     }
 
     /// Whether they could be asked once.
@@ -443,7 +459,7 @@ fn open_journal(
     config: &AppConfig,
     metrics: &Arc<Metrics>,
     tasks: &Tasks,
-) -> Result<(Option<Journal>, Vec<Recovered>), JournalError> {
+) -> Result<(Option<Journal>, Vec<Left>), JournalError> {
     match (&config.kept.journal, config.patience.resume_window) {
         (Some(journal), Some(window)) => {
             let (journal, recovered) = Journal::open(journal, window, Arc::clone(metrics), tasks)?;

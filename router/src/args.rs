@@ -170,12 +170,21 @@ pub struct RouterArgs {
     #[arg(long, env = "MAX_QUEUE_TOKENS", default_value_t = 1_000_000)]
     pub max_queue_tokens: u32,
 
+    /// Seconds that a request may wait in the queue; one that waited longer is answered 429. 0: as long as it takes.
+    #[arg(long, env = "MAX_QUEUE_TIME", default_value_t = 600)]
+    pub max_queue_time: u64,
+
+    /// Connections of clients at most, and no more than the limit of open files has room for; who comes later is
+    /// answered 429, but for probes.
+    #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 4096)]
+    pub max_connections: usize,
+
     /// Seconds a request may take that has no x-request-timeout header [default: as long as it takes].
     #[arg(long, env = "REQUEST_TIMEOUT")]
     pub request_timeout: Option<f64>,
 
-    /// Seconds a client may take to send a head or the next piece of a body, and to read the next piece of an
-    /// answer; then its connection is closed.
+    /// Seconds a client may take to send a head, the next piece of a body or a whole small one, and to read the next
+    /// piece of an answer; then its connection is closed.
     #[arg(long, env = "CLIENT_TIMEOUT", default_value_t = 90)]
     pub client_timeout: u64,
 

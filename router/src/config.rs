@@ -142,6 +142,8 @@ pub struct RouterConfig {
     pub replicas: Vec<Vec<ShardAddress>>,
     /// Where to listen.
     pub listen: Listen,
+    /// Connections of clients at most.
+    pub most_connections: usize,
     /// What the parts are configured with.
     pub app: AppConfig,
     /// The longest context the shards compute, where it is not what the model's files say.
@@ -180,6 +182,7 @@ impl RouterConfig {
             model_id: args.model_id,
             replicas,
             listen: Listen { hostname: args.hostname, port: args.port },
+            most_connections: args.max_connections,
             app,
             max_positions: args.max_positions.map(Tokens),
             chats: ChatConfig {
@@ -219,6 +222,7 @@ fn app_config(args: &RouterArgs) -> Result<AppConfig, ConfigError> {
         ("max-batch-size", u64::from(args.max_batch_size.unwrap_or(1))),
         ("max-best-of", u64::from(args.max_best_of)),
         ("default-max-new-tokens", u64::from(args.default_max_new_tokens.unwrap_or(1))),
+        ("max-connections", size(args.max_connections)),
         ("validation-workers", size(args.validation_workers)),
         ("payload-limit", size(args.payload_limit)),
         ("step-timeout", args.step_timeout),
@@ -241,6 +245,7 @@ fn app_config(args: &RouterArgs) -> Result<AppConfig, ConfigError> {
         },
         patience: Patience {
             request_timeout: args.request_timeout.map(request_timeout).transpose()?,
+            queue_timeout: (args.max_queue_time > 0).then(|| Duration::from_secs(args.max_queue_time)),
             client_timeout: Duration::from_secs(args.client_timeout),
             resume_window: (args.resume_window > 0).then(|| Duration::from_secs(args.resume_window)),
         },

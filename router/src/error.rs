@@ -4,8 +4,9 @@ use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use tower_http::timeout::TimeoutError;
 use tracing::Level;
+
+use crate::http::UploadError;
 
 /// Nothing went wrong: the client has what it asks for.
 pub const NOT_MODIFIED: StatusCode = StatusCode::NOT_MODIFIED;
@@ -97,6 +98,9 @@ const CLIENT: (&str, &str, Level) = ("invalid_request_error", "validation", Leve
 const AWAY: &str = "service_unavailable_error";
 /// OpenAI's type of what went wrong here.
 const SERVER: &str = "server_error";
+
+/// When to send a body again for which there was no room, in seconds.
+const RETRY_UPLOAD_AFTER_S: u32 = 1;
 
 /// A row of the table.
 struct Row {
@@ -276,10 +280,13 @@ impl ApiError {
             let message = format!("The request body is larger than {limit_bytes} bytes");
             return Self::new(ErrorKind::TooLarge, message);
         }
-        if is_timeout(rejection) {
-            return Self::new(ErrorKind::SlowBody, "The request body did not come in time");
+        match upload_error(rejection) {
+            Some(UploadError::Slow) => {
+                Self::new(ErrorKind::SlowBody, "The request body did not come in time")
+            }
+            Some(UploadError::Full) => Self::overloaded(RETRY_UPLOAD_AFTER_S),
+            None => Self::new(ErrorKind::MalformedBody, "The request body could not be read"),
         }
-        Self::new(ErrorKind::MalformedBody, "The request body could not be read")
     }
 
     /// The body of the answer, or the data of an event that ends a stream.
@@ -331,9 +338,9 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// Whether a body stood still for too long.
-fn is_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
-    error.is::<TimeoutError>() || error.source().is_some_and(is_timeout)
+/// Why a body was not read to its end, where that is ours to say.
+fn upload_error(error: &(dyn std::error::Error + 'static)) -> Option<UploadError> {
+    error.downcast_ref().copied().or_else(|| error.source().and_then(upload_error))
 }
 
 fn header_text(message: &str) -> String {

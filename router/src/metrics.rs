@@ -89,7 +89,7 @@ const COUNTERS: [(&str, &str); 15] = [
     ("lockstep_response_cache_hits_total", "Requests answered from the response cache"),
 ];
 
-const GAUGES: [(&str, &str); 12] = [
+const GAUGES: [(&str, &str); 13] = [
     ("tgi_queue_size", "Requests in the queue"),
     ("tgi_batch_current_size", "Sequences that hold KV blocks"),
     ("tgi_batch_current_max_tokens", "Tokens that the KV blocks held by sequences have room for"),
@@ -105,6 +105,7 @@ const GAUGES: [(&str, &str); 12] = [
         "Whether streams are written down: 1, or 0 where nobody asked for it or the disk failed",
     ),
     ("lockstep_tasks_alive", "Tasks of the runtime that have not ended"),
+    ("lockstep_connections", "Connections of clients that are open"),
 ];
 
 /// Metrics by `method`, which is a step's kind.
@@ -287,6 +288,11 @@ impl Metrics {
     /// Folds samples into buckets; without it memory grows between scrapes. Call it every few seconds.
     pub fn run_upkeep(&self) {
         self.handle.run_upkeep();
+    }
+
+    /// So many connections of clients more are open, or fewer.
+    pub fn on_connections(&self, more: f64) {
+        gauge(&self.recorder, "lockstep_connections", &[]).increment(more);
     }
 
     /// Streams are written down.

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lockstep_process::open_files;
 use lockstep_process::reports::{Progress, Report, tell_signs_of_life};
 use lockstep_process::shutdown::{ParentState, StopSignal, die_with_parent};
 use lockstep_process::tasks::{Fate, Tasks};
@@ -17,7 +18,7 @@ use tracing::{info, warn};
 use crate::app::{App, AppConfig, AppError};
 use crate::args::{GenerationConfig, RouterArgs};
 use crate::config::{ConfigError, Listen, MetricAliases, RouterConfig, Stopping};
-use crate::http::connections;
+use crate::http::connections::{self, Door};
 use crate::launcher;
 use crate::model::{Model, ModelError};
 use crate::shards::RemoteGroup;
@@ -96,11 +97,13 @@ pub fn run(args: RouterArgs) -> Result<(), RouterError> {
 async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     // Before anything slow: a taken port is told at once, and early clients wait instead of failing.
     let listener = listen(&config.listen).await?;
+    open_files::outlive_full_files()?;
     let address = listener.local_addr()?;
     let tasks = Tasks::new();
+    let progress = Progress::steady();
     if let Some(path) = config.launcher.reports.clone() {
         let stop = tasks.stop_token().clone();
-        let signs = tell_signs_of_life(path, Report::RouterLives, Progress::steady(), stop);
+        let signs = tell_signs_of_life(path, Report::RouterLives, progress.clone(), stop);
         tasks.spawn("signs of life", Fate::Log, signs);
     }
     let mut model = Model::load(&config.files, config.model_id)?;
@@ -115,12 +118,19 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     let groups = config.replicas.into_iter().map(RemoteGroup::new).collect();
     let traces = Traces::start(&config.traces)?;
     let app = App::start(AppConfig { traces: traces.clone(), ..config.app }, model, groups, &tasks)?;
+    // From here on the launcher hears of an engine that hangs, not only of a runtime that does.
+    progress.become_counted();
+    app.engine.vitals().tell(progress);
     if config.aliases == MetricAliases::Vllm {
         app.metrics.alias_for_vllm(&app.model.id);
     }
     launcher::begin_talking(&config.launcher, &app.engine, &tasks)?;
-    let connections =
-        connections::serve(listener, app.router(), app.config.patience.client_timeout, tasks.clone());
+    let door = Door {
+        most_connections: connections::within_open_files(config.most_connections),
+        patience: app.config.patience.client_timeout,
+        metrics: Arc::clone(&app.metrics),
+    };
+    let connections = connections::serve(listener, app.router(), door, tasks.clone());
     tasks.spawn("http", Fate::StopServer, connections);
     info!(%address, model = app.model.id, "listening");
     let cause = wait_for_stop(&app, &tasks, &config.stopping).await?;

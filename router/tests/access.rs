@@ -5,11 +5,13 @@ mod support;
 
 use axum::body::Body;
 use axum::http::Request;
+use futures::StreamExt;
 use lockstep_router::app::AppConfig;
 use lockstep_router::http::auth::{AccessConfig, MetricsAccess};
 use lockstep_router::shards::fake::FakeModel;
 use serde_json::json;
 use support::{Server, config, tokens_of};
+use tower::ServiceExt;
 
 async fn serving(access: AccessConfig) -> Server {
     let script = tokens_of("Hi").into_iter().map(lockstep_proto::TokenId).collect();
@@ -43,6 +45,30 @@ const KEYED: [(&str, &str); 11] = [
     ("DELETE", "/requests/a"),
     ("GET", "/nowhere"),
 ];
+
+#[tokio::test]
+async fn a_request_is_cancelled_by_its_own_key_and_by_no_other() {
+    let server = serving(keyed(&["ann:first", "ben:second"])).await;
+    server.control.pause();
+    let open = |key: &str| {
+        let mut request = request("POST", "/generate_stream", Some(&format!("Bearer {key}")));
+        request.headers_mut().insert("x-request-id", "same".parse().unwrap());
+        server.router().oneshot(request)
+    };
+    let (first, second) = (open("ann:first").await.unwrap(), open("ben:second").await.unwrap());
+    let cancel =
+        |key: &str| server.send(request("DELETE", "/requests/same", Some(&format!("Bearer {key}"))));
+    let cancelled = |reply: support::Reply| (reply.status, reply.json()["cancelled"].as_u64());
+    assert_eq!(cancelled(cancel("ben:second").await), (200, Some(1)), "there are two of this id");
+    let mut ended = second.into_body().into_data_stream();
+    let event = ended.next().await.unwrap().unwrap();
+    assert!(event.windows(9).any(|window| window == b"cancelled"), "{event:?}");
+    drop(ended);
+    assert_eq!(cancel("ben:second").await.status, 404, "the other is not told of");
+    server.control.resume();
+    let whole = axum::body::to_bytes(first.into_body(), usize::MAX).await.unwrap();
+    assert!(String::from_utf8(whole.to_vec()).unwrap().contains("\"generated_text\":\"Hi\""));
+}
 
 #[tokio::test]
 async fn every_route_but_probes_and_metrics_needs_a_key() {

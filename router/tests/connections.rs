@@ -4,10 +4,11 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_process::tasks::Fate;
-use lockstep_router::http::connections;
+use lockstep_router::http::connections::{self, Door};
 use lockstep_router::shards::fake::FakeModel;
 use serde_json::json;
 use support::{Server, config};
@@ -18,18 +19,26 @@ use tokio::net::{TcpSocket, TcpStream};
 const PATIENCE: Duration = Duration::from_millis(300);
 /// Far less than an answer.
 const SOCKET_BUFFER_BYTES: u32 = 4096;
+/// Connections that are served as usual.
+const MOST: usize = 4;
 
 /// Serves on a socket that holds little.
 async fn listen() -> (Server, SocketAddr) {
+    listen_for(PATIENCE).await
+}
+
+/// With so much patience.
+async fn listen_for(patience: Duration) -> (Server, SocketAddr) {
     let mut config = config();
-    config.patience.client_timeout = PATIENCE;
+    config.patience.client_timeout = patience;
     let server = Server::start_with(FakeModel::Hash, config).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_send_buffer_size(SOCKET_BUFFER_BYTES).unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(16).unwrap();
     let address = listener.local_addr().unwrap();
-    let serving = connections::serve(listener, server.router(), PATIENCE, server.tasks.clone());
+    let door = Door { most_connections: MOST, patience, metrics: Arc::clone(&server.app.metrics) };
+    let serving = connections::serve(listener, server.router(), door, server.tasks.clone());
     server.tasks.spawn("http", Fate::Log, serving);
     (server, address)
 }
@@ -103,4 +112,95 @@ async fn a_body_that_does_not_come_is_408() {
         assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
         assert!(answer.contains("The request body did not come in time"), "{answer}");
     }
+}
+
+/// Each piece comes in time.
+#[tokio::test]
+async fn a_body_that_comes_a_byte_at_a_time_is_408() {
+    let (_server, address) = listen().await;
+    let mut client = connect(address).await;
+    client.write_all((head("/generate", 1_000) + "{").as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    loop {
+        tokio::select! {
+            biased;
+            read = client.read_exact(&mut answer) => {
+                read.unwrap();
+                break;
+            }
+            () = tokio::time::sleep(PATIENCE / 10) => {}
+        };
+        // It may have been closed meanwhile.
+        let _ = client.write_all(b" ").await;
+    }
+    assert_eq!(&answer, b"HTTP/1.1 408");
+}
+
+/// All that is answered to a request with these headers more.
+async fn answered(address: SocketAddr, headers: &str) -> String {
+    let mut client = connect(address).await;
+    let head = format!("GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n");
+    // What is too long is refused before it has come whole.
+    let _ = client.write_all(head.as_bytes()).await;
+    let mut answer = Vec::new();
+    // A reset may follow the answer.
+    let _ = client.read_to_end(&mut answer).await;
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test]
+async fn heads_are_bounded_in_headers_and_in_bytes() {
+    let (_server, address) = listen().await;
+    let many = |count: usize| (0..count).map(|number| format!("x-{number}: a\r\n")).collect::<String>();
+    assert!(answered(address, &many(90)).await.starts_with("HTTP/1.1 200"));
+    assert!(answered(address, &many(101)).await.starts_with("HTTP/1.1 431"));
+    let long = |bytes: usize| format!("x-long: {}\r\n", "a".repeat(bytes));
+    assert!(answered(address, &long(32 << 10)).await.starts_with("HTTP/1.1 200"));
+    assert!(answered(address, &long(80 << 10)).await.starts_with("HTTP/1.1 431"));
+}
+
+#[tokio::test]
+async fn connections_are_bounded_and_probes_are_answered_beyond() {
+    let (server, address) = listen_for(Duration::from_secs(60)).await;
+    let mut held = Vec::new();
+    for _ in 0..MOST {
+        held.push(connect(address).await);
+    }
+    server.until(async |server| server.metric("lockstep_connections").await >= MOST as f64).await;
+    let crowded = |path: &'static str, body: String| async move {
+        let mut client = connect(address).await;
+        client.write_all((head(path, body.len()) + &body).as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        String::from_utf8(answer).unwrap()
+    };
+    let refused = crowded("/generate", story()).await;
+    assert!(
+        refused.starts_with("HTTP/1.1 429") && refused.contains("\"error_type\":\"overloaded\""),
+        "{refused}"
+    );
+    assert!(refused.contains("retry-after: 1"), "{refused}");
+    for path in ["/health", "/livez", "/readyz"] {
+        let mut client = connect(address).await;
+        client
+            .write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
+        let mut answer = Vec::new();
+        // It is closed after one answer.
+        client.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 200"), "{path}: {}", String::from_utf8_lossy(&answer));
+    }
+    // One who fills those as well is not talked to.
+    for _ in 0..64 {
+        held.push(connect(address).await);
+    }
+    let closed = async |_: &Server| {
+        let mut byte = [0];
+        held.last().unwrap().try_read(&mut byte).is_ok_and(|count| count == 0)
+    };
+    server.until(closed).await;
+    held.clear();
+    server.until(async |server| server.metric("lockstep_connections").await == 0.0).await;
+    assert!(answered(address, "").await.starts_with("HTTP/1.1 200"), "served as usual again");
 }

@@ -252,3 +252,22 @@ async fn a_wrong_method_is_told_the_right_one() {
     assert_eq!((reply.status, reply.header("allow")), (405, "POST"));
     assert_eq!(reply.json()["error_type"], "method_not_allowed");
 }
+
+/// Whatever the field: it is not followed down.
+#[tokio::test]
+async fn a_body_that_is_nested_too_deep_is_refused() {
+    let server = Server::start_with(FakeModel::Hash, config()).await;
+    for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
+        for depth in [200, 2_000] {
+            let nested = format!("{}1{}", open.repeat(depth), close.repeat(depth));
+            for path in ["/generate", "/", "/v1/chat/completions", "/v1/completions", "/tokenize"] {
+                let body = format!("{{\"inputs\":\"a\",\"prompt\":\"a\",\"metadata\":{nested}}}");
+                let request =
+                    Request::post(path).header("content-type", "application/json").body(Body::from(body));
+                let reply = server.send(request.unwrap()).await;
+                assert_eq!(reply.status, 400, "{path}: {}", reply.text);
+                assert!(reply.text.contains("recursion limit"), "{path}: {}", reply.text);
+            }
+        }
+    }
+}

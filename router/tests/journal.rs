@@ -156,6 +156,39 @@ async fn chats_and_completions_go_on_with_their_ids() {
     check_deaths("/v1/completions", &completion, Turns::Any).await;
 }
 
+/// Nothing of it is computed, by either process, and it has the ids that were told.
+#[tokio::test]
+async fn an_answer_from_the_cache_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let cached = |folder: &Path| {
+        let mut config = journaled(folder, Fsync::Interval);
+        config.kept.response_cache_bytes = 1 << 20;
+        config
+    };
+    let server = Server::start_with(FakeModel::Seeded, cached(folder.path())).await;
+    let chat = json!({
+        "messages": [{"role": "user", "content": "a"}], "stream": true, "max_tokens": TOKENS, "ignore_eos": true,
+        "seed": 3,
+    });
+    for (path, body) in [("/generate_stream", parameters(&json!({}))), ("/v1/chat/completions", chat)] {
+        let first = server.post(path, body.clone()).await;
+        assert_eq!(first.header("x-cache"), "miss");
+        server.control.pause();
+        let again_reply = server.post(path, body.clone()).await;
+        assert_eq!(again_reply.header("x-cache"), "hit");
+        let seen = events(&again_reply);
+        assert_ne!(id_of(&seen[0]), id_of(&events(&first)[0]), "it is another stream");
+        let copy = left_by(folder.path());
+        let next = Server::start_with(FakeModel::Seeded, cached(copy.path())).await;
+        next.control.pause();
+        for told in [1, seen.len() / 2, seen.len() - 1] {
+            let rest = events(&next.send(again(path, &body, id_of(&seen[told - 1]))).await);
+            assert_eq!([&seen[..told], &rest[..]].concat(), seen, "{path}: it died after {told} events");
+        }
+        server.control.resume();
+    }
+}
+
 #[tokio::test]
 async fn what_nobody_comes_back_for_is_forgotten_and_its_segments_are_deleted() {
     let folder = tempfile::tempdir().unwrap();

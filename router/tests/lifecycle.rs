@@ -58,6 +58,23 @@ async fn a_client_that_leaves_frees_its_blocks_within_one_step() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_in_its_prompt_frees_its_blocks_within_one_step() {
+    let mut config = config();
+    config.engine.limits.max_step_tokens = Tokens(16);
+    let server = Server::start_with(FakeModel::Hash, config).await;
+    server.control.pause();
+    // Six steps of prompt.
+    let stream = opened(&server, endless(&"a long prompt. ".repeat(6))).await;
+    server.control.allow_steps(2);
+    server.until(async |server| server.control.steps() == 2 && blocks_taken(server).await >= 8.0).await;
+    drop(stream);
+    server.control.allow_steps(1);
+    server.until(async |server| blocks_taken(server).await == 0.0).await;
+    assert_eq!(server.control.steps(), 3);
+    assert_eq!(server.metric("tgi_request_failure{err=\"dropped\"}").await, 1.0);
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_the_queue_is_forgotten() {
     let server = Server::start_with(FakeModel::Hash, config()).await;
     server.control.pause();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Request;
+use futures::{FutureExt, StreamExt};
 use lockstep_proto::Tokens;
 use lockstep_router::shards::fake::FakeModel;
 use serde_json::{Value, json};
@@ -108,6 +109,54 @@ async fn a_deadline_also_comes_while_the_shards_are_away() {
     let request = server.send(asking("/generate", &short("a"), &[("x-request-timeout", "0.2")]));
     let (reply, ()) = futures::join!(request, lost);
     assert_eq!((reply.status, &reply.json()["error_type"]), (504, &json!("timeout")));
+}
+
+#[tokio::test]
+async fn what_waits_in_the_queue_for_too_long_is_told_to_come_back() {
+    let mut config = config();
+    config.engine.limits.max_running = 1;
+    config.patience.queue_timeout = Some(Duration::from_millis(50));
+    let server = Server::start_with(FakeModel::Hash, config).await;
+    server.control.pause();
+    let first = server.post("/generate", short("first"));
+    let others = async {
+        server.until(async |server| server.metric("tgi_batch_current_size").await >= 1.0).await;
+        let whole = server.post("/generate", short("second")).await;
+        let stream = server.post("/generate_stream", short("third")).await;
+        server.until(async |server| server.metric("tgi_queue_size").await == 0.0).await;
+        server.control.resume();
+        (whole, stream)
+    };
+    let (first, (whole, stream)) = futures::join!(first, others);
+    assert_eq!(first.status, 200, "what runs has as long as it takes: {}", first.text);
+    assert_eq!((whole.status, &whole.json()["error_type"]), (429, &json!("overloaded")));
+    assert!(whole.header("retry-after").parse::<u32>().unwrap() >= 1);
+    let event: Value = serde_json::from_str(&stream.events()[0]).unwrap();
+    assert_eq!((stream.events().len(), &event["error_type"]), (1, &json!("overloaded")));
+}
+
+/// Bodies come before their requests have a place.
+#[tokio::test]
+async fn bodies_that_are_under_way_are_bounded_together() {
+    let server = Server::start_with(FakeModel::Hash, config()).await;
+    let almost = vec![b' '; config().payload_limit_bytes - 100];
+    let stuck = || {
+        let begun = futures::stream::iter([Ok::<_, std::io::Error>(almost.clone())]);
+        let body = Body::from_stream(begun.chain(futures::stream::pending()));
+        Request::post("/generate").header("content-type", "application/json").body(body).unwrap()
+    };
+    let mut waiting: Vec<_> = (0..40).map(|_| Box::pin(server.send(stuck()))).collect();
+    let mut refused = 0;
+    for request in &mut waiting {
+        if let Some(reply) = request.as_mut().now_or_never() {
+            assert_eq!((reply.status, &reply.json()["error_type"]), (429, &json!("overloaded")));
+            assert_eq!(reply.header("retry-after"), "1");
+            refused += 1;
+        }
+    }
+    assert_eq!(refused, 8, "there is room for 32");
+    drop(waiting);
+    assert_eq!(server.send(asking("/generate", &short("a"), &[])).await.status, 200);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use lockstep_process::tasks::Tasks;
 use lockstep_proto::{
@@ -11,7 +12,7 @@ use lockstep_proto::{
 use lockstep_router::RouterArgs;
 use lockstep_router::app::App;
 use lockstep_router::config::RouterConfig;
-use lockstep_router::http::connections;
+use lockstep_router::http::connections::{self, Door};
 use lockstep_router::model::Model;
 use lockstep_router::shards::{GroupConfig, ShardError, ShardGroup};
 use tokio::net::TcpListener;
@@ -84,9 +85,11 @@ pub(crate) fn serve(args: RouterArgs) -> Result<SocketAddr, Box<dyn Error>> {
         Ok::<_, Box<dyn Error>>((listener, app, tasks))
     })?;
     let address = listener.local_addr()?;
-    let patience = app.config.patience.client_timeout;
-    std::thread::spawn(move || {
-        runtime.block_on(connections::serve(listener, app.router(), patience, tasks))
-    });
+    let door = Door {
+        most_connections: connections::within_open_files(config.most_connections),
+        patience: app.config.patience.client_timeout,
+        metrics: Arc::clone(&app.metrics),
+    };
+    std::thread::spawn(move || runtime.block_on(connections::serve(listener, app.router(), door, tasks)));
     Ok(address)
 }

@@ -10,6 +10,7 @@ mod run;
 mod states;
 mod stop;
 mod traces;
+mod vitals;
 mod watchdog;
 
 use std::sync::Arc;
@@ -30,6 +31,7 @@ pub use generations::Generations;
 pub use run::{EngineConfig, EngineTask};
 pub use stop::{StopStrings, StopText};
 pub use traces::TraceOrigin;
+pub use vitals::Vitals;
 
 /// Why a sequence was not taken, or cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -185,6 +187,7 @@ pub struct Engine {
     queue_time_ms: Arc<AtomicU64>,
     state: watch::Receiver<GroupState>,
     replica_states: watch::Receiver<Vec<GroupState>>,
+    vitals: Arc<Vitals>,
 }
 
 impl Engine {
@@ -205,6 +208,11 @@ impl Engine {
     /// How long all that is queued should take, at the pace of recent steps.
     pub fn queue_time(&self) -> Duration {
         Duration::from_millis(self.queue_time_ms.load(Ordering::Relaxed))
+    }
+
+    /// Whether it gets on.
+    pub fn vitals(&self) -> &Vitals {
+        &self.vitals
     }
 
     /// Whether the shards of any replica can be asked; changes are signalled.

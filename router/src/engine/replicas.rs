@@ -106,10 +106,15 @@ impl<G: ShardGroup> Replicas<G> {
         }
     }
 
-    /// Computes a step on a replica whose group is at nothing.
-    pub(super) fn begin(&mut self, replica: ReplicaId, step: Step, traces: Vec<TraceParent>) {
-        let Some(place) = self.places.get_mut(replica.index()) else { return };
-        let Some(mut group) = place.idle.take() else { return };
+    /// Computes a step on a replica whose group is at nothing. Returns how long it may take.
+    pub(super) fn begin(
+        &mut self,
+        replica: ReplicaId,
+        step: Step,
+        traces: Vec<TraceParent>,
+    ) -> Option<Duration> {
+        let place = self.places.get_mut(replica.index())?;
+        let mut group = place.idle.take()?;
         place.settles_until = None;
         let (work, begun) = (StepWork::of(&step), clock::now());
         let limit = place.watchdog.limit(work);
@@ -119,6 +124,7 @@ impl<G: ShardGroup> Replicas<G> {
             let took = clock::since(begun);
             Happened::Stepped(replica, output, Stepped { group, work, took })
         }));
+        Some(limit)
     }
 
     /// Someone wants the incarnation `epoch` to leave. It is told once it has, or that it is not there.

@@ -17,6 +17,7 @@ use super::masks::Found;
 use super::replicas::{Happened, Replicas, Stepped};
 use super::states::States;
 use super::traces::SequenceTraces;
+use super::vitals::Vitals;
 use super::watchdog::Watchdog;
 use super::{Command, Engine, EngineError, GroupEnd};
 use crate::clock;
@@ -48,6 +49,7 @@ pub struct EngineTask<G> {
     inputs: Inputs,
     states: States,
     hope: Hope,
+    vitals: Arc<Vitals>,
 }
 
 /// What the task listens to.
@@ -88,6 +90,8 @@ enum Turn<G> {
     Settled,
     /// Groups were waited for long enough.
     Hopeless,
+    /// It is time to show that the task runs.
+    BeatDue,
 }
 
 impl<G: ShardGroup> EngineTask<G> {
@@ -107,6 +111,7 @@ impl<G: ShardGroup> EngineTask<G> {
         metrics.expect_replicas(groups.len());
         let deliveries = Deliveries::new(vocabulary, Arc::clone(&metrics));
         let core = Core::new(config.limits, deliveries, metrics);
+        let vitals = Arc::new(Vitals::new(groups.len(), clock::now()));
         let engine = Engine {
             commands,
             wake: Arc::clone(&wake),
@@ -114,11 +119,12 @@ impl<G: ShardGroup> EngineTask<G> {
             queue_time_ms: core.queue_time_ms(),
             state,
             replica_states,
+            vitals: Arc::clone(&vitals),
         };
         let inputs = Inputs { commands: queue, wake, stop };
         let watchdog = Watchdog::new(config.min_step_timeout, config.step_timeout);
         let replicas = Replicas::new(groups, &watchdog, config.limits.max_step_tokens.0);
-        (Self { config, core, replicas, inputs, states, hope: Hope::Endless }, engine)
+        (Self { config, core, replicas, inputs, states, hope: Hope::Endless, vitals }, engine)
     }
 
     /// Tells `traces` what becomes of sampled sequences.
@@ -131,6 +137,7 @@ impl<G: ShardGroup> EngineTask<G> {
     pub async fn run(mut self) {
         self.replicas.ids().for_each(|replica| self.replicas.join(replica, None));
         loop {
+            self.vitals.beat(clock::now());
             self.begin_steps();
             match self.turn().await {
                 Turn::Stop => break,
@@ -145,6 +152,8 @@ impl<G: ShardGroup> EngineTask<G> {
                 Turn::Expired => self.core.expire(clock::now()),
                 Turn::Settled => self.settle(),
                 Turn::Hopeless => self.give_up(),
+                // Shown by each turn, this one as well.
+                Turn::BeatDue => {}
             }
         }
         self.core.fail_all(&EngineError::Stopping);
@@ -152,7 +161,7 @@ impl<G: ShardGroup> EngineTask<G> {
 
     /// Waits for what happens next.
     async fn turn(&mut self) -> Turn<G> {
-        let Self { core, replicas, inputs, hope, .. } = self;
+        let Self { core, replicas, inputs, hope, vitals, .. } = self;
         let (deadline, settled) = (core.next_deadline(), replicas.next_settled());
         let is_undelivered = core.is_undelivered();
         let hopeless = match hope {
@@ -172,6 +181,7 @@ impl<G: ShardGroup> EngineTask<G> {
             () = until(deadline) => Turn::Expired,
             command = inputs.commands.recv() => command.map_or(Turn::Stop, Turn::Command),
             () = until(hopeless) => Turn::Hopeless,
+            () = vitals.beat_due() => Turn::BeatDue,
         }
     }
 
@@ -187,7 +197,8 @@ impl<G: ShardGroup> EngineTask<G> {
                 self.on_group_end(replica, GroupEnd::Drained);
             } else if let Some(step) = self.core.plan(replica, clock::now()) {
                 let traces = self.core.traces().parents();
-                self.replicas.begin(replica, step, traces);
+                let begun = self.replicas.begin(replica, step, traces);
+                begun.into_iter().for_each(|limit| self.vitals.on_step_begun(replica, clock::now(), limit));
             }
         }
     }
@@ -220,6 +231,7 @@ impl<G: ShardGroup> EngineTask<G> {
         output: Result<StepOutput, ShardError>,
         stepped: Stepped<G>,
     ) {
+        self.vitals.on_step_over(replica);
         let taken_in = output.and_then(|output| {
             self.core.on_ranks_done(replica, stepped.group.timings());
             let taken_in = self.core.on_step_done(replica, &output, clock::now());

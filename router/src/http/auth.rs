@@ -27,6 +27,11 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Routes that never need a key.
 const PROBES: [&str; 6] = ["/", "/health", "/ping", "/livez", "/readyz", "/startupz"];
 
+/// Whether it is a route that asks how the server is.
+pub(super) fn is_probe(path: &str) -> bool {
+    PROBES.contains(&path)
+}
+
 /// Pages that anyone may see, with the files below them; they ask for a key where one is needed.
 const PAGES: [&str; 4] = ["/playground", "/docs", "/api-doc/openapi.json", "/openapi.json"];
 

@@ -13,9 +13,12 @@ use serde_json::Value;
 use super::auth::KeyName;
 use super::openai::with_new_call_ids;
 use super::response_cache::{CacheKey, CachedAnswer, is_deterministic};
+use super::resume::is_stream;
+use super::tape::Journaling;
 use crate::app::App;
 use crate::chat::ChatTemplate;
 use crate::error::ApiError;
+use crate::journal::{KnownAnswer, Record};
 use crate::tools::CallStyle;
 
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
@@ -55,7 +58,11 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request, next: 
     let Some(key) = key else { return marked(next.run(request).await, "bypass") };
     if let Some(known) = app.responses.get(&key) {
         app.metrics.on_cache_hit();
-        return marked(replay(&known, app.model.calls.style), "hit");
+        let again = again(&known, app.model.calls.style);
+        if let Some(journaling) = request.extensions().get().filter(|_| is_stream(&again.headers)) {
+            write_down(&again, journaling).await;
+        }
+        return marked(told(again), "hit");
     }
     let response = next.run(request).await;
     if !response.status().is_success() {
@@ -98,10 +105,7 @@ fn marked(mut response: Response, state: &'static str) -> Response {
 async fn keep(app: Arc<App>, key: CacheKey, response: Response) -> Response {
     let (parts, body) = response.into_parts();
     let headers = parts.headers.clone();
-    let is_stream = headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
-    if !is_stream {
+    if !is_stream(&headers) {
         let Ok(bytes) = axum::body::to_bytes(body, usize::MAX).await else {
             return ApiError::new(crate::error::ErrorKind::Internal, "The answer ended too early")
                 .into_response();
@@ -157,14 +161,33 @@ impl Keeping {
     }
 }
 
-fn replay(known: &CachedAnswer, style: CallStyle) -> Response {
+/// A known answer as it is sent another time.
+fn again(known: &CachedAnswer, style: CallStyle) -> CachedAnswer {
     let mut headers = known.headers.clone();
     for name in TIMES {
         if headers.contains_key(name) {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static("0"));
         }
     }
-    let pieces = renamed(&known.pieces, style);
+    CachedAnswer { headers, pieces: renamed(&known.pieces, style) }
+}
+
+/// Before it is told, as of any other stream: the next process may be asked for the rest of it.
+async fn write_down(answer: &CachedAnswer, journaling: &Journaling) {
+    let headers = answer.headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec()));
+    let known = KnownAnswer {
+        stream: journaling.origin.stream,
+        owner: journaling.request.owner.clone(),
+        headers: headers.collect(),
+        pieces: answer.pieces.iter().map(|piece| piece.to_vec()).collect(),
+    };
+    let written = journaling.journal.write(&Record::Known(Box::new(known))).await;
+    // A journal that has failed says so itself.
+    let _ = written.await;
+}
+
+fn told(answer: CachedAnswer) -> Response {
+    let CachedAnswer { headers, pieces } = answer;
     let body = match <[Bytes; 1]>::try_from(pieces) {
         Ok([whole]) => Body::from(whole),
         Err(pieces) => Body::from_stream(futures::stream::iter(

@@ -10,6 +10,7 @@ use lockstep_scheduler::{AdmissionError, ExpiredWhile, Service};
 use tracing::debug;
 
 use super::admission::{self, Place};
+use super::auth::KeyName;
 use super::frame::RequestId;
 use super::grammar;
 use super::record::{PromptSize, Record};
@@ -45,6 +46,8 @@ pub(super) struct Arrival {
     pub(super) at: Instant,
     pub(super) when_loading: WhenLoading,
     pub(super) service: Service,
+    /// The key it came with.
+    pub(super) owner: Option<KeyName>,
     pub(super) trace: RequestTrace,
     /// Where streams are written down.
     pub(super) journaling: Option<Journaling>,
@@ -64,7 +67,8 @@ impl FromRequestParts<Arc<App>> for Arrival {
         let service = admission::service(parts, app.config.patience.request_timeout, at)?;
         let trace = parts.extensions.get().cloned().unwrap_or_default();
         let journaling = parts.extensions.get().cloned();
-        Ok(Self { id, at, when_loading, service, trace, journaling })
+        let owner = parts.extensions.get().cloned();
+        Ok(Self { id, at, when_loading, service, owner, trace, journaling })
     }
 }
 
@@ -203,7 +207,7 @@ async fn begin(
     record.on_submitted(size);
     let origin = arrival.trace.origin(&arrival.id);
     let is_replayed = arrival.is_replayed();
-    let registration = Registration::new(Arc::clone(app), arrival.id);
+    let registration = Registration::new(Arc::clone(app), arrival.id, arrival.owner);
     let tape = arrival.journaling.as_ref().map(|of| Tape::new(of, whole_prompts, app.fingerprint()));
     let tape = tape.unwrap_or_default();
     let mut begun = Begun { generations: Vec::new(), registration, tape, prompts: Vec::new() };
@@ -307,6 +311,7 @@ impl Running {
                     return Err(ApiError::new(ErrorKind::Cancelled, "The request was cancelled"));
                 }
                 heard = self.tape.next(&mut self.generations) => heard,
+                () = until(self.record.waits_until()) => return Err(self.record.waited_too_long()),
             };
             let incomplete = || ApiError::new(ErrorKind::Incomplete, "Incomplete generation");
             let (place, event) = heard.ok_or_else(incomplete)?;
@@ -358,6 +363,14 @@ impl Running {
             answer.tokens.push(token);
         }
         Ok(answers)
+    }
+}
+
+/// Until then; without a time, for ever.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }
 

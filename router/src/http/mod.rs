@@ -30,6 +30,7 @@ mod sse;
 mod tape;
 mod tokenize;
 mod trace;
+mod upload;
 
 use std::sync::Arc;
 
@@ -37,12 +38,13 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
 use axum::{Router, middleware};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use crate::app::App;
 
 pub use registry::Registry;
 pub(crate) use replay::replay;
+pub(crate) use upload::UploadError;
+pub use upload::Uploads;
 
 /// Every route of the server.
 pub fn router(app: Arc<App>) -> Router {
@@ -75,9 +77,10 @@ pub fn router(app: Arc<App>) -> Router {
         .layer((
             middleware::from_fn_with_state(Arc::clone(&app), frame::frame),
             cors::layer(&app.config.access.origins),
+            middleware::from_fn(connections::refuse_crowded),
             middleware::from_fn_with_state(Arc::clone(&app), auth::require_key),
             DefaultBodyLimit::max(app.config.payload_limit_bytes),
-            RequestBodyTimeoutLayer::new(app.config.patience.client_timeout),
+            middleware::from_fn_with_state(Arc::clone(&app), upload::bound),
             CatchPanicLayer::custom(frame::on_panic),
         ))
         .with_state(app)

@@ -70,6 +70,19 @@ impl Record {
         self.cached += cached;
     }
 
+    /// When it has waited in the queue for too long; absent where it is out of it, or may wait as long as it takes.
+    pub(super) fn waits_until(&self) -> Option<Instant> {
+        let patience = self.app.config.patience.queue_timeout.filter(|_| self.queued.is_none());
+        self.submitted.checked_add(patience?)
+    }
+
+    /// It has waited in the queue for too long.
+    pub(super) fn waited_too_long(&self) -> ApiError {
+        let waited = self.submitted.elapsed().as_secs();
+        let message = format!("Model is overloaded: the request has waited for {waited} s");
+        ApiError { message, ..self.app.overloaded() }
+    }
+
     pub(super) fn on_token(&mut self) {
         self.generated_tokens += 1;
         if self.first_token.is_none() {

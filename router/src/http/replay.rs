@@ -1,11 +1,13 @@
 //! Streams that an earlier process left are answered again, from where it was.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue};
+use axum::response::Response;
 use futures::future::join_all;
 use thiserror::Error;
 use tower::ServiceExt;
@@ -18,7 +20,7 @@ use super::tape::{Journaling, Past};
 use super::trace::RequestTrace;
 use crate::app::App;
 use crate::error::ApiError;
-use crate::journal::{Journal, Recovered};
+use crate::journal::{Journal, KnownAnswer, Left, Recovered};
 
 /// Why a stream is not taken up.
 #[derive(Debug, Error)]
@@ -34,24 +36,46 @@ enum ReplayError {
 }
 
 /// Answers every stream again; the clients may be back before or after.
-pub(crate) async fn replay(app: Arc<App>, recovered: Vec<Recovered>) {
+pub(crate) async fn replay(app: Arc<App>, left: Vec<Left>) {
     if let Some(journal) = app.streams.journal().cloned() {
         let routes = super::text_routes(&app).with_state(Arc::clone(&app));
-        let answering = recovered.into_iter().map(|one| replay_one(&app, &routes, &journal, one));
+        let answering = left.into_iter().map(|one| replay_one(&app, &routes, &journal, one));
         join_all(answering).await;
     }
     app.streams.on_complete();
 }
 
-async fn replay_one(app: &Arc<App>, routes: &Router, journal: &Journal, recovered: Recovered) {
-    let stream = recovered.beginning.origin.stream;
-    match answer(app, routes, journal, recovered).await {
+async fn replay_one(app: &Arc<App>, routes: &Router, journal: &Journal, left: Left) {
+    let (stream, answered) = match left {
+        Left::Begun(recovered) => {
+            (recovered.beginning.origin.stream, answer(app, routes, journal, recovered).await)
+        }
+        Left::Known(known) => (known.stream, tell(app, known)),
+    };
+    match answered {
         Ok(()) => info!(%stream, "a stream of an earlier process goes on"),
         Err(error) => {
             warn!(%stream, %error, "a stream of an earlier process is lost");
             app.streams.forget_for_good(stream);
         }
     }
+}
+
+/// What is known needs no shards.
+fn tell(app: &App, known: KnownAnswer) -> Result<(), ReplayError> {
+    let Some(window) = app.streams.window() else { return Err(ReplayError::Stopping) };
+    let pieces = known.pieces.into_iter().map(Ok::<_, Infallible>);
+    let mut response = Response::new(Body::from_stream(futures::stream::iter(pieces)));
+    response.headers_mut().extend(headers_of(&known.headers));
+    let owner = known.owner.map(|name| KeyName(name.into()));
+    // Nobody reads it yet.
+    drop(app.streams.keep((known.stream, owner), window, response));
+    Ok(())
+}
+
+/// Whatever no header is was none before.
+fn headers_of(kept: &[(String, Vec<u8>)]) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+    kept.iter().filter_map(|(name, value)| Some((name.parse().ok()?, HeaderValue::from_bytes(value).ok()?)))
 }
 
 async fn answer(
@@ -68,14 +92,11 @@ async fn answer(
     }
     let Some(window) = app.streams.window() else { return Err(ReplayError::Stopping) };
     let owner = beginning.request.owner.as_deref().map(|name| KeyName(name.into()));
-    let mut request = Request::post(beginning.request.path.as_str());
-    for (name, value) in &beginning.request.headers {
-        // Whatever no header is was none before.
-        if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_bytes(value)) {
-            request = request.header(name, value);
-        }
-    }
+    let request = Request::post(beginning.request.path.as_str());
     let mut request = request.body(Body::from(beginning.request.body.clone()))?;
+    for (name, value) in headers_of(&beginning.request.headers) {
+        request.headers_mut().append(name, value);
+    }
     // A kept answer would have ids of its own.
     request.headers_mut().insert("x-use-cache", HeaderValue::from_static("false"));
     let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
@@ -94,7 +115,7 @@ async fn answer(
         past: Some(Arc::new(Past { prompts: beginning.prompts, events })),
     });
     let Ok(mut response) = routes.clone().oneshot(request).await;
-    if !response.status().is_success() || !is_stream(&response) {
+    if !response.status().is_success() || !is_stream(response.headers()) {
         let error = response.extensions_mut().remove::<ApiError>();
         return Err(ReplayError::Refused { status: response.status().as_u16(), error });
     }

@@ -338,7 +338,7 @@ pub(super) async fn resume(State(app): State<Arc<App>>, request: Request, next: 
         Some(_) | None => request,
     };
     let response = next.run(request).await;
-    if is_stream(&response) { app.streams.keep((id, key), window, response) } else { response }
+    if is_stream(response.headers()) { app.streams.keep((id, key), window, response) } else { response }
 }
 
 /// What is written down of a request: no secret.
@@ -362,7 +362,8 @@ fn kept_request(request: &Request, body: &Bytes) -> KeptRequest {
     }
 }
 
-pub(super) fn is_stream(response: &Response) -> bool {
-    let kind = response.headers().get(header::CONTENT_TYPE);
+/// Whether an answer with these headers is told as it comes.
+pub(super) fn is_stream(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE);
     kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
 }

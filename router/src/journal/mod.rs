@@ -30,7 +30,7 @@ use crate::engine::GenerationEvent;
 use crate::metrics::Metrics;
 
 pub use disk::{Medium, Stored};
-pub use record::{Beginning, KeptRequest, Origin, Record, Segment, parse};
+pub use record::{Beginning, KeptRequest, KnownAnswer, Origin, Record, Segment, parse};
 
 /// How often what was written is brought to the disk with [`Fsync::Interval`].
 const BETWEEN_SYNCS: Duration = Duration::from_secs(1);
@@ -88,6 +88,15 @@ pub enum JournalError {
 
 /// A stream as another process left it.
 #[derive(Clone, Debug, PartialEq)]
+pub enum Left {
+    /// It is to be answered from where it was.
+    Begun(Recovered),
+    /// All of its answer is there.
+    Known(KnownAnswer),
+}
+
+/// A stream that was being answered.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Recovered {
     /// What was asked.
     pub beginning: Beginning,
@@ -111,7 +120,7 @@ impl Journal {
         window: Duration,
         metrics: Arc<Metrics>,
         tasks: &Tasks,
-    ) -> Result<(Self, Vec<Recovered>), JournalError> {
+    ) -> Result<(Self, Vec<Left>), JournalError> {
         let failed = |source| JournalError::Folder { folder: config.folder.clone(), source };
         let taken = || JournalError::Taken { folder: config.folder.clone() };
         let folder = Folder::open(&config.folder).map_err(failed)?.ok_or_else(taken)?;
@@ -135,7 +144,7 @@ impl Journal {
         (window, fsync): (Duration, Fsync),
         metrics: Arc<Metrics>,
         tasks: &Tasks,
-    ) -> io::Result<(Self, Vec<Recovered>)> {
+    ) -> io::Result<(Self, Vec<Left>)> {
         let (writer, recovered) = begin(medium, (window, fsync), metrics)?;
         let writer = writer.with_segments_of(segment_bytes);
         let (commands, inbox) = mpsc::channel(RECORDS_WAITING);
@@ -196,7 +205,7 @@ fn begin<M: Medium>(
     medium: M,
     (window, fsync): (Duration, Fsync),
     metrics: Arc<Metrics>,
-) -> io::Result<(Writer<M>, Vec<Recovered>)> {
+) -> io::Result<(Writer<M>, Vec<Left>)> {
     let (mut found, mut torn) = (Vec::new(), 0);
     for Stored { number, bytes, age } in medium.segments()? {
         let segment = parse(&bytes);
@@ -220,8 +229,8 @@ struct Found {
 }
 
 /// The streams in segments, oldest first, that may still be taken up, and which segments they are in.
-fn recover(found: Vec<Found>) -> (Vec<Recovered>, shelf::Shelf) {
-    let mut streams: BTreeMap<Uuid, (Recovered, bool)> = BTreeMap::new();
+fn recover(found: Vec<Found>) -> (Vec<Left>, shelf::Shelf) {
+    let mut streams: BTreeMap<Uuid, (Left, bool)> = BTreeMap::new();
     let mut shelf = shelf::Shelf::default();
     for Found { number, records, is_fresh } in found {
         shelf.open(number);
@@ -230,10 +239,13 @@ fn recover(found: Vec<Found>) -> (Vec<Recovered>, shelf::Shelf) {
             match record {
                 Record::Begun(beginning) => {
                     let recovered = Recovered { beginning: *beginning, events: Vec::new() };
-                    streams.insert(stream, (recovered, is_fresh));
+                    streams.insert(stream, (Left::Begun(recovered), is_fresh));
+                }
+                Record::Known(known) => {
+                    streams.insert(stream, (Left::Known(*known), is_fresh));
                 }
                 Record::Heard { place, event, .. } => {
-                    let Some((recovered, fresh)) = streams.get_mut(&stream) else { continue };
+                    let Some((Left::Begun(recovered), fresh)) = streams.get_mut(&stream) else { continue };
                     recovered.events.push((place as usize, event));
                     *fresh = is_fresh;
                 }
@@ -252,7 +264,7 @@ fn recover(found: Vec<Found>) -> (Vec<Recovered>, shelf::Shelf) {
         }
         *fresh
     });
-    (streams.into_values().map(|(recovered, _)| recovered).collect(), shelf)
+    (streams.into_values().map(|(left, _)| left).collect(), shelf)
 }
 
 /// Where a segment is.

@@ -63,6 +63,19 @@ pub struct Beginning {
     pub fingerprint: String,
 }
 
+/// An answer that was known whole before it was told, as it is sent: nothing of it is computed again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownAnswer {
+    /// Names the stream to clients that take it up again.
+    pub stream: Uuid,
+    /// The name of the request's key.
+    pub owner: Option<String>,
+    /// Headers of the answer.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// Its events, without their ids.
+    pub pieces: Vec<Vec<u8>>,
+}
+
 /// One entry.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
@@ -77,6 +90,8 @@ pub enum Record {
         /// What.
         event: GenerationEvent,
     },
+    /// A stream was opened whose answer is known.
+    Known(Box<KnownAnswer>),
     /// Nobody may take it up any more.
     Forgotten {
         /// Which.
@@ -98,6 +113,7 @@ impl Record {
     pub fn stream(&self) -> Uuid {
         match self {
             Self::Begun(beginning) => beginning.origin.stream,
+            Self::Known(known) => known.stream,
             Self::Heard { stream, .. } | Self::Forgotten { stream } => *stream,
         }
     }
@@ -119,6 +135,10 @@ impl Record {
             Self::Forgotten { stream } => {
                 payload.u8(3);
                 payload.u128(stream.as_u128());
+            }
+            Self::Known(known) => {
+                payload.u8(4);
+                write_known(&mut payload, known);
             }
         }
         let payload = payload.finish();
@@ -142,6 +162,7 @@ impl Record {
                 event: read_event(&mut reader)?,
             },
             3 => Self::Forgotten { stream: Uuid::from_u128(reader.u128()?) },
+            4 => Self::Known(Box::new(read_known(&mut reader)?)),
             _ => return None,
         };
         reader.is_empty().then_some(record)
@@ -183,10 +204,7 @@ fn write_beginning(out: &mut Writer, beginning: &Beginning) {
     let KeptRequest { owner, path, headers, body } = request;
     out.option(owner.as_deref(), Writer::text);
     out.text(path);
-    out.list(headers, |out, (name, value)| {
-        out.text(name);
-        out.bytes(value);
-    });
+    write_headers(out, headers);
     out.bytes(body);
     out.list(prompts, |out, prompt| {
         out.text(&prompt.text);
@@ -206,13 +224,41 @@ fn read_beginning(from: &mut Reader<'_>) -> Option<Beginning> {
     let request = KeptRequest {
         owner: from.option(Reader::text)?,
         path: from.text()?,
-        headers: from.list(|from| Some((from.text()?, from.bytes()?.to_vec())))?,
+        headers: read_headers(from)?,
         body: from.bytes()?.to_vec(),
     };
     let prompts = from.list(|from| {
         Some(Prompt { text: from.text()?, tokens: from.list(|from| from.u32().map(TokenId))? })
     })?;
     Some(Beginning { origin, request, prompts, fingerprint: from.text()? })
+}
+
+fn write_known(out: &mut Writer, known: &KnownAnswer) {
+    let KnownAnswer { stream, owner, headers, pieces } = known;
+    out.u128(stream.as_u128());
+    out.option(owner.as_deref(), Writer::text);
+    write_headers(out, headers);
+    out.list(pieces, |out, piece| out.bytes(piece));
+}
+
+fn read_known(from: &mut Reader<'_>) -> Option<KnownAnswer> {
+    Some(KnownAnswer {
+        stream: Uuid::from_u128(from.u128()?),
+        owner: from.option(Reader::text)?,
+        headers: read_headers(from)?,
+        pieces: from.list(|from| from.bytes().map(<[u8]>::to_vec))?,
+    })
+}
+
+fn write_headers(out: &mut Writer, headers: &[(String, Vec<u8>)]) {
+    out.list(headers, |out, (name, value)| {
+        out.text(name);
+        out.bytes(value);
+    });
+}
+
+fn read_headers(from: &mut Reader<'_>) -> Option<Vec<(String, Vec<u8>)>> {
+    from.list(|from| Some((from.text()?, from.bytes()?.to_vec())))
 }
 
 /// `None` where an event is not written down.

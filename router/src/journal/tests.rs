@@ -66,8 +66,22 @@ fn beginning() -> impl Strategy<Value = Beginning> {
     )
 }
 
+fn known() -> impl Strategy<Value = KnownAnswer> {
+    let headers = prop::collection::vec(("[a-z-]{1,9}", prop::collection::vec(any::<u8>(), 0..9)), 0..4);
+    let pieces = prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 0..6);
+    (any::<u128>(), prop::option::of(".{0,8}"), headers, pieces).prop_map(
+        |(stream, owner, headers, pieces)| KnownAnswer {
+            stream: Uuid::from_u128(stream),
+            owner,
+            headers,
+            pieces,
+        },
+    )
+}
+
 fn record() -> impl Strategy<Value = Record> {
     prop_oneof![
+        1 => known().prop_map(|known| Record::Known(Box::new(known))),
         1 => beginning().prop_map(|beginning| Record::Begun(Box::new(beginning))),
         5 => (any::<u128>(), any::<u32>(), event()).prop_map(|(stream, place, event)| Record::Heard {
             stream: Uuid::from_u128(stream),
@@ -181,7 +195,7 @@ fn streams_are_recovered_as_they_were_left() {
         },
     ];
     let (recovered, mut shelf) = recover(found);
-    let [first] = &recovered[..] else { panic!("{recovered:?}") };
+    let [Left::Begun(first)] = &recovered[..] else { panic!("{recovered:?}") };
     assert_eq!(first.beginning.origin.stream, Uuid::from_u128(1));
     assert_eq!(first.events, [(0, admitted), (0, done())]);
     shelf.open(4);

@@ -8,9 +8,10 @@ use tracing::{debug, info};
 use super::{GroupConfig, ShardError, ShardGroup};
 
 /// Pause after the first failed attempt.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-/// Longest pause: a group that comes back is noticed within this.
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+/// Longest pause: a group that comes back is noticed within this. Streams wait for it, and an attempt that fails costs
+/// a fraction of a millisecond.
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// A ready group, in numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::hash::Hasher;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use lockstep_proto::{
     Bytes, ContextLogprobs, Epoch, Outcome, Rank, Sampling, SamplingParams, SequenceId, SequenceResult,
@@ -67,6 +67,7 @@ struct Observed {
     ignores_masks: bool,
     poison: Option<Poison>,
     garbage: Option<Garbage>,
+    seized: Option<mpsc::Receiver<()>>,
 }
 
 /// What a poisonous sequence does to a group.
@@ -184,6 +185,13 @@ impl FakeControl {
         self.shared.observed().garbage = Some(garbage);
     }
 
+    /// The next step blocks the thread that asks for it, as a bug would, until what is returned is dropped.
+    pub fn seize(&self) -> mpsc::Sender<()> {
+        let (release, seized) = mpsc::channel();
+        self.shared.observed().seized = Some(seized);
+        release
+    }
+
     /// Every token is chosen as if there were no grammars.
     pub fn ignore_masks(&self) {
         self.shared.observed().ignores_masks = true;
@@ -236,6 +244,9 @@ impl ShardGroup for FakeGroup {
 
     async fn step(&mut self, step: Step, _traces: &[TraceParent]) -> Result<StepOutput, ShardError> {
         let shared = Arc::clone(&self.shared);
+        let seized = shared.observed().seized.take();
+        // It ends when the other end is dropped.
+        let _ = seized.map(|seized| seized.recv());
         let mut epoch = shared.epoch.subscribe();
         tokio::select! {
             biased;

@@ -74,6 +74,7 @@ pub fn config() -> AppConfig {
         },
         patience: Patience {
             request_timeout: None,
+            queue_timeout: None,
             client_timeout: Duration::from_secs(60),
             resume_window: None,
         },
