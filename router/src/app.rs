@@ -264,7 +264,7 @@ impl App {
         matches!(&*self.life.group.borrow(), GroupState::Ready(_))
     }
 
-    /// Whether they can be asked, and the step under way, if any, takes no longer than steps like it do.
+    /// Whether they can be asked, and the step under way, if any, does not overrun what steps like it take.
     pub fn is_getting_on(&self) -> bool {
         self.is_ready() && !self.engine.vitals().is_late(Instant::now())
     }
