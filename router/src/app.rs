@@ -346,7 +346,8 @@ impl App {
         (states.len(), ready.count())
     }
 
-    /// Whether the shards of any replica can be asked, and its step under way, if any, takes no longer than steps like it do.
+    /// Whether the shards of any replica can be asked, and its step under way, if any, does not overrun what steps
+    /// like it take.
     pub fn is_getting_on(&self) -> bool {
         let (states, now) = (self.engine.replica_states(), clock::now());
         let states = states.borrow();

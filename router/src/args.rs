@@ -170,7 +170,8 @@ pub struct RouterArgs {
     #[arg(long, env = "MAX_QUEUE_TOKENS", default_value_t = 1_000_000)]
     pub max_queue_tokens: u32,
 
-    /// Seconds that a request may wait in the queue; one that waited longer is answered 429. 0: as long as it takes.
+    /// Seconds that a request may wait in the queue, its first step included; one that waited longer is answered 429.
+    /// 0: as long as it takes.
     #[arg(long, env = "MAX_QUEUE_TIME", default_value_t = 600)]
     pub max_queue_time: u64,
 

@@ -115,14 +115,17 @@ async fn a_deadline_also_comes_while_the_shards_are_away() {
 async fn what_waits_in_the_queue_for_too_long_is_told_to_come_back() {
     let mut config = config();
     config.engine.limits.max_running = 1;
-    config.patience.queue_timeout = Some(Duration::from_millis(50));
+    config.patience.queue_timeout = Some(Duration::from_secs(2));
     let server = Server::start_with(FakeModel::Hash, config).await;
     server.control.pause();
     let first = server.post("/generate", short("first"));
     let others = async {
         server.until(async |server| server.metric("tgi_batch_current_size").await >= 1.0).await;
-        let whole = server.post("/generate", short("second")).await;
-        let stream = server.post("/generate_stream", short("third")).await;
+        // That it is out of the queue is told with its first step.
+        server.control.allow_steps(1);
+        let whole = server.post("/generate", short("second"));
+        let stream = server.post("/generate_stream", short("third"));
+        let (whole, stream) = futures::join!(whole, stream);
         server.until(async |server| server.metric("tgi_queue_size").await == 0.0).await;
         server.control.resume();
         (whole, stream)
