@@ -138,8 +138,6 @@ pub struct App {
     pub load: Load,
     /// Who may ask.
     pub keys: Arc<Keys>,
-    /// What is drawn for requests.
-    pub draws: Draws,
     life: Life,
 }
 
@@ -159,6 +157,7 @@ struct Life {
     group: watch::Receiver<GroupState>,
     draining: CancellationToken,
     was_ready: Arc<AtomicBool>,
+    draws: Draws,
 }
 
 /// Places for what is under way.
@@ -264,9 +263,14 @@ impl App {
             responses,
             streams: Streams::new(config.patience.resume_window, journal, tasks.clone()),
             load: Load::default(),
-            draws,
             config,
-            life: Life { rooms, group: engine.state(), draining: CancellationToken::new(), was_ready },
+            life: Life {
+                rooms,
+                group: engine.state(),
+                draining: CancellationToken::new(),
+                was_ready,
+                draws,
+            },
             engine,
         });
         let (replaying, stop) = (http::replay(Arc::clone(&app), recovered), tasks.stop_token().clone());
@@ -274,6 +278,11 @@ impl App {
             let _ = stop.run_until_cancelled(replaying).await;
         });
         Ok(app)
+    }
+
+    /// Where what is drawn for requests comes from.
+    pub fn draws(&self) -> &Draws {
+        &self.life.draws
     }
 
     /// Every route.

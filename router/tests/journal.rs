@@ -11,7 +11,7 @@ use axum::body::Body;
 use axum::http::Request;
 use futures::StreamExt;
 use lockstep_router::app::AppConfig;
-use lockstep_router::journal::{Fsync, JournalConfig};
+use lockstep_router::journal::{Fsync, JournalConfig, Record, parse};
 use lockstep_router::shards::fake::FakeModel;
 use lockstep_scheduler::PrefixCaching;
 use serde_json::{Value, json};
@@ -189,6 +189,27 @@ async fn an_answer_from_the_cache_goes_on() {
     }
 }
 
+/// Streams that were told take no room, and those that go on had theirs before.
+#[tokio::test]
+async fn no_stream_is_refused_for_want_of_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = start(folder.path()).await;
+    let body = parameters(&json!({"seed": 7, "temperature": 0.5}));
+    let mut told = Vec::new();
+    for _ in 0..3 {
+        told.push(events(&server.post("/generate_stream", body.clone()).await));
+    }
+    let copy = left_by(folder.path());
+    let mut narrow = journaled(copy.path(), Fsync::Interval);
+    narrow.max_concurrent_requests = 1;
+    let next = Server::start_with(FakeModel::Seeded, narrow).await;
+    for told in told {
+        let rest = next.send(again("/generate_stream", &body, id_of(&told[0]))).await;
+        assert_eq!(events(&rest), told[1..]);
+    }
+    next.tasks.stop_and_wait().await;
+}
+
 #[tokio::test]
 async fn what_nobody_comes_back_for_is_forgotten_and_its_segments_are_deleted() {
     let folder = tempfile::tempdir().unwrap();
@@ -202,11 +223,16 @@ async fn what_nobody_comes_back_for_is_forgotten_and_its_segments_are_deleted() 
     brief.kept.journal = Some(JournalConfig { folder: copy.path().to_path_buf(), fsync: Fsync::Never });
     let next = Server::start_with(FakeModel::Seeded, brief).await;
     for (server, place) in [(server, folder), (next, copy)] {
-        let is_forgotten = async |server: &Server| {
-            let request = again("/generate_stream", &parameters(&json!({})), id_of(&whole.text));
-            server.send(request).await.status == 404
+        // Asking for it would be coming back.
+        let is_forgotten = async |_: &Server| {
+            let read = |entry: std::io::Result<std::fs::DirEntry>| std::fs::read(entry.unwrap().path());
+            let segments = std::fs::read_dir(place.path()).unwrap().filter_map(|entry| read(entry).ok());
+            let mut records = segments.flat_map(|segment| parse(&segment).records);
+            records.any(|record| matches!(record, Record::Forgotten { .. }))
         };
         server.until(is_forgotten).await;
+        let request = again("/generate_stream", &parameters(&json!({})), id_of(&whole.text));
+        assert_eq!(server.send(request).await.status, 404);
         server.tasks.stop_and_wait().await;
         let segments = async |_: &Server| {
             let names = std::fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name());

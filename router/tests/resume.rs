@@ -61,6 +61,21 @@ async fn first(server: &Server, count: usize) -> Vec<(String, String)> {
     parse(&text)
 }
 
+/// Its window begins when its last reader leaves, not when the answer was complete.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_has_ended_waits_from_when_it_was_last_read() {
+    let window = Duration::from_secs(60);
+    let server = Server::start_with(FakeModel::Hash, resumable(window)).await;
+    let seen = first(&server, 1).await;
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        let rest = come_back(&server, &seen[0].0).await;
+        assert_eq!((rest.status, parse(&rest.text).len()), (200, TOKENS - 1));
+    }
+    tokio::time::sleep(window * 3).await;
+    assert_eq!(come_back(&server, &seen[0].0).await.status, 404);
+}
+
 #[tokio::test]
 async fn whatever_was_seen_the_rest_comes_once() {
     let plain = Server::start_with(FakeModel::Hash, config()).await;

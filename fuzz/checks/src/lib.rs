@@ -26,7 +26,7 @@ pub use grammars::check as grammars;
 pub use journal::check as journal;
 pub use model_files::check as model_files;
 pub use protobuf::check as protobuf;
-pub use safetensors::{TINY, check as safetensors};
+pub use safetensors::check as safetensors;
 pub use templates::check as templates;
 pub use tool_calls::check as tool_calls;
 

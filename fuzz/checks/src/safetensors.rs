@@ -8,7 +8,7 @@ use lockstep_shard::testing::{TinyHead, TinyLlama};
 use crate::folder::Folder;
 
 /// A small model, whose weights are in the file or are not.
-pub const TINY: TinyLlama = TinyLlama {
+const TINY: TinyLlama = TinyLlama {
     hidden: 8,
     layers: 1,
     query_heads: 2,

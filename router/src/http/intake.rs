@@ -1,7 +1,7 @@
 //! From a request as a route understands it to a running sequence, and its tokens as they come.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
@@ -15,23 +15,18 @@ use super::frame::RequestId;
 use super::grammar;
 use super::record::{PromptSize, Record};
 use super::registry::Registration;
-use super::tape::{Journaling, Tape};
+use super::tape::{Journaling, Tape, submit_again};
 use super::trace::RequestTrace;
 use crate::app::App;
 use crate::chat::TemplateError;
 use crate::clock;
 use crate::cpu_pool::PoolError;
-use crate::engine::{
-    Assignment, EngineError, FinishReason, GeneratedToken, Generation, GenerationEvent, Generations,
-};
+use crate::engine::{EngineError, FinishReason, GeneratedToken, Generation, GenerationEvent, Generations};
 use crate::error::{ApiError, ErrorKind};
 use crate::journal::Origin;
 use crate::model::Model;
 use crate::tokenizer::{Piece, SpecialTokens, TokenizerError};
 use crate::validation::{Prompt, PromptSource, TextRequest, ValidRequest};
-
-/// How long a request that must not be refused waits before it asks for room again.
-const BETWEEN_TRIES: Duration = Duration::from_millis(50);
 
 /// Whether a request waits for a model that is not there yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,7 +219,7 @@ async fn begin(
                 continue;
             };
             let submitted = if is_replayed {
-                submit_again(app, assignment).await
+                submit_again(&app.engine, assignment).await
             } else {
                 app.engine.submit(assignment).await
             };
@@ -234,18 +229,6 @@ async fn begin(
         }
     }
     Ok(begun)
-}
-
-/// Submits what an earlier process had taken in: where there is no room it waits for some, and is not refused.
-async fn submit_again(app: &App, assignment: Assignment) -> Result<Generation, EngineError> {
-    loop {
-        match app.engine.submit(assignment.clone()).await {
-            Err(EngineError::Refused(AdmissionError::Full { .. } | AdmissionError::QueueFull { .. })) => {
-                tokio::time::sleep(BETWEEN_TRIES).await;
-            }
-            submitted => return submitted,
-        }
-    }
 }
 
 /// What will be done, and the whole prompt of the `index`-th request where streams are written down.

@@ -315,7 +315,7 @@ pub(super) async fn resume(State(app): State<Arc<App>>, request: Request, next: 
         return app.streams.resume(last, key.as_ref()).await.into_response();
     }
     let Some(window) = app.streams.window else { return next.run(request).await };
-    let mut id = app.draws.uuid();
+    let mut id = app.draws().uuid();
     let request = match app.streams.journal() {
         Some(journal) if request.method() == Method::POST => {
             let journal = journal.clone();
@@ -330,7 +330,7 @@ pub(super) async fn resume(State(app): State<Arc<App>>, request: Request, next: 
             let mut request = Request::from_parts(parts, Body::from(body.clone()));
             let kept = Arc::new(kept_request(&request, &body));
             let journaling =
-                Journaling { journal, origin: new_origin(&app.draws), request: kept, past: None };
+                Journaling { journal, origin: new_origin(app.draws()), request: kept, past: None };
             id = journaling.origin.stream;
             request.extensions_mut().insert(journaling);
             request

@@ -3,14 +3,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lockstep_proto::{PromptLogprobs, TokenId};
+use lockstep_scheduler::AdmissionError;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::draws::Draws;
-use crate::engine::{Assignment, EngineError, GenerationEvent, Generations};
+use crate::engine::{Assignment, Engine, EngineError, Generation, GenerationEvent, Generations};
 use crate::journal::{Beginning, Journal, KeptRequest, Origin, Record};
 use crate::validation::Prompt;
 
@@ -23,6 +24,9 @@ pub(super) struct Journaling {
     /// Of a request that an earlier process has begun to answer.
     pub(super) past: Option<Arc<Past>>,
 }
+
+/// How long a request that must not be refused waits before it asks for room again.
+const BETWEEN_TRIES: Duration = Duration::from_millis(50);
 
 /// What an earlier process has told.
 #[derive(Debug)]
@@ -89,6 +93,21 @@ pub(super) fn new_origin(draws: &Draws) -> Origin {
         seed: seed ^ other_calls,
         calls: calls ^ other_seed,
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+    }
+}
+
+/// Submits what an earlier process had taken in: where there is no room it waits for some, and is not refused.
+pub(super) async fn submit_again(
+    engine: &Engine,
+    assignment: Assignment,
+) -> Result<Generation, EngineError> {
+    loop {
+        match engine.submit(assignment.clone()).await {
+            Err(EngineError::Refused(AdmissionError::Full { .. } | AdmissionError::QueueFull { .. })) => {
+                tokio::time::sleep(BETWEEN_TRIES).await;
+            }
+            submitted => return submitted,
+        }
     }
 }
 

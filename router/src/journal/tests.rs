@@ -209,7 +209,18 @@ fn streams_are_recovered_as_they_were_left() {
 struct Fake {
     segments: Arc<Mutex<BTreeSet<u64>>>,
     bytes: Arc<Mutex<Vec<u8>>>,
+    calls: Arc<Mutex<Vec<String>>>,
     room: Option<usize>,
+}
+
+impl Fake {
+    fn calls(&self) -> Vec<String> {
+        self.calls.lock().expect("nobody panics with it").clone()
+    }
+
+    fn note(&self, call: String) {
+        self.calls.lock().expect("nobody panics with it").push(call);
+    }
 }
 
 impl Medium for Fake {
@@ -218,11 +229,13 @@ impl Medium for Fake {
     }
 
     fn begin(&mut self, number: u64) -> io::Result<()> {
+        self.note(format!("begin {number}"));
         self.segments.lock().expect("nobody panics with it").insert(number);
         Ok(())
     }
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.note(format!("append {}", bytes.len()));
         let mut all = self.bytes.lock().expect("nobody panics with it");
         if self.room.is_some_and(|room| all.len() + bytes.len() > room) {
             return Err(io::ErrorKind::StorageFull.into());
@@ -232,6 +245,7 @@ impl Medium for Fake {
     }
 
     fn sync(&mut self) -> io::Result<()> {
+        self.note("sync".to_owned());
         Ok(())
     }
 
@@ -283,6 +297,20 @@ fn segments_follow_each_other_and_go_with_their_streams() {
     assert_eq!(segments(), [1, 2, 3, 4, 5], "the first may still be taken up");
     writer.on_batch(vec![forget(1), forget(3)]);
     assert_eq!(segments(), [4, 5]);
+}
+
+/// What is written later never outlives what was written before: a stream would have a hole.
+#[test]
+fn a_segment_is_on_the_disk_before_the_next_begins() {
+    let medium = Fake::default();
+    let metrics = Arc::new(Metrics::new().expect("buckets are fine"));
+    let writer = Writer::begin(medium.clone(), shelf::Shelf::default(), Fsync::Never, metrics);
+    let mut writer = writer.expect("there is room").with_segments_of(100);
+    for bytes in [60, 60, 60] {
+        let (command, _written) = write(1, bytes);
+        writer.on_batch(vec![command]);
+    }
+    assert_eq!(medium.calls(), ["begin 1", "append 60", "append 60", "sync", "begin 2", "append 60"]);
 }
 
 #[test]

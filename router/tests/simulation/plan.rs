@@ -47,13 +47,21 @@ pub(crate) struct Faults {
     pub(crate) step_slow: u64,
     pub(crate) step_garbage: u64,
     pub(crate) idle_lost: u64,
-    pub(crate) long_away: u64,
     pub(crate) router_dies: u64,
     pub(crate) machine_dies: u64,
     pub(crate) dies_writing: u64,
     pub(crate) disk_fails: u64,
-    pub(crate) long_down: u64,
+    pub(crate) long: LongTimes,
     pub(crate) client_leaves: u64,
+}
+
+/// How often something takes longer than others wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LongTimes {
+    /// Until shards are back.
+    pub(crate) away: u64,
+    /// Until a router is.
+    pub(crate) down: u64,
 }
 
 /// How an answer is asked for.
@@ -128,12 +136,11 @@ impl Faults {
             step_slow: rate(6, 20),
             step_garbage: rate(10, 60),
             idle_lost: rate(2, 6),
-            long_away: rate(3, 8),
             router_dies: rate(1, 2),
             machine_dies: rate(2, 3),
             dies_writing: rate(10, 60),
             disk_fails: rate(20, 80),
-            long_down: rate(2, 5),
+            long: LongTimes { away: rate(3, 8), down: rate(2, 5) },
             client_leaves: rate(4, 12),
         }
     }

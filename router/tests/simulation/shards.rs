@@ -347,7 +347,7 @@ impl World {
     /// The group is lost now, and the next one loads for some time.
     pub(crate) fn lose_group(&mut self, why: &str) {
         let now = self.now();
-        let is_long = self.is_met(|faults| faults.long_away);
+        let is_long = self.is_met(|faults| faults.long.away);
         let loading =
             if is_long { self.random.millis(15_000, 40_000) } else { self.random.millis(20, 3_000) };
         let (epoch, back) = (self.shards.epoch, loading.as_millis());

@@ -41,10 +41,22 @@ pub(crate) struct World {
     pub(crate) recoverable: BTreeSet<Uuid>,
     /// The last router whose streams may not be in the journal as they were told.
     lossy_life: u32,
+    seen: Seen,
+    started: Option<Instant>,
+    dying: Dying,
+}
+
+/// What was seen.
+struct Seen {
+    /// Clients whose requests were computed when three groups in a row were lost.
     may_fail: BTreeSet<usize>,
     violations: Vec<String>,
     trace: Trace,
-    started: Option<Instant>,
+}
+
+/// Whether this router is to end.
+#[derive(Default)]
+struct Dying {
     death: Option<Death>,
     died: Arc<Notify>,
 }
@@ -68,12 +80,9 @@ impl World {
             born: Duration::ZERO,
             recoverable: BTreeSet::new(),
             lossy_life: 0,
-            may_fail: BTreeSet::new(),
-            violations: Vec::new(),
-            trace: Trace::new(keep),
+            seen: Seen { may_fail: BTreeSet::new(), violations: Vec::new(), trace: Trace::new(keep) },
             started: None,
-            death: None,
-            died: Arc::default(),
+            dying: Dying::default(),
         }
     }
 
@@ -83,8 +92,8 @@ impl World {
     }
 
     pub(crate) fn log(&mut self, what: std::fmt::Arguments<'_>) {
-        self.trace.at(self.now());
-        self.trace.line(what);
+        self.seen.trace.at(self.now());
+        self.seen.trace.line(what);
     }
 
     /// Whether a fault is met with here.
@@ -96,16 +105,16 @@ impl World {
     /// Something that must never be.
     pub(crate) fn violation(&mut self, what: String) {
         self.log(format_args!("NEVER: {what}"));
-        self.violations.push(what);
+        self.seen.violations.push(what);
     }
 
     /// A client whose request was computed when three groups in a row were lost.
     pub(crate) fn may_fail(&mut self, client: usize) {
-        self.may_fail.insert(client);
+        self.seen.may_fail.insert(client);
     }
 
     pub(crate) fn has_reason_to_fail(&self, client: usize) -> bool {
-        self.may_fail.contains(&client)
+        self.seen.may_fail.contains(&client)
     }
 
     /// A router begins; to be called on its runtime.
@@ -119,19 +128,19 @@ impl World {
 
     /// Until this router dies.
     pub(crate) fn died(&self) -> Arc<Notify> {
-        Arc::clone(&self.died)
+        Arc::clone(&self.dying.died)
     }
 
     pub(crate) fn is_dead(&self) -> bool {
-        self.death.is_some()
+        self.dying.death.is_some()
     }
 
     pub(crate) fn die(&mut self, death: Death, why: &str) {
-        if self.death.is_none() {
+        if self.dying.death.is_none() {
             let life = self.life;
             self.log(format_args!("router {life} dies with its {death:?} {why}"));
-            self.death = Some(death);
-            self.died.notify_one();
+            self.dying.death = Some(death);
+            self.dying.died.notify_one();
         }
     }
 
@@ -143,11 +152,11 @@ impl World {
     /// The router and everything that ran on its runtime is gone.
     pub(crate) fn end_life(&mut self) {
         let now = self.now();
-        let death = self.death.take().unwrap_or(Death::Process);
-        self.died = Arc::default();
+        let death = self.dying.death.take().unwrap_or(Death::Process);
+        self.dying.died = Arc::default();
         self.shards.on_router_gone(now);
         self.clients.iter_mut().for_each(|client| client.on_router_gone(now));
-        let is_long = self.is_met(|faults| faults.long_down);
+        let is_long = self.is_met(|faults| faults.long.down);
         let down =
             if is_long { self.random.millis(70_000, 90_000) } else { self.random.millis(100, 3_000) };
         if death == Death::Machine {
@@ -222,7 +231,7 @@ impl World {
         if !unanswered.is_empty() {
             self.violation(format!("clients {unanswered:?} have no answer"));
         }
-        let hash = self.trace.hash();
-        (self.violations, hash, self.trace.into_text())
+        let hash = self.seen.trace.hash();
+        (self.seen.violations, hash, self.seen.trace.into_text())
     }
 }
