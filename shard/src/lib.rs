@@ -34,5 +34,7 @@ pub use lifeline::Patience;
 pub use load::{LoadError, Loaded};
 pub use ops::cpu::heap::keep_freed_memory;
 #[doc(hidden)]
+pub use ops::cpu::isa::use_instruction_set;
+#[doc(hidden)]
 pub use ops::cpu::limits;
 pub use serve::{run, serve};

@@ -1,11 +1,11 @@
 //! From logits to results, on rank 0, and from results to what the other ranks must know.
 
 use lockstep_proto::{Outcome, Sampling, SequenceResult, TokenId, TokenLogprobs};
-use rayon::prelude::*;
 
 use super::model::LogitRows;
 use super::plan::{Ask, Computed, Entry, Purpose};
 use super::sequences::Sequences;
+use crate::ops::cpu::parallel::map_each;
 use crate::sampling::{self, SamplingError};
 
 /// What a step means for a sequence, on every rank.
@@ -40,12 +40,13 @@ pub(super) enum Missing {
 /// What is found in a slice of logits, one a purpose. Rows do not depend on each other, so neither does their
 /// order of computation matter.
 pub(super) fn found<L: LogitRows>(purposes: &[Purpose], sequences: &Sequences, logits: &L) -> Vec<Found> {
-    let of = |(index, purpose)| found_in(logits.row(index), purpose, sequences);
-    match purposes {
-        // Handing one row to the pool takes longer than it saves.
-        [only] => vec![of((0, only))],
-        more => more.par_iter().enumerate().map(of).collect(),
-    }
+    /// Scalar operations an entry takes to be looked at and weighed.
+    const OPERATIONS: usize = 8;
+
+    let entries: usize = (0..purposes.len()).map(|index| logits.row(index).len()).sum();
+    map_each(purposes.len(), entries * OPERATIONS, |index| {
+        found_in(logits.row(index), &purposes[index], sequences)
+    })
 }
 
 fn found_in(logits: &[f32], purpose: &Purpose, sequences: &Sequences) -> Found {
