@@ -12,6 +12,7 @@ from turns import Contestant, figure, median
 
 PATIENCE_S = 120
 STREAMS = 16
+RANK_STREAMS = 8
 ANSWER = 64
 REQUEST = json.dumps({"inputs": "Once upon a time", "parameters": {"max_new_tokens": 2}})
 
@@ -139,9 +140,31 @@ def overhead(suite, name="05b"):
             f"engine's steps ({median(steps):.1f} ms), load generator on the same cores"]
 
 
+def ranks(suite, name="05b"):
+    """The time between tokens of two ranks with a thread each against that of one rank with two, turn by turn."""
+    gaps, ratios = {1: [], 2: []}, []
+    with contextlib.ExitStack() as stack:
+        servers = {}
+        for count in gaps:
+            flags = ["--model-id", folder(suite, name), "--kv-cache-memory", "1GiB", "--num-shard", count]
+            servers[count] = stack.enter_context(Server(suite.lockstep(), *flags))
+            servers[count].first_token()
+        for turn in range(suite.given.pairs + 1):
+            for count, server in servers.items():
+                report = server.bench("--concurrency", RANK_STREAMS, "--requests", RANK_STREAMS, "--prompt-tokens", 16,
+                                      "--max-new-tokens", ANSWER, "--warm-up", 0, "--seed", turn)
+                gaps[count].append(report["latencies"]["inter_token_latency_ms"]["p50"])
+            if turn > 0:
+                ratios.append(gaps[2][-1] / gaps[1][-1])
+    return [figure(median(ratios), ".2f"),
+            f"median time between tokens at {RANK_STREAMS} streams with two ranks ({median(gaps[2]):.1f} ms) over that "
+            f"with one ({median(gaps[1]):.1f} ms), all on the same two cores"]
+
+
 ROWS = {
     "server start, demo model": start_demo,
     "server start, Llama-3.2-1B shape": start_1b,
     "server, shared prefix, Qwen2.5-0.5B shape": prefix,
     "server overhead, Qwen2.5-0.5B shape": overhead,
+    "2 ranks of 1 thread, Qwen2.5-0.5B shape": ranks,
 }

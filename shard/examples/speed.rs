@@ -3,8 +3,8 @@
 //! JSON, so that a model stays loaded while another program takes its turns. Figures are context for people,
 //! not a verdict.
 //!
-//! `speed FOLDER|demo [--threads 2] [--dtype bfloat16] [WORK...]`; with work on the command line, such as
-//! `decode:8:64:16`, nothing is read.
+//! `speed FOLDER|demo [--threads 2] [--dtype bfloat16] [--kv-cache-dtype int8] [WORK...]`; with work on the
+//! command line, such as `decode:8:64:16`, nothing is read.
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
@@ -20,11 +20,12 @@ use lockstep_proto::{
     BlockId, Bytes, ContextLogprobs, Epoch, Outcome, Position, Sampling, SamplingParams, SequenceId,
     SequenceStart, Step, StepId, TokenId, Tokens, Work, WorkTokens,
 };
-use lockstep_shard::Loaded;
 use lockstep_shard::batch::BLOCK_SIZE;
 use lockstep_shard::comm::{Communicator, Solo, Timed};
 use lockstep_shard::decoder::{Decoder, Dtype, ModelSpec, Precision, Quantize};
 use lockstep_shard::engine::{Configuration, Engine, Group};
+use lockstep_shard::kv::KvCacheDtype;
+use lockstep_shard::{Loaded, use_instruction_set};
 use serde_json::json;
 
 /// The only incarnation of a group of one.
@@ -49,6 +50,12 @@ struct Cli {
     /// How the weights of linear layers are quantized.
     #[arg(long, value_enum, default_value_t = Quantize::AsStored)]
     quantize: Quantize,
+    /// What KV blocks are held in.
+    #[arg(long, value_enum, default_value_t = KvCacheDtype::Auto)]
+    kv_cache_dtype: KvCacheDtype,
+    /// Kernels of this instruction set in place of the fastest: avx512-bf16, avx512, avx2 or portable.
+    #[arg(long)]
+    instruction_set: Option<String>,
 }
 
 /// What is timed.
@@ -82,6 +89,9 @@ impl FromStr for Timing {
 fn main() -> Result<(), Box<dyn Error>> {
     let cli = Cli::parse();
     lockstep_shard::keep_freed_memory();
+    if let Some(name) = &cli.instruction_set {
+        use_instruction_set(name)?;
+    }
     rayon::ThreadPoolBuilder::new().num_threads(cli.threads).build_global()?;
     let mut bare = BareEngine::load(&cli)?;
     for timing in &cli.works {
@@ -132,7 +142,8 @@ impl BareEngine {
         let spec = ModelSpec::read(&files)?;
         let precision = Precision { dtype: cli.dtype, quantize: cli.quantize };
         let begun = Instant::now();
-        let decoder = Decoder::load(&files, &spec, precision, Arc::new(Solo))?;
+        let decoder =
+            Decoder::load(&files, &spec, precision, Arc::new(Solo))?.with_kv_cache(cli.kv_cache_dtype);
         let seconds = begun.elapsed().as_secs_f64();
         let comm = Arc::new(Timed::new(Arc::new(Solo) as Arc<dyn Communicator>));
         let group = Group { comm, epoch: EPOCH, kv_budget: Bytes(u64::MAX) };

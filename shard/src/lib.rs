@@ -35,6 +35,8 @@ pub use lifeline::Patience;
 pub use load::{LoadError, Loaded};
 pub use ops::cpu::heap::keep_freed_memory;
 #[doc(hidden)]
+pub use ops::cpu::isa::use_instruction_set;
+#[doc(hidden)]
 pub use ops::cpu::limits;
 #[cfg(feature = "cuda")]
 #[doc(hidden)]

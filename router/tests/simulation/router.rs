@@ -174,6 +174,7 @@ fn config(plan: &ServerPlan) -> AppConfig {
         },
         patience: Patience {
             request_timeout: None,
+            queue_timeout: None,
             client_timeout: Duration::from_secs(60),
             resume_window: plan.keeps_streams.then_some(WINDOW),
         },

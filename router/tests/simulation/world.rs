@@ -210,6 +210,10 @@ impl World {
                             *tokens += 1;
                         }
                     }
+                    Record::Known(_) => {
+                        // The whole of it.
+                        streams.insert(stream, usize::MAX);
+                    }
                     Record::Heard { .. } => {}
                     Record::Forgotten { .. } => {
                         streams.remove(&stream);

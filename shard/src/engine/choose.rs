@@ -1,11 +1,11 @@
 //! From logits to results, on rank 0, and from results to what the other ranks must know.
 
 use lockstep_proto::{Outcome, Sampling, SequenceResult, TokenId, TokenLogprobs};
-use rayon::prelude::*;
 
 use super::model::{LogitRows, ModelError};
 use super::plan::{Ask, Computed, Entry, Purpose};
 use super::sequences::Sequences;
+use crate::ops::cpu::parallel::map_each;
 use crate::sampling::{RowAsk, SamplingError};
 
 /// What a step means for a sequence, on every rank.
@@ -47,6 +47,9 @@ pub(super) fn found<L: LogitRows>(
     sequences: &Sequences,
     logits: &mut L,
 ) -> Result<Vec<Found>, ModelError> {
+    /// Scalar operations an entry takes to be looked at and weighed.
+    const OPERATIONS: usize = 8;
+
     let asks: Vec<_> = purposes.iter().map(|purpose| ask(purpose, sequences)).collect();
     if let Some(asks) = asks.iter().map(|ask| ask.as_ref().ok().copied()).collect::<Option<Vec<_>>>()
         && let Some(found) = logits.ask(&asks)?
@@ -54,12 +57,11 @@ pub(super) fn found<L: LogitRows>(
         return Ok(found.into_iter().map(|found| found.map_err(Missing::from)).collect());
     }
     let logits = &*logits;
-    let of = |(index, ask): (usize, Result<RowAsk<'_>, Missing>)| Ok(ask?.answer(logits.row(index))?);
-    Ok(match asks.len() {
-        // Handing one row to the pool takes longer than it saves.
-        1 => asks.into_iter().enumerate().map(of).collect(),
-        _ => asks.into_par_iter().enumerate().map(of).collect(),
-    })
+    let entries: usize = (0..asks.len()).map(|index| logits.row(index).len()).sum();
+    Ok(map_each(asks.len(), entries * OPERATIONS, |index| match &asks[index] {
+        Ok(ask) => Ok(ask.answer(logits.row(index))?),
+        Err(missing) => Err(missing.clone()),
+    }))
 }
 
 fn ask<'a>(purpose: &'a Purpose, sequences: &'a Sequences) -> Result<RowAsk<'a>, Missing> {

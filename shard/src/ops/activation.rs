@@ -6,6 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, InplaceOp1, Layout, Result, Shape, bail
 
 use super::cpu::activation::{activate, gate};
 use super::cpu::isa::Isa;
+use super::cpu::unwritten::{Unwritten, written};
 use super::{contiguous, contiguous_mut};
 
 /// A function of every element.
@@ -33,8 +34,10 @@ impl CustomOp1 for GatedActivation {
         if !both.is_multiple_of(2) {
             bail!("activate rows of {both} elements: they are no gate and up of one width");
         }
-        let mut output = vec![0.0; rows * (both / 2)];
-        gate(self.isa, self.activation, both / 2, contiguous(gate_up, layout)?, &mut output);
+        let (width, gate_up) = (both / 2, contiguous(gate_up, layout)?);
+        let gated = |output: Unwritten<'_>| gate(self.isa, self.activation, width, gate_up, output);
+        // SAFETY: every element of every row is gated.
+        let output = unsafe { written(rows * width, gated) };
         Ok((CpuStorage::F32(output), Shape::from((rows, both / 2))))
     }
 

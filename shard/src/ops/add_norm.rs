@@ -7,6 +7,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, bail};
 use super::contiguous;
 use super::cpu::isa::Isa;
 use super::cpu::norm::{Sum, add_norm_rows};
+use super::cpu::unwritten::{Unwritten, written};
 use super::norm::{Norm, NormKind};
 
 /// residual (rows, width), delta (rows, width), a [`Norm`]'s parameters → (2, rows, width):
@@ -41,8 +42,10 @@ impl CustomOp3 for AddNorm {
         let norm = norm.of_rows(width, parameters, parameters_layout)?;
         let residual = contiguous::<f32>(residual, residual_layout)?;
         let delta = contiguous::<f32>(delta, delta_layout)?;
-        let mut output = vec![0.0; 2 * residual.len()];
-        add_norm_rows(self.isa, norm, Sum { residual, delta, delta_scale: self.delta_scale }, &mut output);
+        let sum = Sum { residual, delta, delta_scale: self.delta_scale };
+        let add = |output: Unwritten<'_>| add_norm_rows(self.isa, norm, sum, output);
+        // SAFETY: sum and norm of every row are written.
+        let output = unsafe { written(2 * residual.len(), add) };
         Ok((CpuStorage::F32(output), Shape::from((2, rows, width))))
     }
 

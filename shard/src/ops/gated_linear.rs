@@ -9,6 +9,7 @@ use super::contiguous;
 use super::cpu::isa::Isa;
 use super::cpu::linear::multiply_gated;
 use super::cpu::panels::Panels;
+use super::cpu::unwritten::{Unwritten, written};
 
 /// (rows, inputs) → (rows, width): `activation(gate) * up`, the same bits as of the product and the activation
 /// one after the other.
@@ -31,8 +32,12 @@ impl CustomOp1 for GatedLinear {
             bail!("multiply rows of {inputs} elements by matrices that take {}", shape.inputs);
         }
         let width = shape.outputs / 2;
-        let mut output = vec![0.0; rows * width];
-        multiply_gated(self.isa, &self.panels, self.activation, contiguous(input, layout)?, &mut output);
+        let input = contiguous(input, layout)?;
+        let multiply = |output: Unwritten<'_>| {
+            multiply_gated(self.isa, &self.panels, self.activation, input, output);
+        };
+        // SAFETY: the product writes every column of every row.
+        let output = unsafe { written(rows * width, multiply) };
         Ok((CpuStorage::F32(output), Shape::from((rows, width))))
     }
 }

@@ -8,6 +8,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor,
 
 use super::contiguous;
 use super::cpu::isa::Isa;
+use super::cpu::unwritten::written;
 use super::matrix::Matrix;
 
 /// (rows, inputs) → (rows, outputs): a product with a packed matrix, each row's result independent of the
@@ -34,8 +35,10 @@ impl Linear {
         if inputs != self.matrix.inputs() {
             bail!("multiply rows of {inputs} elements by a matrix that takes {}", self.matrix.inputs());
         }
-        let mut output = vec![0.0; rows * self.matrix.outputs()];
-        self.matrix.multiply(self.isa, contiguous(input, layout)?, &mut output);
+        let input = contiguous(input, layout)?;
+        let count = rows * self.matrix.outputs();
+        // SAFETY: the product writes every column of every row.
+        let output = unsafe { written(count, |output| self.matrix.multiply(self.isa, input, output)) };
         Ok((output, rows))
     }
 }

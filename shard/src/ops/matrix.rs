@@ -4,6 +4,7 @@ use super::cpu::isa::Isa;
 use super::cpu::linear;
 use super::cpu::panels::{PanelShape, Panels};
 use super::cpu::quantized::{self, Columns, Format, QuantizedPanels};
+use super::cpu::unwritten::{Unwritten, written};
 use crate::dtype::Dtype;
 #[cfg(feature = "cuda")]
 use crate::ops::cuda::product::DeviceMatrix;
@@ -84,8 +85,8 @@ impl Matrix {
         self.parts.iter().map(|part| part.shape().outputs).sum()
     }
 
-    /// Multiplies `input` (rows, inputs) into `output` (rows, outputs).
-    pub(crate) fn multiply(&self, isa: Isa, input: &[f32], output: &mut [f32]) {
+    /// Multiplies `input` (rows, inputs) into `output` (rows, outputs), all of which is written.
+    pub(crate) fn multiply(&self, isa: Isa, input: &[f32], output: Unwritten<'_>) {
         let width = self.outputs();
         let mut first = 0;
         for part in &self.parts {
@@ -95,13 +96,18 @@ impl Matrix {
                     linear::multiply(isa, panels, input, output);
                 }
                 Packed::Elements(panels) => {
-                    let mut columns = vec![0.0; output.len() / width.max(1) * outputs];
-                    linear::multiply(isa, panels, input, &mut columns);
-                    let rows = output.chunks_exact_mut(width).zip(columns.chunks_exact(outputs.max(1)));
-                    rows.for_each(|(row, columns)| row[first..first + outputs].copy_from_slice(columns));
+                    let count = output.len() / width.max(1) * outputs;
+                    // SAFETY: the product writes every column of every row.
+                    let columns =
+                        unsafe { written(count, |columns| linear::multiply(isa, panels, input, columns)) };
+                    for (row, columns) in columns.chunks_exact(outputs.max(1)).enumerate() {
+                        // SAFETY: one thread writes one row after the other.
+                        let part = unsafe { output.part(row * width + first, outputs) };
+                        part.write_copy_of_slice(columns);
+                    }
                 }
                 Packed::Quantized(panels) => {
-                    quantized::multiply(isa, panels, input, Columns { values: &mut *output, width, first });
+                    quantized::multiply(isa, panels, input, Columns { values: output, width, first });
                 }
             }
             first += outputs;

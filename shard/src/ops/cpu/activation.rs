@@ -5,13 +5,14 @@ use std::marker::PhantomData;
 use super::isa::{Isa, Kernel};
 use super::parallel::{SharedSlice, for_each_range};
 use super::simd::{LANES, Simd, exp, tanh};
+use super::unwritten::Unwritten;
 use crate::ops::activation::Activation;
 
 /// Scalar operations an element costs, about.
 const OPERATIONS: usize = 24;
 
-/// Writes `activation(gate) * up` to `output` (rows, width), from `gate_up` (rows, 2 * width), gate first.
-pub(crate) fn gate(isa: Isa, activation: Activation, width: usize, gate_up: &[f32], output: &mut [f32]) {
+/// Writes `activation(gate) * up` to all of `output` (rows, width), from `gate_up` (rows, 2 * width), gate first.
+pub(crate) fn gate(isa: Isa, activation: Activation, width: usize, gate_up: &[f32], output: Unwritten<'_>) {
     match activation {
         Activation::Silu => gate_rows::<Silu>(isa, width, gate_up, output),
         Activation::GeluTanh => gate_rows::<GeluTanh>(isa, width, gate_up, output),
@@ -71,15 +72,14 @@ impl Function for GeluTanh {
     }
 }
 
-fn gate_rows<F: Function>(isa: Isa, width: usize, gate_up: &[f32], output: &mut [f32]) {
+fn gate_rows<F: Function>(isa: Isa, width: usize, gate_up: &[f32], output: Unwritten<'_>) {
     let rows = output.len() / width.max(1);
     let operations = output.len() * OPERATIONS;
-    let output = SharedSlice::new(output);
     for_each_range(rows, operations, |rows| {
         for row in rows {
             let (gate, up) = gate_up[row * 2 * width..][..2 * width].split_at(width);
             // SAFETY: each row is one item, worked on by one thread.
-            let output = unsafe { output.part(row * width, width) };
+            let output = unsafe { output.cleared(row * width, width) };
             isa.run(GateRow::<F> { gate, up, output, function: PhantomData });
         }
     });
@@ -169,7 +169,7 @@ mod tests {
                 gates.iter().zip(&ups).map(|(gate, up)| plain(activation, *gate) * up).collect();
             for isa in Isa::all_of_this_machine() {
                 let mut output = vec![0.0; ROWS * width];
-                gate(isa, activation, width, &gate_up, &mut output);
+                gate(isa, activation, width, &gate_up, Unwritten::over(&mut output));
                 assert_close(&output, &expected, 1e-6, &format!("{isa} {activation:?} {width}"));
             }
         }

@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use self::join::Softmax;
 use self::queries::{CHUNK, Chunk, Scoring};
-use self::tiles::{GROUP_TILES, Scratch};
+use self::tiles::{Ahead, GROUP_TILES, Scratch};
 use super::isa::{Isa, Kernel};
 use super::kv_element::KvElement;
 use super::parallel::{SharedSlice, for_each_range};
@@ -114,6 +114,10 @@ impl Unit<'_> {
         seen.start / SPLIT..seen.end.div_ceil(SPLIT)
     }
 
+    fn kv_head(&self, shape: AttentionShape) -> usize {
+        self.head / (shape.query_heads / shape.kv.kv_heads)
+    }
+
     /// Where in `output` its `query`-th query's result begins.
     fn output(&self, query: usize, shape: AttentionShape) -> usize {
         let row = self.sequence.first_row + self.row + query / self.heads;
@@ -166,8 +170,10 @@ impl<K: KvElement> Kernel for Walks<'_, K> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let padded = self.input.shape.kv.padded_width();
-        let mut walk = Walk::new(simd, self.input);
-        let mut joined: Vec<Softmax> = (0..QUERIES).map(|_| Softmax::new(padded)).collect();
+        let queries = self.walks[self.range.clone()].iter().map(|(unit, _)| unit.queries());
+        let most = queries.max().unwrap_or(0);
+        let mut walk = Walk::new(simd, self.input, most);
+        let mut joined: Vec<Softmax> = (0..most).map(|_| Softmax::new(padded)).collect();
         for index in self.range.clone() {
             let (unit, splits) = &self.walks[index];
             let joined = &mut joined[..unit.queries()];
@@ -175,8 +181,9 @@ impl<K: KvElement> Kernel for Walks<'_, K> {
             for joined in joined.iter_mut() {
                 joined.clear();
             }
+            let then = self.walks.get(index + 1).filter(|_| index + 1 < self.range.end);
             for split in splits.clone() {
-                walk.run(simd, unit, split);
+                walk.run(simd, (unit, split), then);
                 for (query, joined) in joined.iter_mut().enumerate() {
                     walk.chunks[query / CHUNK].join(simd, (query % CHUNK, split), joined);
                 }
@@ -271,13 +278,14 @@ struct Walk<'a, S: Simd, K: KvElement> {
 }
 
 impl<'a, S: Simd, K: KvElement> Walk<'a, S, K> {
+    /// For units of so many queries at most.
     #[inline(always)]
-    fn new(simd: S, input: AttentionInput<'a, K>) -> Self {
+    fn new(simd: S, input: AttentionInput<'a, K>, queries: usize) -> Self {
         let AttentionShape { query_heads: _, kv, scale, window: _, softcap } = input.shape;
         Self {
             input,
             scoring: Scoring { scale, softcap },
-            chunks: (0..QUERIES / CHUNK).map(|_| Chunk::new(simd, kv)).collect(),
+            chunks: (0..queries.div_ceil(CHUNK)).map(|_| Chunk::new(simd, kv)).collect(),
             scratch: Scratch::new::<K>(kv),
         }
     }
@@ -298,9 +306,9 @@ impl<'a, S: Simd, K: KvElement> Walk<'a, S, K> {
         }
     }
 
-    /// Shows the tiles of a split to every chunk of the unit's queries.
+    /// Shows the tiles of a split to every chunk of the unit's queries. `then` is what is walked afterwards.
     #[inline(always)]
-    fn run(&mut self, simd: S, unit: &Unit<'_>, split: usize) {
+    fn run(&mut self, simd: S, (unit, split): (&Unit<'_>, usize), then: Option<&(Unit<'_>, Range<usize>)>) {
         let chunks = &mut self.chunks[..unit.queries().div_ceil(CHUNK)];
         for chunk in chunks.iter_mut() {
             chunk.begin(simd);
@@ -311,12 +319,30 @@ impl<'a, S: Simd, K: KvElement> Walk<'a, S, K> {
         for group in tiles.start / GROUP_TILES..tiles.end.div_ceil(GROUP_TILES) {
             let first = group * GROUP_TILES;
             let present = tiles.start.max(first)..tiles.end.min(first + GROUP_TILES);
-            let group = self.scratch.group(simd, &self.input, unit, present);
+            let mut ahead = after(&self.input, (unit, &seen), (present.end, then));
+            let group = self.scratch.group(simd, &self.input, (unit, &mut ahead), present);
             for chunk in chunks.iter_mut() {
-                visit::visit(simd, self.scoring, chunk, &group);
+                visit::visit(simd, self.scoring, chunk, (&group, &mut ahead));
             }
         }
     }
+}
+
+/// The tiles that are visited after those of a unit up to `end`.
+#[inline(always)]
+fn after<K: KvElement>(
+    input: &AttentionInput<'_, K>,
+    (unit, seen): (&Unit<'_>, &Range<usize>),
+    (end, then): (usize, Option<&(Unit<'_>, Range<usize>)>),
+) -> Ahead {
+    let group =
+        |first: usize, seen: &Range<usize>| first..seen.end.div_ceil(LANES).min(first + GROUP_TILES);
+    if end * LANES < seen.end {
+        return Ahead::new(input, unit, group(end, seen));
+    }
+    let Some((next, splits)) = then else { return Ahead::new(input, unit, 0..0) };
+    let seen = next.seen_by_any(input.shape.window);
+    Ahead::new(input, next, group(seen.start.max(splits.start * SPLIT) / LANES, &seen))
 }
 
 #[cfg(test)]

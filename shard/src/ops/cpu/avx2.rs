@@ -104,6 +104,21 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch_once<T>(self, at: *const T) {
+        // SAFETY: `self` proves that the machine has the instruction, which faults on no address.
+        unsafe { _mm_prefetch::<_MM_HINT_NTA>(at.cast()) }
+    }
+
+    #[inline(always)]
+    fn load_i8(self, from: &[u8; LANES]) -> [__m256; 2] {
+        // SAFETY: `self` proves that the machine has the instructions; sixteen bytes are there to read.
+        unsafe {
+            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            [bytes, _mm_srli_si128(bytes, 8)].map(|eight| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight)))
+        }
+    }
+
+    #[inline(always)]
     fn load_pairs(self, from: &[[bf16; 2]; LANES]) -> [[__m256; 2]; 2] {
         let from = from.as_ptr().cast::<__m256i>();
         // SAFETY: `self` proves that the machine has the instructions; 64 bytes are there to read.

@@ -116,6 +116,35 @@ macro_rules! common {
         }
 
         #[inline(always)]
+        fn prefetch_once<T>(self, at: *const T) {
+            // SAFETY: `self` proves that the machine has the instruction, which faults on no address.
+            unsafe { _mm_prefetch::<_MM_HINT_NTA>(at.cast()) }
+        }
+
+        #[inline(always)]
+        fn load_i8(self, from: &[u8; LANES]) -> __m512 {
+            // SAFETY: `self` proves that the machine has the instructions; sixteen bytes are there to read.
+            unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
+        }
+
+        #[inline(always)]
+        fn alternate(self, first: f32, second: f32) -> __m512 {
+            let pair = u64::from(first.to_bits()) | u64::from(second.to_bits()) << 32;
+            // SAFETY: `self` proves that the machine has the instruction.
+            unsafe { _mm512_castsi512_ps(_mm512_set1_epi64(pair.cast_signed())) }
+        }
+
+        #[inline(always)]
+        fn twice(self, lanes: __m512) -> [__m512; 2] {
+            // SAFETY: `self` proves that the machine has the instructions.
+            unsafe {
+                let lower = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+                let upper = _mm512_add_epi32(lower, _mm512_set1_epi32(8));
+                [_mm512_permutexvar_ps(lower, lanes), _mm512_permutexvar_ps(upper, lanes)]
+            }
+        }
+
+        #[inline(always)]
         fn keep(self, lanes: __m512, (first, end): (usize, usize), other: f32) -> __m512 {
             let below = |lane: usize| ((1_u32 << lane.min(LANES)) - 1) as u16;
             // SAFETY: `self` proves that the machine has the instructions.

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::OnceLock;
 
+use thiserror::Error;
+
 use super::portable::Portable;
 use super::simd::Simd;
 #[cfg(target_arch = "x86_64")]
@@ -24,6 +26,50 @@ pub(crate) enum Isa {
     Portable,
 }
 
+/// The set that kernels run with, once it was found or said.
+static USED: OnceLock<Isa> = OnceLock::new();
+
+/// An instruction set that cannot be had.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum InstructionSetError {
+    /// The machine has none of this name.
+    #[error("use the instruction set {found:?}: this machine has {has}")]
+    Unknown {
+        /// What was asked for.
+        found: String,
+        /// What there is, fastest first.
+        has: String,
+    },
+    /// Kernels ran already.
+    #[error(
+        "use the instruction set {asked}: kernels run with {used} already; say it before anything is loaded"
+    )]
+    Late {
+        /// What was asked for.
+        asked: String,
+        /// What is used.
+        used: String,
+    },
+}
+
+/// Has kernels run with the set of this name in place of the fastest, so that a benchmark shows what a lesser
+/// machine would do. To be called before anything is loaded.
+///
+/// # Errors
+/// When the machine has no such set, or another is used already.
+pub fn use_instruction_set(name: &str) -> Result<(), InstructionSetError> {
+    let sets = Isa::all_of_this_machine();
+    let Some(isa) = sets.iter().copied().find(|isa| isa.to_string() == name) else {
+        let has: Vec<String> = sets.iter().map(Isa::to_string).collect();
+        return Err(InstructionSetError::Unknown { found: name.to_owned(), has: has.join(", ") });
+    };
+    let used = *USED.get_or_init(|| isa);
+    if used == isa {
+        return Ok(());
+    }
+    Err(InstructionSetError::Late { asked: name.to_owned(), used: used.to_string() })
+}
+
 /// Work that is compiled once for each instruction set.
 pub(crate) trait Kernel {
     type Output;
@@ -34,10 +80,9 @@ pub(crate) trait Kernel {
 }
 
 impl Isa {
-    /// The fastest set this machine has.
+    /// The fastest set this machine has, or what was said in its place.
     pub(crate) fn of_this_machine() -> Self {
-        static FOUND: OnceLock<Isa> = OnceLock::new();
-        *FOUND.get_or_init(|| Self::all_of_this_machine()[0])
+        *USED.get_or_init(|| Self::all_of_this_machine()[0])
     }
 
     /// Every set this machine has, fastest first.
@@ -122,5 +167,22 @@ impl fmt::Display for Isa {
             Self::Avx2 => "avx2",
             Self::Portable => "portable",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_is_used_by_its_name_and_no_other_after_it() {
+        let used = Isa::of_this_machine();
+        assert_eq!(use_instruction_set(&used.to_string()), Ok(()));
+        for other in Isa::all_of_this_machine().into_iter().filter(|isa| *isa != used) {
+            let error = use_instruction_set(&other.to_string()).unwrap_err();
+            assert!(matches!(error, InstructionSetError::Late { .. }), "{error}");
+        }
+        let message = use_instruction_set("mmx").unwrap_err().to_string();
+        assert!(message.contains("\"mmx\"") && message.contains("portable"), "{message}");
     }
 }

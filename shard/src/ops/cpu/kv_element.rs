@@ -245,32 +245,28 @@ impl KvElement for u8 {
         for (scale, bytes) in of_slot.iter_mut().zip(scales.as_chunks::<SCALE_BYTES>().0) {
             *scale = f32::from_le_bytes(*bytes);
         }
-        // A row of steps is of all slots' keys, or of all columns of two slots' values.
+        // Each lane of a step's row is of one slot: of keys of the same in every row, of values of two in turn.
+        let of_keys = simd.twice(simd.load(&of_slot));
         let row = match pool {
             Pool::Keys => 2 * LANES,
             Pool::Values => elements.len() / (LANES / 2),
         };
         let rows = elements.chunks_exact(row).zip(scratch.as_flattened_mut().chunks_exact_mut(row));
-        let mut scales = [simd.splat(0.0); 2];
-        for (index, (elements, to)) in rows.enumerate() {
-            // Those of keys are the same in every row.
-            if index == 0 || pool == Pool::Values {
-                let mut lanes = [[0.0; LANES]; 2];
-                for (lane, scale) in lanes.as_flattened_mut().iter_mut().enumerate() {
-                    *scale = match pool {
-                        Pool::Keys => of_slot[lane / 2],
-                        Pool::Values => of_slot[2 * index + lane % 2],
-                    };
+        for ((elements, to), of_pair) in rows.zip(of_slot.as_chunks::<2>().0.iter().cycle()) {
+            let scales = match pool {
+                Pool::Keys => of_keys,
+                Pool::Values => [simd.alternate(of_pair[0], of_pair[1]); 2],
+            };
+            let both = elements
+                .as_chunks::<{ 2 * LANES }>()
+                .0
+                .iter()
+                .zip(to.as_chunks_mut::<LANES>().0.as_chunks_mut::<2>().0);
+            for (elements, to) in both {
+                let halves = elements.as_chunks::<LANES>().0;
+                for half in 0..2 {
+                    simd.store_bf16(simd.mul(simd.load_i8(&halves[half]), scales[half]), &mut to[half]);
                 }
-                scales = [simd.load(&lanes[0]), simd.load(&lanes[1])];
-            }
-            let halves = elements.as_chunks::<LANES>().0.iter().zip(to.as_chunks_mut::<LANES>().0);
-            for (half, (elements, to)) in halves.enumerate() {
-                let mut wide = [0.0; LANES];
-                for (wide, element) in wide.iter_mut().zip(elements) {
-                    *wide = f32::from(*element as i8);
-                }
-                simd.store_bf16(simd.mul(simd.load(&wide), scales[half % 2]), to);
             }
         }
         scratch

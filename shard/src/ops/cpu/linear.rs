@@ -9,8 +9,9 @@ use self::tiles::Tile;
 use super::activation::gated;
 use super::isa::{Isa, Kernel};
 use super::panels::{COLUMNS, PanelShape, Panels, VECTORS};
-use super::parallel::{SharedSlice, for_each_range};
+use super::parallel::for_each_range;
 use super::simd::{LANES, Simd};
+use super::unwritten::Unwritten;
 use crate::dtype::Dtype;
 use crate::ops::activation::Activation;
 
@@ -30,8 +31,8 @@ const LINES_AHEAD: usize = 64;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Multiplies `input` (rows, inputs) by the packed matrix into `output` (rows, outputs).
-pub(crate) fn multiply(isa: Isa, panels: &Panels, input: &[f32], output: &mut [f32]) {
+/// Multiplies `input` (rows, inputs) by the packed matrix into `output` (rows, outputs), all of which is written.
+pub(crate) fn multiply(isa: Isa, panels: &Panels, input: &[f32], output: Unwritten<'_>) {
     let shape = panels.shape();
     if shape.outputs == 0 || output.is_empty() {
         return;
@@ -42,14 +43,14 @@ pub(crate) fn multiply(isa: Isa, panels: &Panels, input: &[f32], output: &mut [f
 }
 
 /// Multiplies `input` (rows, inputs) by the packed matrix, and writes `activation(gate) * up` to `output`
-/// (rows, width). Of each panel's columns the first half is some of the gate's and the second the same of the
+/// (rows, width), all of which is written. Of each panel's columns the first half is some of the gate's and the second the same of the
 /// other's, so that neither is ever written.
 pub(crate) fn multiply_gated(
     isa: Isa,
     panels: &Panels,
     activation: Activation,
     input: &[f32],
-    output: &mut [f32],
+    output: Unwritten<'_>,
 ) {
     let shape = panels.shape();
     let width = shape.outputs / VECTORS;
@@ -72,7 +73,7 @@ enum Finish {
     Gated(Activation),
 }
 
-fn run_any(isa: Isa, (panels, finish): (&Panels, Finish), input: &[f32], output: &mut [f32]) {
+fn run_any(isa: Isa, (panels, finish): (&Panels, Finish), input: &[f32], output: Unwritten<'_>) {
     let shape = panels.shape();
     match panels.dtype() {
         Dtype::Bfloat16 => run::<Bf16>(isa, (shape, finish, panels.bf16_steps()), input, output),
@@ -93,7 +94,7 @@ fn run<E: Element>(
     isa: Isa,
     (shape, finish, steps): (PanelShape, Finish, &[E::Step]),
     input: &[f32],
-    output: &mut [f32],
+    output: Unwritten<'_>,
 ) {
     let rows = match finish {
         Finish::Plain => output.len() / shape.outputs,
@@ -102,7 +103,6 @@ fn run<E: Element>(
     let activations = Activations::of(isa, input, (rows, shape.inputs));
     let product = Product::<E> { shape, finish, steps, activations: &activations };
     let operations = rows * shape.inputs * shape.outputs;
-    let output = SharedSlice::new(output);
     for_each_range(shape.panels(), operations, |panels| {
         E::run_kernel(isa, PanelRange { product: &product, panels, output });
     });
@@ -112,7 +112,7 @@ fn run<E: Element>(
 struct PanelRange<'a, E: Element> {
     product: &'a Product<'a, E>,
     panels: Range<usize>,
-    output: SharedSlice<'a, f32>,
+    output: Unwritten<'a>,
 }
 
 /// Sums of a row and a panel.
@@ -200,11 +200,13 @@ struct Ahead {
     lines: [*const u8; 2],
     /// From a step's lines to the next step's.
     stride: usize,
+    /// Whether each line is read by this tile and no other.
+    once: bool,
 }
 
 impl Ahead {
     /// For one of some tiles that multiply some steps in turn. One tile alone reads them as they come from
-    /// memory. Of several, the first two ask for a half each of the steps that follow, so that memory is read
+    /// memory, past the further caches: filling those takes of the time that reading takes. Of several, the first two ask for a half each of the steps that follow, so that memory is read
     /// while all of them compute, and the others move these steps closer.
     #[inline(always)]
     fn new<T>(steps: &[T], (tile, tiles): (usize, usize)) -> Self {
@@ -212,11 +214,13 @@ impl Ahead {
         let (start, end) = (bytes.start.cast::<u8>(), bytes.end.cast::<u8>());
         let line = |start: *const u8, lines: usize| start.wrapping_add(lines * LINE);
         match (tile, tiles) {
-            (0, 2..) => Self { lines: [end; 2], stride: LINE },
-            (1, 2..) => Self { lines: [line(end, steps.len()); 2], stride: LINE },
-            (_, _) => {
-                Self { lines: [line(start, LINES_AHEAD), line(start, LINES_AHEAD + 1)], stride: 2 * LINE }
-            }
+            (0, 2..) => Self { lines: [end; 2], stride: LINE, once: false },
+            (1, 2..) => Self { lines: [line(end, steps.len()); 2], stride: LINE, once: false },
+            (_, tiles) => Self {
+                lines: [line(start, LINES_AHEAD), line(start, LINES_AHEAD + 1)],
+                stride: 2 * LINE,
+                once: tiles == 1,
+            },
         }
     }
 }
@@ -246,7 +250,12 @@ impl<E: Element> PanelRange<'_, E> {
         let activations = &self.product.activations.of_tile(tile)[range.start * R..range.end * R];
         let weights = &weights[range];
         let mut sums = [[[0.0; LANES]; VECTORS]; R];
-        accumulate::<E, S, R>(simd, (weights, activations), Ahead::new(weights, turn), &mut sums);
+        let ahead = Ahead::new(weights, turn);
+        if ahead.once {
+            accumulate::<E, S, R, true>(simd, (weights, activations), ahead, &mut sums);
+        } else {
+            accumulate::<E, S, R, false>(simd, (weights, activations), ahead, &mut sums);
+        }
         let complete = segment.trailing_ones() as usize;
         pending.complete(simd, complete, (tile, &mut sums));
         if segment + 1 == self.product.shape.segments {
@@ -291,13 +300,13 @@ impl<E: Element> PanelRange<'_, E> {
         let column = (vector * LANES).min(width);
         // SAFETY: only the thread that has this panel writes its columns.
         let part = unsafe { self.output.part(row * width + column, LANES.min(width - column)) };
-        simd.store_first(values, part);
+        simd.write_first(values, part);
     }
 }
 
-/// Writes the sums over some steps to `into`: from zero, front to back.
+/// Writes the sums over some steps to `into`: from zero, front to back. `ONCE` is what `ahead` says of it.
 #[inline(always)]
-fn accumulate<E: Element, S: Simd, const R: usize>(
+fn accumulate<E: Element, S: Simd, const R: usize, const ONCE: bool>(
     simd: S,
     (weights, activations): (&[E::Step], &[E::Activation]),
     mut ahead: Ahead,
@@ -306,7 +315,11 @@ fn accumulate<E: Element, S: Simd, const R: usize>(
     let mut sums = [[simd.splat(0.0); VECTORS]; R];
     for (weights, activations) in weights.iter().zip(activations.as_chunks::<R>().0) {
         for line in &mut ahead.lines {
-            simd.prefetch(*line);
+            if ONCE {
+                simd.prefetch_once(*line);
+            } else {
+                simd.prefetch(*line);
+            }
             *line = line.wrapping_add(ahead.stride);
         }
         let weights = E::load(simd, weights);

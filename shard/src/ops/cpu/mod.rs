@@ -25,3 +25,4 @@ pub(crate) mod quantized;
 pub(crate) mod rope;
 pub(crate) mod simd;
 mod team;
+pub(crate) mod unwritten;

@@ -3,6 +3,7 @@
 use super::isa::{Isa, Kernel};
 use super::parallel::{SharedSlice, for_each_range};
 use super::simd::{LANES, Simd};
+use super::unwritten::Unwritten;
 use crate::ops::norm::NormKind;
 
 /// Scalar operations an element costs, about.
@@ -42,23 +43,41 @@ pub(crate) fn norm_rows(isa: Isa, norm: RowNorm<'_>, input: &[f32], normed: &mut
 }
 
 /// Writes the sum (rows, width) to the first half of `output` (2, rows, width) and its norm to the second.
-pub(crate) fn add_norm_rows(isa: Isa, norm: RowNorm<'_>, sum: Sum<'_>, output: &mut [f32]) {
+pub(crate) fn add_norm_rows(isa: Isa, norm: RowNorm<'_>, sum: Sum<'_>, output: Unwritten<'_>) {
     let width = norm.weight.len();
     let elements = sum.residual.len();
-    let (sums, normed) = output.split_at_mut(elements);
-    let (sums, normed) = (SharedSlice::new(sums), SharedSlice::new(normed));
     for_each_range(elements / width, elements * OPERATIONS, |rows| {
         for row in rows {
             let start = row * width;
             // SAFETY: each row is one item, worked on by one thread.
-            let (added, normed) = unsafe { (sums.part(start, width), normed.part(start, width)) };
-            let inputs = sum.residual[start..][..width].iter().zip(&sum.delta[start..][..width]);
-            for (added, (residual, delta)) in added.iter_mut().zip(inputs) {
-                *added = residual + sum.delta_scale * delta;
-            }
-            isa.run(NormRow { norm, input: added, normed });
+            let (added, normed) =
+                unsafe { (output.cleared(start, width), output.cleared(elements + start, width)) };
+            let (residual, delta) = (&sum.residual[start..][..width], &sum.delta[start..][..width]);
+            let sum = Sum { residual, delta, ..sum };
+            isa.run(AddNormRow { norm, sum, added, normed });
         }
     });
+}
+
+struct AddNormRow<'a> {
+    norm: RowNorm<'a>,
+    /// Of one row.
+    sum: Sum<'a>,
+    added: &'a mut [f32],
+    normed: &'a mut [f32],
+}
+
+impl Kernel for AddNormRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { norm, sum, added, normed } = self;
+        for (added, (residual, delta)) in added.iter_mut().zip(sum.residual.iter().zip(sum.delta)) {
+            *added = residual + sum.delta_scale * delta;
+        }
+        NormRow { norm, input: added, normed }.run(simd);
+    }
 }
 
 struct NormRow<'a> {
@@ -161,7 +180,12 @@ mod tests {
             for delta_scale in [1.0, 0.22] {
                 let sum: Vec<f32> = input.iter().zip(&delta).map(|(a, b)| a + delta_scale * b).collect();
                 let mut both = vec![0.0; 2 * input.len()];
-                add_norm_rows(isa, norm, Sum { residual: &input, delta: &delta, delta_scale }, &mut both);
+                add_norm_rows(
+                    isa,
+                    norm,
+                    Sum { residual: &input, delta: &delta, delta_scale },
+                    Unwritten::over(&mut both),
+                );
                 assert_eq!(both[..input.len()], sum, "{what}");
                 let expected = plain(norm.kind, &sum, norm.weight, norm.bias);
                 assert_close(&both[input.len()..], &expected, 2e-5, &what);
@@ -194,7 +218,7 @@ mod tests {
                 isa,
                 norm,
                 Sum { residual: &residual, delta: &delta, delta_scale: 1.0 },
-                &mut both,
+                Unwritten::over(&mut both),
             );
             let bits = both[..99].iter().map(|sum| sum.to_bits());
             assert!(bits.eq(residual.iter().zip(&delta).map(|(a, b)| (a + b).to_bits())), "{isa}");

@@ -9,7 +9,8 @@ use super::team::together;
 /// Scalar operations below which waking another thread costs more than it saves.
 const WORTH_A_THREAD: usize = 1 << 19;
 
-/// Ranges handed out for each thread, so that a thread that is held up does not hold up the others.
+/// Ranges that what is left is worth for each thread: a thread that is held up does not hold up the others for long,
+/// and at the end, where the ranges are single items, all are done at much the same time.
 const RANGES_PER_THREAD: usize = 4;
 
 /// Calls `work` with ranges that cover `0..items`, on as many threads as the work is worth.
@@ -21,17 +22,44 @@ pub(crate) fn for_each_range(items: usize, operations: usize, work: impl Fn(Rang
         work(0..items);
         return;
     }
-    let length = items.div_ceil(threads * RANGES_PER_THREAD).max(1);
     let next = AtomicUsize::new(0);
     together((threads, all), &|| {
-        loop {
-            let first = next.fetch_add(length, Ordering::Relaxed);
-            if first >= items {
-                break;
-            }
-            work(first..(first + length).min(items));
+        while let Some(range) = take(&next, items, threads) {
+            work(range);
         }
     });
+}
+
+/// The next range of `0..items`, all before `next` having been taken.
+fn take(next: &AtomicUsize, items: usize, threads: usize) -> Option<Range<usize>> {
+    let mut first = next.load(Ordering::Relaxed);
+    while first < items {
+        let end = first + (items - first).div_ceil(threads * RANGES_PER_THREAD);
+        match next.compare_exchange_weak(first, end, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => return Some(first..end),
+            Err(other) => first = other,
+        }
+    }
+    None
+}
+
+/// What `of` makes of each of `0..items`, in this order, on as many threads as the work is worth.
+/// `operations` says how many scalar operations all items take together.
+pub(crate) fn map_each<T: Send>(
+    items: usize,
+    operations: usize,
+    of: impl Fn(usize) -> T + Sync + Send,
+) -> Vec<T> {
+    let mut found: Vec<Option<T>> = (0..items).map(|_| None).collect();
+    let shared = SharedSlice::new(&mut found);
+    for_each_range(items, operations, |range| {
+        // SAFETY: no two ranges have an item in common.
+        let found = unsafe { shared.part(range.start, range.len()) };
+        for (item, found) in range.zip(found) {
+            *found = Some(of(item));
+        }
+    });
+    found.into_iter().flatten().collect()
 }
 
 /// A slice that several threads write, each to places of its own.
@@ -67,6 +95,25 @@ impl<'a, T> SharedSlice<'a, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranges_follow_each_other_and_end_in_single_items() {
+        for (items, threads) in [(0, 2), (1, 2), (7, 2), (28, 2), (1000, 2), (1000, 7)] {
+            let next = AtomicUsize::new(0);
+            let ranges: Vec<Range<usize>> = std::iter::from_fn(|| take(&next, items, threads)).collect();
+            assert_eq!(ranges.iter().flat_map(Clone::clone).collect::<Vec<_>>(), Vec::from_iter(0..items));
+            assert!(ranges.is_sorted_by(|a, b| a.len() >= b.len()), "{ranges:?}");
+            assert!(ranges.last().is_none_or(|last| last.len() == 1), "{ranges:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_made_of_items_is_in_their_order() {
+        for items in [0, 1, 2, 7, 64, 1000] {
+            let expected: Vec<String> = (0..items).map(|item| item.to_string()).collect();
+            assert_eq!(map_each(items, usize::MAX / 2, |item| item.to_string()), expected);
+        }
+    }
 
     #[test]
     fn every_item_is_worked_on_once() {

@@ -4,6 +4,8 @@
 //! A value of a type that implements [`Simd`] is a witness that the machine has the set: it is made only
 //! where the set was detected, so every method is safe.
 
+use std::mem::MaybeUninit;
+
 use half::bf16;
 
 /// Lanes of one vector.
@@ -42,6 +44,30 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Asks for a cache line that is read soon. Any address will do.
     #[inline(always)]
     fn prefetch<T>(self, _at: *const T) {}
+
+    /// Asks for a cache line that is read soon, and not again before it would have left the caches: it is kept in
+    /// none but the nearest. Any address will do.
+    #[inline(always)]
+    fn prefetch_once<T>(self, _at: *const T) {}
+
+    /// Sixteen signed bytes, widened exactly.
+    #[inline(always)]
+    fn load_i8(self, from: &[u8; LANES]) -> Self::Lanes {
+        self.load(&from.map(|byte| f32::from(byte.cast_signed())))
+    }
+
+    /// The first in the even lanes and the second in the odd ones.
+    #[inline(always)]
+    fn alternate(self, first: f32, second: f32) -> Self::Lanes {
+        self.load(&std::array::from_fn(|lane| if lane % 2 == 0 { first } else { second }))
+    }
+
+    /// Each lane twice: the lower eight lanes, then the upper ones.
+    #[inline(always)]
+    fn twice(self, lanes: Self::Lanes) -> [Self::Lanes; 2] {
+        let array = self.to_array(lanes);
+        [0, LANES / 2].map(|first| self.load(&std::array::from_fn(|lane| array[first + lane / 2])))
+    }
 
     fn load_pairs(self, from: &[[bf16; 2]; LANES]) -> Self::Pairs;
     /// The same pair in every lane.
@@ -86,6 +112,16 @@ pub(crate) trait Simd: Copy + Send + Sync {
         let array = self.to_array(lanes);
         let count = to.len().min(LANES);
         to[..count].copy_from_slice(&array[..count]);
+    }
+
+    /// Writes the first `to.len()` lanes to where there is no number yet.
+    #[inline(always)]
+    fn write_first(self, lanes: Self::Lanes, to: &mut [MaybeUninit<f32>]) {
+        let array = self.to_array(lanes).map(MaybeUninit::new);
+        match to.as_mut_array() {
+            Some(whole) => *whole = array,
+            None => to.iter_mut().zip(array).for_each(|(to, lane)| *to = lane),
+        }
     }
 
     /// The lanes from `first` to before `end`, and `other` elsewhere.
@@ -243,6 +279,37 @@ mod tests {
             input[broken] = if broken % 2 == 0 { f32::NAN } else { -f32::NAN };
             for isa in Isa::all_of_this_machine() {
                 check(isa, input);
+            }
+        }
+    }
+
+    /// What the lanes of a vector become that is loaded from bytes and spread.
+    struct Spread([u8; LANES]);
+
+    impl Kernel for Spread {
+        type Output = [[f32; LANES]; 4];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> [[f32; LANES]; 4] {
+            let widened = simd.load_i8(&self.0);
+            let [lower, upper] = simd.twice(widened);
+            [widened, lower, upper, simd.alternate(-0.0, 7.5)].map(|lanes| simd.to_array(lanes))
+        }
+    }
+
+    #[test]
+    fn bytes_are_widened_with_their_signs_and_lanes_spread_in_order() {
+        let bytes: [u8; LANES] = std::array::from_fn(|lane| (lane * 17 + 3) as u8);
+        let wide = bytes.map(|byte| f32::from(byte as i8));
+        for isa in Isa::all_of_this_machine() {
+            let [widened, lower, upper, alternating] = isa.run(Spread(bytes));
+            assert_eq!(widened, wide, "{isa}");
+            let spread: Vec<f32> = lower.into_iter().chain(upper).collect();
+            let expected: Vec<f32> = wide.iter().flat_map(|lane| [*lane; 2]).collect();
+            assert_eq!(spread, expected, "{isa}");
+            for (lane, found) in alternating.iter().enumerate() {
+                let expected: f32 = if lane % 2 == 0 { -0.0 } else { 7.5 };
+                assert_eq!(found.to_bits(), expected.to_bits(), "{isa} lane {lane}");
             }
         }
     }

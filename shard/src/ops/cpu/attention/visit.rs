@@ -3,7 +3,7 @@
 use super::super::kv_element::KvStep;
 use super::super::simd::{LANES, Simd, exp, tanh};
 use super::queries::{CHUNK, Chunk, Scoring};
-use super::tiles::{GROUP_TILES, Group};
+use super::tiles::{Ahead, GROUP_TILES, Group};
 
 /// Slots of a group.
 const SLOTS: usize = GROUP_TILES * LANES;
@@ -25,13 +25,14 @@ struct Weights<'a, P> {
     first_step: usize,
 }
 
-/// Takes a group into the softmax of a chunk's queries. What a query does not see of it leaves its own alone.
+/// Takes a group into the softmax of a chunk's queries, and asks for what comes `ahead` of it meanwhile. What a
+/// query does not see of it leaves its own alone.
 #[inline(always)]
 pub(super) fn visit<S: Simd, P: KvStep>(
     simd: S,
     scoring: Scoring,
     chunk: &mut Chunk<S, P>,
-    group: &Group<'_, P>,
+    (group, ahead): (&Group<'_, P>, &mut Ahead),
 ) {
     let mut seen = [[(0, 0); GROUP_TILES]; CHUNK];
     for (seen, positions) in seen.iter_mut().zip(&chunk.seen) {
@@ -55,11 +56,11 @@ pub(super) fn visit<S: Simd, P: KvStep>(
         for tile in 0..GROUP_TILES {
             keys[tile] = group.keys[if read[tile] { tile } else { first }];
         }
-        scores = products::<S, P, GROUP_TILES>(simd, &chunk.queries, &keys);
+        scores = products::<S, P, GROUP_TILES>(simd, &chunk.queries, &keys, ahead);
     } else {
         for tile in 0..GROUP_TILES {
             if read[tile] {
-                [scores[tile]] = products::<S, P, 1>(simd, &chunk.queries, &[group.keys[tile]]);
+                [scores[tile]] = products::<S, P, 1>(simd, &chunk.queries, &[group.keys[tile]], ahead);
             }
         }
     }
@@ -72,7 +73,7 @@ pub(super) fn visit<S: Simd, P: KvStep>(
             rescale(simd, sums, scale);
         }
     }
-    add_seen_values(simd, &mut chunk.sums, group, (&seen, &weights));
+    add_seen_values(simd, &mut chunk.sums, (group, ahead), (&seen, &weights));
 }
 
 /// The products of a chunk's queries and the keys of `T` tiles, one lane a slot.
@@ -81,6 +82,7 @@ fn products<S: Simd, P: KvStep, const T: usize>(
     simd: S,
     queries: &[[P; CHUNK]],
     tiles: &[&[P]; T],
+    ahead: &mut Ahead,
 ) -> [[S::Lanes; CHUNK]; T] {
     let mut keys: [&[[P; LANES]]; T] = [&[]; T];
     for tile in 0..T {
@@ -88,6 +90,7 @@ fn products<S: Simd, P: KvStep, const T: usize>(
     }
     let mut sums = [[simd.splat(0.0); CHUNK]; T];
     for (step, query) in queries.iter().enumerate() {
+        ahead.ask(simd);
         let mut elements = [P::ZERO.splat(simd); CHUNK];
         for at in 0..CHUNK {
             elements[at] = query[at].splat(simd);
@@ -181,7 +184,7 @@ fn rescale<S: Simd>(simd: S, sums: &mut [f32], scale: f32) {
 fn add_seen_values<S: Simd, P: KvStep>(
     simd: S,
     sums: &mut [f32],
-    group: &Group<'_, P>,
+    (group, ahead): (&Group<'_, P>, &mut Ahead),
     (seen, weights): (&[Seen; CHUNK], &[[P; SLOTS]; CHUNK]),
 ) {
     let padded = sums.len() / CHUNK;
@@ -195,7 +198,7 @@ fn add_seen_values<S: Simd, P: KvStep>(
         }
         if first < tile {
             let weights = Weights { of_group: weights, first_step: first * steps };
-            add_values(simd, sums, &group.values[first..tile], weights);
+            add_values(simd, sums, (&group.values[first..tile], weights), ahead);
             continue;
         }
         for query in 0..CHUNK {
@@ -209,13 +212,18 @@ fn add_seen_values<S: Simd, P: KvStep>(
 
 /// Adds tiles' values, weighted, to the sums (queries, padded head width), slot after slot.
 #[inline(always)]
-fn add_values<S: Simd, P: KvStep>(simd: S, sums: &mut [f32], tiles: &[&[P]], weights: Weights<'_, P>) {
+fn add_values<S: Simd, P: KvStep>(
+    simd: S,
+    sums: &mut [f32],
+    values: (&[&[P]], Weights<'_, P>),
+    ahead: &mut Ahead,
+) {
     let vectors = sums.len() / CHUNK / LANES;
     let mut first = 0;
     while first < vectors {
         first += match vectors - first {
-            4.. if S::WIDE => add_columns::<S, P, 4>(simd, sums, first, (tiles, weights)),
-            _ => add_columns::<S, P, 1>(simd, sums, first, (tiles, weights)),
+            4.. if S::WIDE => add_columns::<S, P, 4>(simd, sums, (first, values), ahead),
+            _ => add_columns::<S, P, 1>(simd, sums, (first, values), ahead),
         };
     }
 }
@@ -225,8 +233,8 @@ fn add_values<S: Simd, P: KvStep>(simd: S, sums: &mut [f32], tiles: &[&[P]], wei
 fn add_columns<S: Simd, P: KvStep, const V: usize>(
     simd: S,
     sums: &mut [f32],
-    first: usize,
-    (tiles, weights): (&[&[P]], Weights<'_, P>),
+    (first, (tiles, weights)): (usize, (&[&[P]], Weights<'_, P>)),
+    ahead: &mut Ahead,
 ) -> usize {
     let padded = sums.len() / CHUNK;
     let steps = LANES / P::ELEMENTS;
@@ -239,6 +247,7 @@ fn add_columns<S: Simd, P: KvStep, const V: usize>(
     }
     for (tile, values) in tiles.iter().enumerate() {
         for step in 0..steps {
+            ahead.ask(simd);
             let row = values[step * padded + first * LANES..][..V * LANES].as_chunks::<LANES>().0;
             let mut loaded = [P::ZERO.splat(simd); V];
             for vector in 0..V {

@@ -4,14 +4,14 @@ use half::bf16;
 
 use crate::ops::cpu::isa::{Isa, Kernel};
 use crate::ops::cpu::panels::{Bf16Step, F32Step, VECTORS};
-use crate::ops::cpu::simd::{Simd, round_to_bf16};
+use crate::ops::cpu::simd::{LANES, Simd, round_to_bf16};
 
 /// Two ways to hold an element, and how a step of it is accumulated.
 pub(super) trait Element: Copy + Send + Sync + 'static {
     /// A panel's weights in one step.
     type Step: Sync + Send + 'static;
     /// The activations of one row in one step.
-    type Activation: Copy + Sync + Send + 'static;
+    type Activation: Copy + Default + Sync + Send + 'static;
     type Vector<S: Simd>: Copy;
 
     /// An activation that adds nothing.
@@ -21,6 +21,9 @@ pub(super) trait Element: Copy + Send + Sync + 'static {
 
     /// One step's activation, of `INPUTS` elements or fewer; those a row lacks are zero.
     fn activation(elements: &[f32]) -> Self::Activation;
+    /// The activations of steps that follow each other, as [`Self::activation`] makes them; `to` has as many as
+    /// `elements` are worth.
+    fn activations<S: Simd>(simd: S, elements: &[f32], to: &mut [Self::Activation]);
     fn load<S: Simd>(simd: S, step: &Self::Step) -> [Self::Vector<S>; VECTORS];
     fn splat<S: Simd>(simd: S, activation: Self::Activation) -> Self::Vector<S>;
     fn accumulate<S: Simd>(simd: S, sum: S::Lanes, a: Self::Vector<S>, w: Self::Vector<S>) -> S::Lanes;
@@ -46,6 +49,19 @@ impl Element for Bf16 {
     fn activation(elements: &[f32]) -> [bf16; 2] {
         let second = elements.get(1).copied().unwrap_or(0.0);
         [round_to_bf16(elements[0]), round_to_bf16(second)]
+    }
+
+    #[inline(always)]
+    fn activations<S: Simd>(simd: S, elements: &[f32], to: &mut [[bf16; 2]]) {
+        let (vectors, rest) = elements.as_chunks::<LANES>();
+        let (whole, last) = to.split_at_mut(vectors.len() * LANES / Self::INPUTS);
+        let whole = whole.as_flattened_mut().as_chunks_mut::<LANES>().0;
+        for (vector, to) in vectors.iter().zip(whole) {
+            simd.store_bf16(simd.load(vector), to);
+        }
+        for (pair, to) in rest.chunks(Self::INPUTS).zip(last) {
+            *to = Self::activation(pair);
+        }
     }
 
     #[inline(always)]
@@ -79,6 +95,11 @@ impl Element for F32 {
     #[inline(always)]
     fn activation(elements: &[f32]) -> f32 {
         elements[0]
+    }
+
+    #[inline(always)]
+    fn activations<S: Simd>(_simd: S, elements: &[f32], to: &mut [f32]) {
+        to.copy_from_slice(elements);
     }
 
     #[inline(always)]

@@ -29,7 +29,7 @@ fn packed(shape: PanelShape, dtype: Dtype, random: &mut Random) -> (Weights, Pan
 fn product(isa: Isa, panels: &Panels, input: &[f32]) -> Vec<f32> {
     let rows = input.len() / panels.shape().inputs;
     let mut output = vec![f32::NAN; rows * panels.shape().outputs];
-    multiply(isa, panels, input, &mut output);
+    multiply(isa, panels, input, Unwritten::over(&mut output));
     output
 }
 
@@ -122,9 +122,15 @@ fn gated_products_are_the_product_and_then_the_activation() {
             for rows in [1, 3, 14, 40] {
                 let input = random.values(rows * shape.inputs);
                 let mut expected = vec![0.0; rows * width];
-                gate(isa, activation, width, &product(isa, &panels, &input), &mut expected);
+                gate(
+                    isa,
+                    activation,
+                    width,
+                    &product(isa, &panels, &input),
+                    Unwritten::over(&mut expected),
+                );
                 let mut found = vec![0.0; rows * width];
-                multiply_gated(isa, &gated, activation, &input, &mut found);
+                multiply_gated(isa, &gated, activation, &input, Unwritten::over(&mut found));
                 assert_eq!(found, expected, "{isa} {dtype} {activation:?} {rows} rows");
             }
         }

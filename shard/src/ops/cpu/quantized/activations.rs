@@ -5,8 +5,9 @@ use std::ops::Range;
 use super::format::{Layout, STEP};
 use crate::ops::cpu::isa::{Isa, Kernel};
 use crate::ops::cpu::panels::PanelShape;
-use crate::ops::cpu::parallel::{SharedSlice, for_each_range};
+use crate::ops::cpu::parallel::for_each_range;
 use crate::ops::cpu::simd::Simd;
+use crate::ops::cpu::unwritten::{Unwritten, written};
 
 /// Elements of a row that share a scale.
 const SHARED: usize = 32;
@@ -66,21 +67,23 @@ impl Activations {
     ) -> Self {
         let rows = input.len() / shape.inputs.max(1);
         let row_words = layout.panel_blocks(shape) * layout.groups * group_words(layout.group);
-        let mut words = vec![0; rows * row_words];
-        let all = SharedSlice::new(&mut words);
-        // Tiles of rows, the largest first: all but the last eight rows are in whole ones.
-        for_each_range(rows.div_ceil(8), input.len() * OPERATIONS, |eights| {
-            let mut row = eights.start * 8;
-            let end = rows.min(eights.end * 8);
-            while row < end {
-                let count = tiles.of(rows - row);
-                // SAFETY: no two tiles have a row in common.
-                let words = unsafe { all.part(row * row_words, count * row_words) };
-                let input = &input[row * shape.inputs..(row + count) * shape.inputs];
-                isa.run(QuantizeTile { shape, layout, input, words, count });
-                row += count;
-            }
-        });
+        let quantize = |words: Unwritten<'_, u32>| {
+            // Tiles of rows, the largest first: all but the last eight rows are in whole ones.
+            for_each_range(rows.div_ceil(8), input.len() * OPERATIONS, |eights| {
+                let mut row = eights.start * 8;
+                let end = rows.min(eights.end * 8);
+                while row < end {
+                    let count = tiles.of(rows - row);
+                    // SAFETY: no two tiles have a row in common.
+                    let words = unsafe { words.cleared(row * row_words, count * row_words) };
+                    let input = &input[row * shape.inputs..(row + count) * shape.inputs];
+                    isa.run(QuantizeTile { shape, layout, input, words, count });
+                    row += count;
+                }
+            });
+        };
+        // SAFETY: every row is in a tile.
+        let words = unsafe { written(rows * row_words, quantize) };
         Self { words, row_words, rows, tiles }
     }
 

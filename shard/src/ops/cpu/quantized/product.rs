@@ -9,8 +9,9 @@ use super::integers::{IntegerIsa, IntegerKernel, Integers};
 use super::pack::QuantizedPanels;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::panels::{MAX_SEGMENTS, PanelShape};
-use crate::ops::cpu::parallel::{SharedSlice, for_each_range};
+use crate::ops::cpu::parallel::for_each_range;
 use crate::ops::cpu::simd::LANES;
+use crate::ops::cpu::unwritten::Unwritten;
 
 /// Rows from which on tiles are two panels wide: reading two streams of weights at once is slower where reading
 /// them is what takes the time.
@@ -18,18 +19,18 @@ const WIDE_FROM: usize = 16;
 
 /// How far ahead of its use a panel is fetched: while a tile of many rows is computed, the machine looks too few
 /// instructions ahead to do so by itself.
-const AHEAD_BYTES: usize = 4096;
+const AHEAD_BYTES: usize = 8192;
 
 /// Columns of a row-major matrix, to be written.
 pub(crate) struct Columns<'a> {
-    pub(crate) values: &'a mut [f32],
+    pub(crate) values: Unwritten<'a>,
     /// Elements of a row.
     pub(crate) width: usize,
     /// The first of the product's columns.
     pub(crate) first: usize,
 }
 
-/// Multiplies `input` (rows, inputs) by the packed matrix into some columns.
+/// Multiplies `input` (rows, inputs) by the packed matrix into some columns, all of which are written.
 pub(crate) fn multiply(isa: Isa, panels: &QuantizedPanels, input: &[f32], output: Columns<'_>) {
     multiply_on((isa, IntegerIsa::of(isa)), panels, input, output);
 }
@@ -57,7 +58,7 @@ pub(super) fn multiply_on(
         activations: &activations,
         width: output.width,
         first: output.first,
-        output: SharedSlice::new(output.values),
+        output: output.values,
     };
     match (layout.bits, layout.group) {
         (8, 32) => run::<Bytes>(integers, &product),
@@ -106,14 +107,17 @@ struct Product<'a> {
     activations: &'a Activations,
     width: usize,
     first: usize,
-    output: SharedSlice<'a, f32>,
+    output: Unwritten<'a>,
 }
 
 fn run<F: Coded>(isa: IntegerIsa, product: &Product<'_>) {
     let shape = product.shape;
     // A dot product of bytes does the work of four multiplications.
     let operations = product.activations.rows() * shape.inputs * shape.outputs / 2;
-    for_each_range(shape.outputs.div_ceil(LANES), operations, |panels| {
+    let panels = shape.outputs.div_ceil(LANES);
+    // In twos, as they are multiplied where there are many rows.
+    for_each_range(panels.div_ceil(2), operations, |pairs| {
+        let panels = pairs.start * 2..panels.min(pairs.end * 2);
         isa.run(SomePanels::<F> { product, panels, format: PhantomData });
     });
 }
@@ -172,6 +176,10 @@ impl<F: Coded> SomePanels<'_, F> {
     fn tile<S: Integers, const R: usize, const P: usize>(&self, simd: S, panel: usize, row: usize) {
         const LEVELS: usize = MAX_SEGMENTS.ilog2() as usize + 1;
         let segments = self.product.shape.segments;
+        if segments == 1 {
+            let sums = self.segment::<S, R, P>(simd, (panel, row), 0);
+            return self.write(simd, (panel, row), &sums);
+        }
         // A binary counter: level `l` holds the sum of 2^l segments until its sibling is there.
         let mut pending: [Tile<S, R, P>; LEVELS] = [[[simd.splat(0.0); P]; R]; LEVELS];
         for segment in 0..segments {
@@ -208,12 +216,24 @@ impl<F: Coded> SomePanels<'_, F> {
         let activations = &self.product.activations.tile(row, R)[first..][..blocks * layout.groups * words];
         let mut activations = activations.as_ptr();
         let mut sums = [[simd.splat(0.0); P]; R];
-        for _ in 0..blocks {
+        let panel_bytes = layout.panel_blocks(shape) * block_bytes;
+        for block in segment * blocks..(segment + 1) * blocks {
+            let ahead = ahead(block * block_bytes, panel_bytes, P);
             for group in 0..layout.groups {
                 // SAFETY: the weights were cut to so many blocks, the activations to all of their groups.
                 unsafe {
-                    add_group::<S, F, R, P>(simd, &mut sums, (layout, group), (weights, activations));
+                    add_group::<S, F, R, P>(
+                        simd,
+                        &mut sums,
+                        (layout, group),
+                        (weights, activations, ahead),
+                    );
                     activations = activations.add(words);
+                }
+            }
+            for weights in &weights {
+                for line in (layout.groups * layout.group_bytes()..block_bytes).step_by(64) {
+                    simd.prefetch(weights.wrapping_add(line + ahead));
                 }
             }
             for weights in &mut weights {
@@ -238,13 +258,20 @@ impl<F: Coded> SomePanels<'_, F> {
                 let count = LANES.min(shape.outputs - column);
                 // SAFETY: only the thread that has this panel writes its columns.
                 let part = unsafe { output.part((row + tile_row) * width + first + column, count) };
-                part.copy_from_slice(&simd.to_array(*sum)[..count]);
+                part.write_copy_of_slice(&simd.to_array(*sum)[..count]);
             }
         }
     }
 }
 
-/// Adds one group's products to the sums.
+/// How far from `at` in a panel that is one of `panels` in a tile the bytes are that are fetched meanwhile: at its
+/// end, those of the next tile's.
+#[inline(always)]
+fn ahead(at: usize, panel_bytes: usize, panels: usize) -> usize {
+    if at + AHEAD_BYTES < panel_bytes { AHEAD_BYTES } else { AHEAD_BYTES + (panels - 1) * panel_bytes }
+}
+
+/// Adds one group's products to the sums, and has what is `ahead` of its weights fetched.
 ///
 /// # Safety
 /// `weights` are whole blocks of the layout, and `activations` a whole group of a tile of `R` rows.
@@ -257,7 +284,7 @@ unsafe fn add_group<S: Integers, F: Coded, const R: usize, const P: usize>(
     simd: S,
     sums: &mut Tile<S, R, P>,
     (layout, group): (Layout, usize),
-    (weights, activations): ([*const u8; P], *const u32),
+    (weights, activations, ahead): ([*const u8; P], *const u32, usize),
 ) {
     let (steps, group_bytes) = (F::GROUP / STEP, F::GROUP * LANES * F::BITS / 8);
     let loads = group_bytes / 64;
@@ -276,7 +303,7 @@ unsafe fn add_group<S: Integers, F: Coded, const R: usize, const P: usize>(
             stored[panel] = simd.load(unsafe { bytes(weights[panel], at) });
         }
         for panel in 0..P {
-            simd.prefetch(weights[panel].wrapping_add(at + AHEAD_BYTES));
+            simd.prefetch(weights[panel].wrapping_add(at + ahead));
         }
         if F::BITS == 8 {
             add_step(simd, &mut products, (stored, S::bytes), |row| word(load, row));

@@ -7,6 +7,7 @@ use super::product::multiply_on;
 use super::*;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::panels::{PanelShape, RowSource};
+use crate::ops::cpu::unwritten::Unwritten;
 use crate::ops::reference::Random;
 
 const FORMATS: [Format; 7] = [
@@ -106,7 +107,7 @@ fn sets() -> Vec<(Isa, IntegerIsa)> {
 fn product(isa: (Isa, IntegerIsa), panels: &QuantizedPanels, input: &[f32]) -> Vec<f32> {
     let (inputs, width) = (panels.shape().inputs, panels.shape().outputs);
     let mut values = vec![f32::NAN; input.len() / inputs * width];
-    multiply_on(isa, panels, input, Columns { values: &mut values, width, first: 0 });
+    multiply_on(isa, panels, input, Columns { values: Unwritten::over(&mut values), width, first: 0 });
     values
 }
 
@@ -249,7 +250,12 @@ fn a_product_writes_its_own_columns_only() {
     for isa in sets() {
         let alone = product(isa, &panels, &input);
         let mut values = vec![5.0; 18 * 40];
-        multiply_on(isa, &panels, &input, Columns { values: &mut values, width: 40, first: 7 });
+        multiply_on(
+            isa,
+            &panels,
+            &input,
+            Columns { values: Unwritten::over(&mut values), width: 40, first: 7 },
+        );
         for (row, alone) in values.chunks(40).zip(alone.chunks(21)) {
             assert_eq!(row[7..28], *alone);
             assert!(row[..7].iter().chain(&row[28..]).all(|x| *x == 5.0));
