@@ -60,6 +60,11 @@ pub(super) fn open(ordinal: usize) -> Result<CudaDevice, DeviceError> {
     // SAFETY: all of a rank's work on the device is on this one stream, from before the first allocation on.
     unsafe { device.disable_event_tracking() };
     keep_freed_memory(ordinal).map_err(|error| failed(error.to_string()))?;
+    let (name, architecture) = name(&device)?;
+    if !architecture.starts_with("8.") && architecture != "9.0" {
+        let kernels = "this binary has kernels for 8.0 to 8.9 and 9.0";
+        return Err(failed(format!("{name} is of compute capability {architecture}, {kernels}")));
+    }
     Ok(device)
 }
 

@@ -51,10 +51,12 @@ pub(super) fn found<L: LogitRows>(
     const OPERATIONS: usize = 8;
 
     let asks: Vec<_> = purposes.iter().map(|purpose| ask(purpose, sequences)).collect();
-    if let Some(asks) = asks.iter().map(|ask| ask.as_ref().ok().copied()).collect::<Option<Vec<_>>>()
-        && let Some(found) = logits.ask(&asks)?
-    {
-        return Ok(found.into_iter().map(|found| found.map_err(Missing::from)).collect());
+    // Of a sequence that is not known nothing is asked, and its row may be looked at all the same.
+    let nothing = RowAsk::Known { token: TokenId(0), top: 0 };
+    let asked: Vec<_> = asks.iter().map(|ask| ask.as_ref().copied().unwrap_or(nothing)).collect();
+    if let Some(found) = logits.ask(&asked)? {
+        let found = asks.into_iter().zip(found).map(|(ask, found)| ask.and_then(|_| Ok(found?)));
+        return Ok(found.collect());
     }
     let logits = &*logits;
     let entries: usize = (0..asks.len()).map(|index| logits.row(index).len()).sum();
