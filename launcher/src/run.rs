@@ -7,11 +7,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use lockstep_process::datagrams::send;
 use lockstep_process::orders::Order;
-use lockstep_process::reports::{Report, ReportInbox};
+use lockstep_process::reports::Report;
 use lockstep_process::tasks::Tasks;
 use lockstep_process::telemetry::LogFormat;
 use lockstep_proto::{Epoch, Rank, ReplicaId};
@@ -26,14 +24,14 @@ use crate::budget::{MemoryBudget, ModelSizes, Wish};
 use crate::config::ServeConfig;
 use crate::error::{LastWords, LaunchError};
 use crate::memory;
+use crate::news;
 use crate::plan::{self, Communicator, Place, ShardIncarnation};
 use crate::process::{Exited, Process, Starter};
 use crate::readiness;
+use crate::reports::Reports;
 use crate::signals::{Asked, Signals};
 use crate::sockets::SocketFolder;
-use crate::supervisor::{
-    Action, Event, Groups, Incarnation, Member, Outcome, Policy, Refusal, RollingNews, Supervisor, UnitId,
-};
+use crate::supervisor::{Action, Event, Groups, Incarnation, Member, Outcome, Policy, Supervisor, UnitId};
 
 /// Every process reports its end once, and is started again only after that was read: as many as there can
 /// be ranks on a host, and the router.
@@ -110,38 +108,6 @@ struct Shell<'a> {
     last_words: BTreeMap<UnitId, (Incarnation, LastWords)>,
     announced: Announced,
     started: Instant,
-}
-
-/// Where processes are heard.
-struct Reports {
-    router: ReportInbox,
-    /// By replica: its ranks.
-    shards: Vec<ReportInbox>,
-}
-
-impl Reports {
-    fn bind(sockets: &SocketFolder, replicas: u32) -> std::io::Result<Self> {
-        let folder = sockets.path();
-        let shards = (0..replicas).map(|replica| plan::reports_of_replica(&folder, ReplicaId(replica)));
-        Ok(Self {
-            router: ReportInbox::bind(&plan::reports_of(&folder))?,
-            shards: shards.map(|path| ReportInbox::bind(&path)).collect::<Result<_, _>>()?,
-        })
-    }
-
-    /// The next report of a rank, with its replica.
-    ///
-    /// # Cancel safety
-    /// No report is lost.
-    async fn next_of_shards(&self) -> (ReplicaId, Report) {
-        let heard = (0..).map(ReplicaId).zip(&self.shards);
-        let mut heard: FuturesUnordered<_> =
-            heard.map(|(replica, inbox)| async move { (replica, inbox.next().await) }).collect();
-        match heard.next().await {
-            Some(report) => report,
-            None => std::future::pending().await,
-        }
-    }
 }
 
 /// Whether the ready line was printed.
@@ -224,7 +190,7 @@ impl<'a> Shell<'a> {
                 biased;
                 asked = signals.next() => return on_asked(asked),
                 Some(exited) = self.exits.recv() => return self.on_exited(exited),
-                report = self.reports.router.next() => {
+                report = self.reports.next_of_router() => {
                     if let Some(event) = self.on_report(report) {
                         return event;
                     }
@@ -330,7 +296,7 @@ impl<'a> Shell<'a> {
                 self.of(unit).for_each(Process::kill);
             }
             Action::Drain(replica, incarnation) => self.order(replica, incarnation),
-            Action::Tell(news) => tell(news),
+            Action::Tell(news) => news::tell(news),
             Action::Finish(outcome) => return Some(outcome),
         }
         None
@@ -425,28 +391,6 @@ fn on_asked(asked: Asked) -> Event {
         Asked::Restart => {
             info!("asked for a rolling restart");
             Event::RestartRequested
-        }
-    }
-}
-
-fn tell(news: RollingNews) {
-    match news {
-        RollingNews::Begun(replica) => info!(%replica, "rolling restart: this group leaves and comes back"),
-        RollingNews::Done => info!("rolling restart: every group was restarted and serves"),
-        RollingNews::Abandoned(replica) => {
-            error!(%replica, "rolling restart: ended, since this group does not serve; the others stay as they are");
-        }
-        RollingNews::Refused(Refusal::OneReplica) => {
-            warn!("rolling restart: refused, since nobody would serve meanwhile; it takes --replicas 2");
-        }
-        RollingNews::Refused(Refusal::Down(replica)) => {
-            warn!(%replica, "rolling restart: refused, since this group does not serve");
-        }
-        RollingNews::Refused(Refusal::UnderWay) => {
-            warn!("rolling restart: refused, since one is under way");
-        }
-        RollingNews::Refused(Refusal::Stopping) => {
-            warn!("rolling restart: refused, since the server stops")
         }
     }
 }
