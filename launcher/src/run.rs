@@ -4,16 +4,12 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
-use lockstep_process::cpus::CpuList;
 use lockstep_process::datagrams::send;
 use lockstep_process::orders::Order;
-use lockstep_process::reports::{Report, ReportInbox};
+use lockstep_process::reports::Report;
 use lockstep_process::tasks::Tasks;
 use lockstep_process::telemetry::LogFormat;
 use lockstep_proto::{Epoch, Rank, ReplicaId};
@@ -29,15 +25,15 @@ use crate::budget::{MemoryBudget, ModelSizes, Wish};
 use crate::config::ServeConfig;
 use crate::error::{LastWords, LaunchError};
 use crate::memory;
+use crate::news;
 use crate::plan::{self, Communicator, Place, ShardIncarnation};
 use crate::process::{Exited, Process, Starter};
 use crate::readiness;
+use crate::reports::Reports;
 use crate::signals::{Asked, Signals};
 use crate::sockets::SocketFolder;
-use crate::supervisor::{
-    Action, Event, Groups, Incarnation, Member, Outcome, Policy, Refusal, RollingNews, Supervisor, UnitId,
-};
-use crate::topology::{self, CpuBinding, Topology};
+use crate::supervisor::{Action, Event, Groups, Incarnation, Member, Outcome, Policy, Supervisor, UnitId};
+use crate::topology;
 
 /// Every process reports its end once, and is started again only after that was read: as many as there can
 /// be ranks on a host, and the router.
@@ -121,68 +117,6 @@ struct Shell<'a> {
     started: Instant,
 }
 
-/// Where processes are heard.
-struct Reports {
-    router: ReportInbox,
-    /// By replica: its ranks.
-    shards: Vec<ReportInbox>,
-}
-
-impl Reports {
-    fn bind(sockets: &SocketFolder, replicas: u32) -> std::io::Result<Self> {
-        let folder = sockets.path();
-        let shards = (0..replicas).map(|replica| plan::reports_of_replica(&folder, ReplicaId(replica)));
-        Ok(Self {
-            router: ReportInbox::bind(&plan::reports_of(&folder))?,
-            shards: shards.map(|path| ReportInbox::bind(&path)).collect::<Result<_, _>>()?,
-        })
-    }
-
-    /// The next report of a rank, with its replica.
-    ///
-    /// # Cancel safety
-    /// No report is lost.
-    async fn next_of_shards(&self) -> (ReplicaId, Report) {
-        let heard = (0..).map(ReplicaId).zip(&self.shards);
-        let mut heard: FuturesUnordered<_> =
-            heard.map(|(replica, inbox)| async move { (replica, inbox.next().await) }).collect();
-        match heard.next().await {
-            Some(report) => report,
-            None => std::future::pending().await,
-        }
-    }
-}
-
-/// Processors that this process may use.
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-}
-
-/// The processors of each rank of each replica, where its threads keep to some.
-fn cpus(config: &ServeConfig) -> Vec<CpuList> {
-    let ranks = config.groups.replicas as usize * config.groups.ranks as usize;
-    let Ok(allowed) = CpuList::allowed() else { return Vec::new() };
-    let host = Topology::read(Path::new(topology::NODES), &allowed);
-    if config.device.device == DeviceChoice::Cuda {
-        return Vec::new();
-    }
-    if ranks < host.nodes() && config.cpu_binding != CpuBinding::None {
-        let nodes = host.nodes();
-        info!(
-            nodes,
-            ranks, "ranks span memory nodes; as many ranks as nodes have their weights beside them"
-        );
-    }
-    let bound = host.bound(config.cpu_binding, ranks);
-    match (&bound, config.cpu_binding) {
-        (Some(_), _) | (None, CpuBinding::Auto | CpuBinding::None) => {}
-        (None, CpuBinding::Cores) => {
-            warn!(ranks, cpus = %allowed, "more ranks than processors: none is bound to any")
-        }
-    }
-    bound.unwrap_or_default()
-}
-
 /// Whether the ready line was printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Announced {
@@ -209,12 +143,12 @@ impl<'a> Shell<'a> {
             order_again: ORDER_AGAIN,
             drain_patience: Duration::from_secs(config.router.step_timeout_s) + DRAIN_MARGIN,
         };
-        let cpus = cpus(config);
+        let cpus = topology::cpus(config);
         let place = Place {
             sockets: sockets.path(),
             launcher: std::process::id(),
             threads_per_rank: cpus.first().map_or_else(
-                || plan::threads_per_rank(cores(), config.groups),
+                || plan::threads_per_rank(topology::cores(), config.groups),
                 |cpus| cpus.as_slice().len(),
             ),
             cpus,
@@ -267,7 +201,7 @@ impl<'a> Shell<'a> {
                 biased;
                 asked = signals.next() => return on_asked(asked),
                 Some(exited) = self.exits.recv() => return self.on_exited(exited),
-                report = self.reports.router.next() => {
+                report = self.reports.next_of_router() => {
                     if let Some(event) = self.on_report(report) {
                         return event;
                     }
@@ -373,7 +307,7 @@ impl<'a> Shell<'a> {
                 self.of(unit).for_each(Process::kill);
             }
             Action::Drain(replica, incarnation) => self.order(replica, incarnation),
-            Action::Tell(news) => tell(news),
+            Action::Tell(news) => news::tell(news),
             Action::Finish(outcome) => return Some(outcome),
         }
         None
@@ -468,28 +402,6 @@ fn on_asked(asked: Asked) -> Event {
         Asked::Restart => {
             info!("asked for a rolling restart");
             Event::RestartRequested
-        }
-    }
-}
-
-fn tell(news: RollingNews) {
-    match news {
-        RollingNews::Begun(replica) => info!(%replica, "rolling restart: this group leaves and comes back"),
-        RollingNews::Done => info!("rolling restart: every group was restarted and serves"),
-        RollingNews::Abandoned(replica) => {
-            error!(%replica, "rolling restart: ended, since this group does not serve; the others stay as they are");
-        }
-        RollingNews::Refused(Refusal::OneReplica) => {
-            warn!("rolling restart: refused, since nobody would serve meanwhile; it takes --replicas 2");
-        }
-        RollingNews::Refused(Refusal::Down(replica)) => {
-            warn!(%replica, "rolling restart: refused, since this group does not serve");
-        }
-        RollingNews::Refused(Refusal::UnderWay) => {
-            warn!("rolling restart: refused, since one is under way");
-        }
-        RollingNews::Refused(Refusal::Stopping) => {
-            warn!("rolling restart: refused, since the server stops")
         }
     }
 }

@@ -1,12 +1,17 @@
-//! Which processors lie beside which memory, and which of them each rank computes on. Pure but for [`Topology::read`].
+//! Which processors lie beside which memory, and which of them each rank computes on. [`cpus`] reads the host; the rest is
+//! pure.
 
 use std::path::Path;
 
 use clap::ValueEnum;
 use lockstep_process::cpus::CpuList;
+use lockstep_shard::device::DeviceChoice;
+use tracing::{info, warn};
+
+use crate::config::ServeConfig;
 
 /// Where the kernel says which processors lie beside which memory.
-pub const NODES: &str = "/sys/devices/system/node";
+const NODES: &str = "/sys/devices/system/node";
 
 /// Whether each thread that computes keeps to a processor of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -17,6 +22,34 @@ pub enum CpuBinding {
     Cores,
     /// The system puts threads where it likes.
     None,
+}
+
+/// Processors that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// The processors of each rank of each replica, in their order; none where the system puts threads where it likes.
+pub fn cpus(config: &ServeConfig) -> Vec<CpuList> {
+    let Ok(allowed) = CpuList::allowed() else { return Vec::new() };
+    // There the CPU only hands work out.
+    if config.device.device == DeviceChoice::Cuda || config.cpu_binding == CpuBinding::None {
+        return Vec::new();
+    }
+    let ranks = config.groups.replicas as usize * config.groups.ranks as usize;
+    let host = Topology::read(Path::new(NODES), &allowed);
+    let nodes = host.nodes();
+    if ranks < nodes {
+        info!(
+            nodes,
+            ranks, "ranks span memory nodes; as many ranks as nodes have their weights beside them"
+        );
+    }
+    let bound = host.bound(config.cpu_binding, ranks);
+    if bound.is_none() && config.cpu_binding == CpuBinding::Cores {
+        warn!(ranks, cpus = %allowed, "more ranks than processors: none is bound to any");
+    }
+    bound.unwrap_or_default()
 }
 
 /// The processors a run may use, by the memory node they lie beside.

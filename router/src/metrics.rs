@@ -1,9 +1,9 @@
 //! Every metric: name, help, buckets, each declared once.
 
 mod grammar;
+mod replicas;
 mod vllm;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,9 @@ use metrics_exporter_prometheus::{
     BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
+use self::replicas::Replicas;
 use self::vllm::VllmAliases;
-use crate::engine::GroupEnd;
 use crate::error::{ALL_KINDS, ErrorKind};
-use crate::shards::GroupFacts;
 
 /// What a histogram counts, which decides its buckets.
 #[derive(Clone, Copy)]
@@ -96,7 +95,7 @@ const GAUGES: [(&str, &str); 13] = [
     ("tgi_batch_max_total_tokens", "Tokens that all KV blocks have room for"),
     ("lockstep_ranks_ready", "Ranks of the groups that serve; 0 while there is none"),
     ("lockstep_replicas_ready", "Replicas whose group serves"),
-    (REPLICA_READY, "Whether the group of this replica serves, by replica"),
+    (replicas::READY, "Whether the group of this replica serves, by replica"),
     ("lockstep_kv_blocks_used", "KV blocks held by sequences"),
     ("lockstep_kv_blocks_free", "KV blocks held by nobody"),
     ("lockstep_kv_blocks_cached", "KV blocks held by the prefix cache alone"),
@@ -120,8 +119,6 @@ const STEP_COUNTERS: [&str; 3] =
 const RANK_HISTOGRAMS: [&str; 2] = ["lockstep_rank_forward_seconds", "lockstep_rank_communication_seconds"];
 /// Why prompts join a batch: the first is ours, the others are the reference server's padded batches.
 const CONCAT_REASONS: [&str; 3] = ["chunking", "backpressure", "wait_exceeded"];
-/// The gauge by replica.
-const REPLICA_READY: &str = "lockstep_replica_ready";
 /// The label of requests whose client has left.
 const DROPPED: &str = "dropped";
 
@@ -173,12 +170,7 @@ pub struct Metrics {
 struct Seen {
     stats: Stats,
     block_size: Tokens,
-    /// How many replicas there are.
-    replicas: usize,
-    /// Replicas that serve, with their ranks.
-    serving: BTreeMap<ReplicaId, u32>,
-    /// Replicas that have ever served.
-    served: BTreeSet<ReplicaId>,
+    replicas: Replicas,
 }
 
 /// A KV cache's size.
@@ -259,7 +251,7 @@ impl Metrics {
         .concat();
         let plain = COUNTERS.iter().filter(|(name, _)| !labelled.contains(name));
         plain.for_each(|(name, _)| counter(recorder, name, &[]).increment(0));
-        let plain = GAUGES.iter().filter(|(name, _)| *name != REPLICA_READY);
+        let plain = GAUGES.iter().filter(|(name, _)| *name != replicas::READY);
         plain.for_each(|(name, _)| gauge(recorder, name, &[]).set(0.0));
     }
 
@@ -375,11 +367,11 @@ impl Metrics {
 
     /// What a step cost each rank of a replica, in their order. Which replica is told where there are several.
     pub fn on_ranks_done(&self, replica: ReplicaId, ranks: &[StepTimings]) {
-        let is_alone = self.seen().replicas <= 1;
+        let several = self.seen().replicas.are_several();
         for (rank, timings) in ranks.iter().enumerate() {
             let mut label = vec![rank_label(rank)];
-            if !is_alone {
-                label.push(replica_label(replica.index()));
+            if several {
+                label.push(replicas::label(replica));
             }
             for (name, nanoseconds) in
                 RANK_HISTOGRAMS.into_iter().zip([timings.forward_ns, timings.comm_ns])
@@ -407,47 +399,6 @@ impl Metrics {
     /// A step was lost with its group.
     pub fn on_step_failed(&self, kind: StepKind) {
         counter(&self.recorder, "tgi_batch_inference_failure", &[kind.label()]).increment(1);
-    }
-
-    /// A replica's group serves from here on.
-    pub fn on_group_ready(&self, replica: ReplicaId, facts: &GroupFacts) {
-        let mut seen = self.seen();
-        seen.block_size = facts.block_size;
-        seen.serving.insert(replica, facts.world_size);
-        if !seen.served.insert(replica) {
-            counter(&self.recorder, "lockstep_group_restarts_total", &[]).increment(1);
-        }
-        self.show_replicas(&seen);
-    }
-
-    /// A group serves no more, because it was asked to leave or by itself.
-    pub fn on_group_end(&self, replica: ReplicaId, end: GroupEnd) {
-        let name = match end {
-            GroupEnd::Lost => "lockstep_group_losses_total",
-            GroupEnd::Drained => "lockstep_group_drains_total",
-        };
-        counter(&self.recorder, name, &[]).increment(1);
-        let mut seen = self.seen();
-        seen.serving.remove(&replica);
-        self.show_replicas(&seen);
-    }
-
-    /// How many replicas there are.
-    pub fn expect_replicas(&self, replicas: usize) {
-        let mut seen = self.seen();
-        seen.replicas = replicas;
-        self.show_replicas(&seen);
-    }
-
-    fn show_replicas(&self, seen: &Seen) {
-        let ranks: u32 = seen.serving.values().sum();
-        gauge(&self.recorder, "lockstep_ranks_ready", &[]).set(ranks);
-        gauge(&self.recorder, "lockstep_replicas_ready", &[]).set(seen.serving.len() as f64);
-        for replica in 0..seen.replicas {
-            let is_ready = seen.serving.keys().any(|serving| serving.index() == replica);
-            let label = [replica_label(replica)];
-            gauge(&self.recorder, REPLICA_READY, &label).set(f64::from(u8::from(is_ready)));
-        }
     }
 
     /// A request was answered from the response cache.
@@ -522,10 +473,6 @@ impl Scale {
         };
         (0..count).map(|step| first * f64::powi(2.0, step)).collect()
     }
-}
-
-fn replica_label(replica: usize) -> Label {
-    Label::new("replica", replica.to_string())
 }
 
 fn rank_label(rank: usize) -> Label {

@@ -1,5 +1,4 @@
 //! Probes: what they say is so, and they say it at once, whatever the engine does.
-#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 mod support;
 

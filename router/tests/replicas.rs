@@ -34,7 +34,7 @@ impl Replicas {
         let fakes = vocabularies.iter().map(|size| FakeGroup::new(MODEL, shape(*size)));
         let (groups, controls): (Vec<_>, Vec<_>) = fakes.unzip();
         let tasks = Tasks::new();
-        let app = App::start(config, model(), groups, &tasks).unwrap();
+        let app = App::start(config, model(), groups, &tasks).expect("it starts");
         Self { server: Server { app, control: controls[0].clone(), tasks }, controls }
     }
 
@@ -52,7 +52,10 @@ impl Replicas {
     async fn until_ready(&self, count: usize) {
         let mut states = self.server.app.engine.replica_states();
         let is_ready = |state: &&GroupState| matches!(state, GroupState::Ready(_));
-        states.wait_for(|states| states.iter().filter(is_ready).count() == count).await.unwrap();
+        states
+            .wait_for(|states| states.iter().filter(is_ready).count() == count)
+            .await
+            .expect("the engine lives");
     }
 
     /// Lets each group compute so many steps more, and waits until they have.
@@ -102,7 +105,7 @@ fn requests() -> [Value; COUNT] {
         request("b", json!({"do_sample": true, "seed": 1})),
         request("a prompt", json!({"do_sample": true, "seed": 2, "temperature": 0.5})),
         request("a prompt", json!({"top_n_tokens": 3})),
-        request("c", json!({"grammar": {"type": "regex", "value": "[a-f]{12,30}"}})),
+        request("c", json!({"ignore_eos": false, "grammar": {"type": "regex", "value": "[a-f]{12,30}"}})),
         request("d", json!({"decoder_input_details": true})),
     ]
 }
@@ -111,7 +114,9 @@ async fn undisturbed() -> Vec<Value> {
     let server = Server::start_with(MODEL, config()).await;
     let mut answers = Vec::new();
     for request in requests() {
-        answers.push(server.post("/generate", request).await.json());
+        let reply = server.post("/generate", request).await;
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        answers.push(reply.json());
     }
     answers
 }
@@ -230,11 +235,12 @@ async fn a_poisonous_request_is_found_whichever_groups_it_takes_down() {
             let states = it.server.app.engine.replica_states().borrow().clone();
             for (state, control) in states.iter().zip(&it.controls) {
                 let lost = it.server.metric("lockstep_group_losses_total").await;
-                if matches!(state, GroupState::Away { .. }) && lost > f64::from(healed) && !control.is_up()
-                {
-                    control.come_back();
-                    healed += 1;
+                let is_away = matches!(state, GroupState::Away { .. }) && !control.is_up();
+                if !is_away || lost <= f64::from(healed) {
+                    continue;
                 }
+                control.come_back();
+                healed += 1;
             }
             tokio::task::yield_now().await;
         }

@@ -1,5 +1,5 @@
 //! What the scheduler adds to a step: `plan_step` and `on_step_done` with 1, 64 and 1,024 sequences, and a
-//! look-up in the prefix tree. Prints medians; judges nothing.
+//! look-up in the prefix tree, with one replica and with two. Prints medians; judges nothing.
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 
 use std::time::{Duration, Instant};
@@ -18,7 +18,8 @@ fn main() {
     for sequences in [1, 64, 1024] {
         decode(sequences);
     }
-    admission();
+    admission(1);
+    admission(2);
 }
 
 /// Steps in which every sequence gets one token.
@@ -41,9 +42,14 @@ fn decode(sequences: u32) {
     println!("{sequences:5} sequences: plan_step {:?}, on_step_done {:?}", median(plan), median(done));
 }
 
-/// A step that admits one sequence of 1,000 tokens, all but the last block of them cached.
-fn admission() {
+/// A step that admits one sequence of 1,000 tokens, all but the last block of them cached. Where there are several
+/// replicas the others are asked what they have of it.
+fn admission(replicas: u32) {
     let mut scheduler = scheduler(1);
+    for replica in 1..replicas {
+        let cache = CacheShape { blocks: Blocks(1_064), block_size: Tokens(16) };
+        assert!(scheduler.on_group_ready(ReplicaId(replica), Epoch(1), cache).is_empty());
+    }
     let prompt: Vec<_> = (0..1_000).map(TokenId).collect();
     let mut times = Vec::new();
     for sequence in 0..STEPS as u64 {
@@ -54,7 +60,7 @@ fn admission() {
         scheduler.on_step_done(ONLY, &output, Instant::now()).expect("it answers the step");
         scheduler.on_cancel(SequenceId(sequence));
     }
-    println!("admission of 1,000 cached tokens: plan_step {:?}", median(times));
+    println!("admission of 1,000 cached tokens, {replicas} replicas: plan_step {:?}", median(times));
 }
 
 fn scheduler(sequences: u32) -> Scheduler {

@@ -101,3 +101,52 @@ impl Sibling<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The replica to take, given the load and the prefix of each.
+    fn taken(offers: &[(usize, u32)]) -> Option<u32> {
+        let offers = (0..).map(ReplicaId).zip(offers);
+        let offers =
+            offers.map(|(replica, (load, prefix))| Offer { replica, load: *load, prefix: Tokens(*prefix) });
+        best(offers).map(|offer| offer.replica.0)
+    }
+
+    #[test]
+    fn the_longest_prefix_counts_among_the_least_loaded() {
+        type Offers = &'static [(usize, u32)];
+        let cases: [(Offers, Option<u32>); 9] = [
+            (&[], None),
+            (&[(9, 0)], Some(0)),
+            // Nothing is cached: the least loaded, then the first.
+            (&[(1, 0), (0, 0)], Some(1)),
+            (&[(1, 0), (1, 0)], Some(0)),
+            // A prefix is worth two sequences, and not three.
+            (&[(0, 0), (2, 16)], Some(1)),
+            (&[(0, 0), (3, 16)], Some(0)),
+            (&[(1, 16), (2, 32), (4, 64)], Some(1)),
+            // Or a quarter of what the least loaded has.
+            (&[(40, 0), (50, 16)], Some(1)),
+            (&[(40, 0), (51, 16)], Some(0)),
+        ];
+        for (offers, expected) in cases {
+            assert_eq!(taken(offers), expected, "{offers:?}");
+        }
+    }
+
+    /// What one replica leaves to another, that one takes: nothing but the load of who left it can have grown.
+    #[test]
+    fn who_is_meant_is_still_meant_when_others_have_more_to_do() {
+        for seed in 0..10_000 {
+            let mut random = crate::tests::Generator::new(seed);
+            let mut offers: Vec<(usize, u32)> =
+                (0..2).map(|_| (random.between(0, 40) as usize, 16 * random.between(0, 4))).collect();
+            let Some(meant) = taken(&offers) else { continue };
+            let other = 1 - meant as usize;
+            offers[other].0 += random.between(0, 10) as usize;
+            assert_eq!(taken(&offers), Some(meant), "{offers:?}");
+        }
+    }
+}

@@ -30,8 +30,11 @@ pub use safetensors::check as safetensors;
 pub use templates::check as templates;
 pub use tool_calls::check as tool_calls;
 
+/// What is done with each input of a target.
+pub type Check = fn(&[u8]);
+
 /// Every target by name, which is also that of its corpus.
-pub const TARGETS: [(&str, fn(&[u8])); 10] = [
+pub const TARGETS: [(&str, Check); 10] = [
     ("bodies", bodies),
     ("event_ids", event_ids),
     ("gguf", gguf),

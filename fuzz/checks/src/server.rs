@@ -59,7 +59,7 @@ impl Server {
         let (group, control) = FakeGroup::new(FakeModel::Hash, shape);
         control.come_back();
         let app = runtime.block_on(async {
-            let ground = (group, None::<(Nowhere, Fsync)>, Draws::repeatable(1));
+            let ground = (vec![group], None::<(Nowhere, Fsync)>, Draws::repeatable(1));
             let app = App::start_repeatable(config(window), model(), ground, &Tasks::new());
             let app = app.expect("nothing is asked of the system");
             app.wait_until_ready().await.expect("the group is there");
@@ -118,6 +118,7 @@ fn config(resume_window: Option<Duration>) -> AppConfig {
         },
         patience: Patience {
             request_timeout: None,
+            queue_timeout: None,
             client_timeout: Duration::from_secs(60),
             resume_window,
         },

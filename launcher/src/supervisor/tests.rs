@@ -567,8 +567,18 @@ fn apply(world: &mut World, fault: &Fault) {
                 world.event(Event::Ready);
             }
         }
-        Fault::Lost(incarnation) => {
-            world.event(Event::Lost(FIRST, Incarnation(*incarnation)));
+        Fault::Lost(replica, incarnation) => {
+            world.event(Event::Lost(ReplicaId(*replica), Incarnation(*incarnation)));
+        }
+        Fault::Serves(replica) => {
+            let replica = ReplicaId(*replica);
+            if world.replicas().any(|known| known == replica) {
+                let newest = world.supervisor.newest(UnitId::Shards(replica), 0).incarnation;
+                world.event(Event::Serves(replica, newest));
+            }
+        }
+        Fault::Roll => {
+            world.event(Event::RestartRequested);
         }
         Fault::Lives(which) if !world.alive.is_empty() => {
             let members: Vec<Member> = world.alive.iter().copied().collect();

@@ -37,7 +37,7 @@ impl Kv {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     Length,
-    EndToken,
+    EosToken,
     Stop,
 }
 
@@ -65,7 +65,7 @@ impl Answer {
                 break End::Stop;
             }
             if token.0 == ids::IM_END {
-                break End::EndToken;
+                break End::EosToken;
             }
             if tokens.len() as u64 == request.max_new_tokens {
                 break End::Length;
@@ -80,7 +80,7 @@ impl End {
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Length => "length",
-            Self::EndToken => "eos_token",
+            Self::EosToken => "eos_token",
             Self::Stop => "stop_sequence",
         }
     }

@@ -303,9 +303,10 @@ impl Garbage {
         match self {
             Self::Again => {}
             Self::OtherEpoch | Self::OtherStep => {
-                match self {
-                    Self::OtherEpoch => output.epoch.0 -= 1,
-                    _ => output.step_id.0 += 1,
+                if self == Self::OtherEpoch {
+                    output.epoch.0 -= 1;
+                } else {
+                    output.step_id.0 += 1;
                 }
                 // What another step brought is not what this one would.
                 for result in results {

@@ -206,9 +206,7 @@ impl World {
                         streams.insert(stream, 0);
                     }
                     Record::Heard { event: GenerationEvent::Token(_), .. } => {
-                        if let Some(tokens) = streams.get_mut(&stream) {
-                            *tokens += 1;
-                        }
+                        streams.entry(stream).and_modify(|tokens| *tokens += 1);
                     }
                     Record::Known(_) => {
                         // The whole of it.

@@ -1,12 +1,12 @@
 //! Random numbers that are the same everywhere for one seed.
 
 /// SplitMix64 (Steele, Lea and Flood 2014).
-pub(super) struct Generator {
+pub(crate) struct Generator {
     state: u64,
 }
 
 impl Generator {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self { state: seed }
     }
 
@@ -16,7 +16,7 @@ impl Generator {
     }
 
     /// One of `low..=high`.
-    pub(super) fn between(&mut self, low: u32, high: u32) -> u32 {
+    pub(crate) fn between(&mut self, low: u32, high: u32) -> u32 {
         low + u32::try_from(self.next() % u64::from(high - low + 1)).unwrap()
     }
 

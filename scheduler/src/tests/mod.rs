@@ -8,3 +8,5 @@ mod generator;
 mod history;
 mod shares;
 mod world;
+
+pub(crate) use generator::Generator;
