@@ -102,7 +102,7 @@ fn requests() -> [Value; COUNT] {
         request("b", json!({"do_sample": true, "seed": 1})),
         request("a prompt", json!({"do_sample": true, "seed": 2, "temperature": 0.5})),
         request("a prompt", json!({"top_n_tokens": 3})),
-        request("c", json!({"grammar": {"type": "regex", "value": "[a-f]{12,30}"}})),
+        request("c", json!({"ignore_eos": false, "grammar": {"type": "regex", "value": "[a-f]{12,30}"}})),
         request("d", json!({"decoder_input_details": true})),
     ]
 }
@@ -111,7 +111,9 @@ async fn undisturbed() -> Vec<Value> {
     let server = Server::start_with(MODEL, config()).await;
     let mut answers = Vec::new();
     for request in requests() {
-        answers.push(server.post("/generate", request).await.json());
+        let reply = server.post("/generate", request).await;
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        answers.push(reply.json());
     }
     answers
 }
