@@ -36,9 +36,7 @@ pub struct ServeConfig {
     /// How many processes it is split over, and how often.
     pub groups: Groups,
     /// Where it is computed.
-    pub device: DeviceArgs,
-    /// Whether threads that compute keep to processors of their own.
-    pub cpu_binding: CpuBinding,
+    pub placement: Placement,
     /// What weights are kept in.
     pub precision: Precision,
     /// What keys and values are kept in.
@@ -55,6 +53,15 @@ pub struct ServeConfig {
     pub program: PathBuf,
     /// Where this user's sockets belong, if the system says so.
     pub runtime_folder: Option<PathBuf>,
+}
+
+/// Where a model is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// On what.
+    pub device: DeviceArgs,
+    /// Whether threads that compute keep to processors of their own.
+    pub cpus: CpuBinding,
 }
 
 /// When processes are stopped and restarted.
@@ -101,8 +108,10 @@ impl ServeConfig {
             model_name,
             groups,
             // Settled here, so that every rank of every epoch computes on the same kind of device.
-            device: args.device.settled(args.device.kind(groups.replicas * groups.ranks)?),
-            cpu_binding: args.cpu_binding,
+            placement: Placement {
+                device: args.device.settled(args.device.kind(groups.replicas * groups.ranks)?),
+                cpus: args.cpu_binding,
+            },
             precision: Precision { dtype: args.dtype, quantize: args.quantize },
             kv_cache: KvCache {
                 held: args.kv_cache_dtype,

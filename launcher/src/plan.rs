@@ -101,7 +101,7 @@ pub fn shard(config: &ServeConfig, place: &Place, incarnation: &ShardIncarnation
     line.option("--epoch", epoch.to_string());
     line.option("--listen", unix(&socket_of(&place.sockets, replica, rank)));
     line.option("--communicator", communicator.to_argument(place.launcher));
-    let device = config.device.after(replica.0, config.groups.ranks).to_arguments();
+    let device = config.placement.device.after(replica.0, config.groups.ranks).to_arguments();
     line.arguments.extend(device.into_iter().map(Into::into));
     line.option("--dtype", config.precision.dtype.to_string());
     line.option("--quantize", config.precision.quantize.to_string());

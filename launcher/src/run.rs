@@ -63,7 +63,7 @@ pub fn serve(config: &ServeConfig, started: Instant) -> Result<(), LaunchError> 
         context: config.router.max_total_tokens,
     };
     // A GPU's memory is dealt out by the ranks on it, once their weights are there.
-    let available = match config.device.device {
+    let available = match config.placement.device.device {
         DeviceChoice::Cuda => None,
         DeviceChoice::Auto | DeviceChoice::Cpu => memory::available(),
     };
@@ -114,13 +114,13 @@ struct Shell<'a> {
     readiness: Option<Pin<Box<dyn Future<Output = ()>>>>,
     last_words: BTreeMap<UnitId, (Incarnation, LastWords)>,
     announced: Announced,
-    started: Instant,
 }
 
 /// Whether the ready line was printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Announced {
-    NotYet,
+    /// Not since this.
+    NotYet(Instant),
     Once,
 }
 
@@ -173,8 +173,7 @@ impl<'a> Shell<'a> {
             serving: BTreeMap::new(),
             readiness: None,
             last_words: BTreeMap::new(),
-            announced: Announced::NotYet,
-            started,
+            announced: Announced::NotYet(started),
         }
     }
 
@@ -289,7 +288,9 @@ impl<'a> Shell<'a> {
     fn on_ready(&mut self) {
         self.readiness = None;
         match self.announced {
-            Announced::NotYet => announce(self.config, &ready_lines(self.config, self.started.elapsed())),
+            Announced::NotYet(started) => {
+                announce(self.config, &ready_lines(self.config, started.elapsed()))
+            }
             Announced::Once => info!("the service is ready again"),
         }
         self.announced = Announced::Once;

@@ -33,7 +33,7 @@ pub fn cores() -> usize {
 pub fn cpus(config: &ServeConfig) -> Vec<CpuList> {
     let Ok(allowed) = CpuList::allowed() else { return Vec::new() };
     // There the CPU only hands work out.
-    if config.device.device == DeviceChoice::Cuda || config.cpu_binding == CpuBinding::None {
+    if config.placement.device.device == DeviceChoice::Cuda || config.placement.cpus == CpuBinding::None {
         return Vec::new();
     }
     let ranks = config.groups.replicas as usize * config.groups.ranks as usize;
@@ -45,8 +45,8 @@ pub fn cpus(config: &ServeConfig) -> Vec<CpuList> {
             ranks, "ranks span memory nodes; as many ranks as nodes have their weights beside them"
         );
     }
-    let bound = host.bound(config.cpu_binding, ranks);
-    if bound.is_none() && config.cpu_binding == CpuBinding::Cores {
+    let bound = host.bound(config.placement.cpus, ranks);
+    if bound.is_none() && config.placement.cpus == CpuBinding::Cores {
         warn!(ranks, cpus = %allowed, "more ranks than processors: none is bound to any");
     }
     bound.unwrap_or_default()

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lockstep_launcher::config::{KvCache, KvCacheMemory, ServeConfig, Supervision};
+use lockstep_launcher::config::{KvCache, KvCacheMemory, Placement, ServeConfig, Supervision};
 use lockstep_launcher::passthrough::RouterFlags;
 use lockstep_launcher::plan::{self, CommandLine, Communicator, Place, ShardIncarnation};
 use lockstep_launcher::supervisor::{Groups, Restarts};
@@ -21,8 +21,15 @@ fn config(ranks: u32) -> ServeConfig {
         model: ModelFiles::EmbeddedDemo,
         model_name: "lockstep/demo".to_owned(),
         groups: Groups { replicas: 1, ranks },
-        device: DeviceArgs { device: DeviceChoice::Auto, ranks_per_gpu: 1, exact: false, places_taken: 0 },
-        cpu_binding: CpuBinding::Auto,
+        placement: Placement {
+            device: DeviceArgs {
+                device: DeviceChoice::Auto,
+                ranks_per_gpu: 1,
+                exact: false,
+                places_taken: 0,
+            },
+            cpus: CpuBinding::Auto,
+        },
         precision: Dtype::Bfloat16.into(),
         kv_cache: KvCache { held: KvCacheDtype::Auto, memory: KvCacheMemory::Fitting },
         address: SocketAddr::from(([0, 0, 0, 0], 3000)),
@@ -109,13 +116,13 @@ fn a_router_and_its_shards() {
     ");
 }
 
-#[test]
-fn what_was_typed_reaches_the_roles() {
+/// Everything is other than usual.
+fn typed() -> ServeConfig {
     let mut config = config(1);
     config.model = ModelFiles::Folder(PathBuf::from("/models/small"));
     config.model_name = "org/small".to_owned();
     config.address = SocketAddr::from(([127, 0, 0, 1], 8080));
-    config.device =
+    config.placement.device =
         DeviceArgs { device: DeviceChoice::Cuda, ranks_per_gpu: 2, exact: true, places_taken: 0 };
     config.precision = Precision { dtype: Dtype::Float32, quantize: Quantize::Int8 };
     config.kv_cache.held = KvCacheDtype::Int8;
@@ -123,6 +130,12 @@ fn what_was_typed_reaches_the_roles() {
     config.router.typed = vec!["--max-best-of".into(), "3".into()];
     config.router.otlp_endpoint = Some("http://collector:4317".to_owned());
     config.router.otlp_service_name = Some("shop".to_owned());
+    config
+}
+
+#[test]
+fn what_was_typed_reaches_the_roles() {
+    let config = typed();
     insta::assert_snapshot!(written(&plan::router(&config, &place())), @r"
     router: router
       --model /models/small

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use lockstep_launcher::config::{KvCache, KvCacheMemory, ServeConfig, Supervision};
+use lockstep_launcher::config::{KvCache, KvCacheMemory, Placement, ServeConfig, Supervision};
 use lockstep_launcher::passthrough::RouterFlags;
 use lockstep_launcher::run;
 use lockstep_launcher::supervisor::{Groups, Restarts};
@@ -29,8 +29,15 @@ fn config(program: PathBuf, runtime_folder: PathBuf) -> ServeConfig {
         model: ModelFiles::EmbeddedDemo,
         model_name: "none".to_owned(),
         groups: Groups { replicas: 1, ranks: 2 },
-        device: DeviceArgs { device: DeviceChoice::Auto, ranks_per_gpu: 1, exact: false, places_taken: 0 },
-        cpu_binding: CpuBinding::Auto,
+        placement: Placement {
+            device: DeviceArgs {
+                device: DeviceChoice::Auto,
+                ranks_per_gpu: 1,
+                exact: false,
+                places_taken: 0,
+            },
+            cpus: CpuBinding::Auto,
+        },
         precision: Dtype::Bfloat16.into(),
         kv_cache: KvCache { held: KvCacheDtype::Auto, memory: KvCacheMemory::Fixed(Bytes(1 << 20)) },
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 9)),

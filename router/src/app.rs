@@ -126,8 +126,6 @@ pub struct App {
     pub engine: Engine,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// Bodies that have not come whole.
-    pub uploads: Arc<Uploads>,
     /// Running requests by id.
     pub requests: Registry,
     /// Answers that are kept.
@@ -164,6 +162,8 @@ struct Life {
 struct Rooms {
     requests: Arc<Places>,
     tokenizing: Arc<Semaphore>,
+    /// Bodies that have not come whole.
+    uploads: Arc<Uploads>,
 }
 
 impl App {
@@ -251,6 +251,7 @@ impl App {
         let rooms = Rooms {
             requests: Places::new(config.max_concurrent_requests),
             tokenizing: Arc::new(Semaphore::new(TOKENIZE_PLACES)),
+            uploads: Uploads::new(config.payload_limit_bytes),
         };
         let app = Arc::new(Self {
             keys,
@@ -258,7 +259,6 @@ impl App {
             pool,
             grammars,
             metrics,
-            uploads: Uploads::new(config.payload_limit_bytes),
             requests: Registry::default(),
             responses,
             streams: Streams::new(config.patience.resume_window, journal, tasks.clone()),
@@ -278,6 +278,11 @@ impl App {
             let _ = stop.run_until_cancelled(replaying).await;
         });
         Ok(app)
+    }
+
+    /// Room for bodies that have not come whole.
+    pub fn uploads(&self) -> &Arc<Uploads> {
+        &self.life.rooms.uploads
     }
 
     /// Where what is drawn for requests comes from.

@@ -93,6 +93,8 @@ pub struct Listen {
     pub hostname: String,
     /// Port.
     pub port: u16,
+    /// Connections of clients at most.
+    pub most_connections: usize,
 }
 
 /// How the model is talked to in chats.
@@ -142,8 +144,6 @@ pub struct RouterConfig {
     pub replicas: Vec<Vec<ShardAddress>>,
     /// Where to listen.
     pub listen: Listen,
-    /// Connections of clients at most.
-    pub most_connections: usize,
     /// What the parts are configured with.
     pub app: AppConfig,
     /// The longest context the shards compute, where it is not what the model's files say.
@@ -181,8 +181,11 @@ impl RouterConfig {
             files: ModelFiles::from_argument(&args.model),
             model_id: args.model_id,
             replicas,
-            listen: Listen { hostname: args.hostname, port: args.port },
-            most_connections: args.max_connections,
+            listen: Listen {
+                hostname: args.hostname,
+                port: args.port,
+                most_connections: args.max_connections,
+            },
             app,
             max_positions: args.max_positions.map(Tokens),
             chats: ChatConfig {

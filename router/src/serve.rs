@@ -126,7 +126,7 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     }
     launcher::begin_talking(&config.launcher, &app.engine, &tasks)?;
     let door = Door {
-        most_connections: connections::within_open_files(config.most_connections),
+        most_connections: connections::within_open_files(config.listen.most_connections),
         patience: app.config.patience.client_timeout,
         metrics: Arc::clone(&app.metrics),
     };

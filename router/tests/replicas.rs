@@ -230,12 +230,14 @@ async fn a_poisonous_request_is_found_whichever_groups_it_takes_down() {
         let mut healed = 0;
         while healed < 3 {
             let states = it.server.app.engine.replica_states().borrow().clone();
-            for (state, control) in states.iter().zip(&it.controls) {
-                let lost = it.server.metric("lockstep_group_losses_total").await;
-                let is_away = matches!(state, GroupState::Away { .. }) && !control.is_up();
-                if !is_away || lost <= f64::from(healed) {
-                    continue;
-                }
+            let lost = it.server.metric("lockstep_group_losses_total").await;
+            let is_down = |(state, control): &(&GroupState, &FakeControl)| {
+                matches!(state, GroupState::Away { .. }) && !control.is_up()
+            };
+            // One at a time, each once its loss was counted.
+            if lost > f64::from(healed)
+                && let Some((_, control)) = states.iter().zip(&it.controls).find(is_down)
+            {
                 control.come_back();
                 healed += 1;
             }

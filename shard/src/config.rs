@@ -36,10 +36,8 @@ pub struct Config {
     pub precision: Precision,
     /// KV blocks.
     pub kv_cache: KvConfig,
-    /// Threads that compute; at least one.
-    pub threads: usize,
-    /// What they compute on, one on each; `None`: wherever the system puts them.
-    pub cpus: Option<CpuList>,
+    /// What computes.
+    pub threads: ThreadConfig,
     /// Where to give signs of life.
     pub reports: Option<PathBuf>,
     /// The process to die with.
@@ -48,6 +46,15 @@ pub struct Config {
     pub log: LogConfig,
     /// Where spans go.
     pub traces: TraceConfig,
+}
+
+/// Threads of a rank that compute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ThreadConfig {
+    /// At least one.
+    pub count: usize,
+    /// A processor for each; `None`: wherever the system puts them.
+    pub cpus: Option<CpuList>,
 }
 
 /// KV blocks of a rank.
@@ -146,8 +153,7 @@ impl Config {
             device: args.device,
             precision: Precision { dtype: args.dtype, quantize: args.quantize },
             kv_cache: KvConfig { held: args.kv_cache_dtype, budget: Bytes(args.kv_cache_bytes) },
-            threads: if args.threads == 0 { threads } else { args.threads },
-            cpus,
+            threads: ThreadConfig { count: if args.threads == 0 { threads } else { args.threads }, cpus },
             reports: args.reports,
             parent: args.parent,
             log: LogConfig { filter: args.log_level, format },

@@ -57,10 +57,10 @@ pub fn run(args: ShardArgs) -> Result<(), ShardError> {
     {
         return Err(ShardError::ParentGone { parent });
     }
-    if let Some(cpus) = &config.cpus {
+    if let Some(cpus) = &config.threads.cpus {
         compute_on(cpus);
     }
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(config.threads).start_handler(take_place);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(config.threads.count).start_handler(take_place);
     let pool = pool.build_global();
     pool.map_err(|error| ShardError::Threads { source: io::Error::other(error) })?;
     let threads = |source| ShardError::Threads { source };

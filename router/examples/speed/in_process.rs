@@ -86,7 +86,7 @@ pub(crate) fn serve(args: RouterArgs) -> Result<SocketAddr, Box<dyn Error>> {
     })?;
     let address = listener.local_addr()?;
     let door = Door {
-        most_connections: connections::within_open_files(config.most_connections),
+        most_connections: connections::within_open_files(config.listen.most_connections),
         patience: app.config.patience.client_timeout,
         metrics: Arc::clone(&app.metrics),
     };

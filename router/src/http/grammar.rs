@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::encode::of_pool;
 use super::fields::Fields;
-use super::intake::of_pool;
 use crate::app::App;
 use crate::error::ApiError;
 use crate::grammar::{CompileError, CompiledGrammar, Grammar};

@@ -9,6 +9,7 @@ mod chat;
 mod completions;
 pub mod connections;
 pub mod cors;
+mod encode;
 pub mod fields;
 mod frame;
 mod generate;

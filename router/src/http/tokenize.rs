@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::body::JsonBody;
-use super::intake::{decode, encode_pieces, of_pool};
+use super::encode::{decode, encode_pieces, of_pool};
 use super::native::{FullText, GenerateRequest};
 use super::openai::ChatRequest;
 use crate::app::App;

@@ -74,7 +74,7 @@ pub(super) async fn bound(State(app): State<Arc<App>>, request: Request, next: N
         return next.run(request).await;
     }
     let patience = app.config.patience.client_timeout;
-    let held = Held { uploads: Arc::clone(&app.uploads), bytes: 0 };
+    let held = Held { uploads: Arc::clone(app.uploads()), bytes: 0 };
     let time = Time { patience, begun: None, bytes: 0 };
     next.run(request.map(|body| bounded(body, time, held))).await
 }
