@@ -12,10 +12,12 @@ use support::{BLOCKS, Server, config, post};
 use tower::ServiceExt;
 
 /// Every name with its type, in order.
-const FAMILIES: [(&str, &str); 44] = [
+const FAMILIES: [(&str, &str); 49] = [
+    ("lockstep_connections", "gauge"),
     ("lockstep_grammar_compile_seconds", "histogram"),
     ("lockstep_grammar_mask_seconds", "histogram"),
     ("lockstep_grammar_tokens_total", "counter"),
+    ("lockstep_group_drains_total", "counter"),
     ("lockstep_group_losses_total", "counter"),
     ("lockstep_group_restarts_total", "counter"),
     ("lockstep_inter_token_latency_seconds", "histogram"),
@@ -28,7 +30,10 @@ const FAMILIES: [(&str, &str); 44] = [
     ("lockstep_rank_communication_seconds", "histogram"),
     ("lockstep_rank_forward_seconds", "histogram"),
     ("lockstep_ranks_ready", "gauge"),
+    ("lockstep_replica_ready", "gauge"),
+    ("lockstep_replicas_ready", "gauge"),
     ("lockstep_response_cache_hits_total", "counter"),
+    ("lockstep_sequence_moves_total", "counter"),
     ("lockstep_tasks_alive", "gauge"),
     ("lockstep_time_to_first_token_seconds", "histogram"),
     ("tgi_batch_concat", "counter"),
@@ -193,7 +198,7 @@ async fn label_values_come_from_fixed_sets() {
         });
     }
     let names: Vec<_> = values.keys().map(String::as_str).collect();
-    assert_eq!(names, ["err", "le", "method", "origin", "rank", "reason"]);
+    assert_eq!(names, ["err", "le", "method", "origin", "rank", "reason", "replica"]);
     assert_eq!(values["origin"].iter().collect::<Vec<_>>(), ["forced", "sampled"]);
     assert_eq!(values["method"].iter().collect::<Vec<_>>(), ["decode", "prefill"]);
     assert_eq!(values["rank"].iter().collect::<Vec<_>>(), ["0"]);

@@ -27,7 +27,8 @@ use crate::metrics::Metrics;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often that is said, where it lasts.
 const BETWEEN_WORDS: Duration = Duration::from_secs(60);
-/// Bytes of a request's head at most; a longer one is answered 431. Bodies are read in pieces of this size.
+/// Bytes of a request's head that are waited for; one that has not ended by then is answered 431. What comes at once with
+/// its end may be some more. Bodies are read in pieces of this size.
 const HEAD_BYTES: usize = 64 << 10;
 /// Headers of a request at most; one with more is answered 431.
 const HEADERS: usize = 100;

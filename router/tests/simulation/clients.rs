@@ -393,7 +393,7 @@ impl World {
         let may_be_gone = if stream.life == self.life {
             now.saturating_sub(client.left) >= WINDOW
         } else {
-            self.may_be_forgotten(stream.id, client.left)
+            self.may_be_forgotten(stream.id, client.left) || self.may_have_failed_unheard(index, now)
         };
         if !may_be_gone {
             self.violation(format!("client {index}: its stream {} is not known any more", stream.id));
@@ -401,20 +401,32 @@ impl World {
         self.clients[index].ask_anew();
     }
 
-    fn on_failure(&mut self, index: usize, body: &Value) {
-        let now = self.now();
-        let kind = body["error_type"].as_str().unwrap_or_default();
+    /// Whether there is a reason for the error `kind`, at `now`.
+    fn may_have_failed(&self, index: usize, kind: &str, now: Duration) -> bool {
         let (request, client) = (&self.plan.requests[index], &self.clients[index]);
         let is_poison = [FELLS, BREAKS, FAILS].into_iter().any(|byte| request.has(byte));
         let away = self.shards.longest_away(now);
-        let may_be = match kind {
+        match kind {
             "generation" => is_poison || self.has_reason_to_fail(index),
             "timeout" => request.deadline.is_some_and(|deadline| now - client.asked_at >= deadline),
             "group_lost" => away >= GROUP_LOSS_TIMEOUT,
             "cancelled" => client.has_cancelled,
             _ => false,
-        };
-        if !may_be {
+        }
+    }
+
+    /// Whether its answer may have ended with an error that it has not heard of yet, at `now`: such a stream is not
+    /// taken up by another router.
+    pub(crate) fn may_have_failed_unheard(&self, index: usize, now: Duration) -> bool {
+        ["generation", "timeout", "group_lost"]
+            .into_iter()
+            .any(|kind| self.may_have_failed(index, kind, now))
+    }
+
+    fn on_failure(&mut self, index: usize, body: &Value) {
+        let now = self.now();
+        let kind = body["error_type"].as_str().unwrap_or_default();
+        if !self.may_have_failed(index, kind, now) {
             self.violation(format!("client {index} fails without a reason: {body}"));
         }
         let kind = kind.to_owned();

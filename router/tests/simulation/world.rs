@@ -171,7 +171,7 @@ impl World {
     }
 
     /// What clients were told is written down first: with a journal that did not fail, every event a client has is
-    /// there, whatever died.
+    /// there, whatever died, but for streams that ended with an error.
     fn check_told(&mut self, death: Death, now: Duration) {
         let Some(fsync) = self.plan.server.journal.filter(|_| self.plan.server.keeps_streams) else {
             return;
@@ -183,12 +183,16 @@ impl World {
         }
         let written = self.in_journal();
         let mut untold = Vec::new();
-        for client in &self.clients {
+        for (index, client) in self.clients.iter().enumerate() {
             let Some((stream, told)) = client.open_stream((self.life, now), self.lossy_life) else {
                 continue;
             };
             let found = written.get(&stream).copied();
-            if found.is_none_or(|found| found < told) {
+            let is_lost = match found {
+                Some(found) => found < told,
+                None => !self.may_have_failed_unheard(index, now),
+            };
+            if is_lost {
                 untold.push(format!("{stream}: {told} events were told, {found:?} were written down"));
             }
         }
