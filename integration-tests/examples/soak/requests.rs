@@ -60,6 +60,19 @@ impl Question {
         }
     }
 
+    /// What was heard of an answer, from where it differs.
+    pub(crate) fn complaint(&self, frames: &[String], why: &str) -> String {
+        let (heard, mut text) = (self.by_choice(frames), format!("{why}: {} {}", self.path, self.body));
+        for (choice, (heard, expected)) in heard.iter().zip(&self.expected).enumerate() {
+            let same = heard.iter().zip(expected).take_while(|(heard, expected)| heard == expected).count();
+            if same < heard.len().max(expected.len()) {
+                let (heard, expected) = (heard.get(same), expected.get(same));
+                text += &format!("\n  choice {choice}, event {same}: {heard:?}, expected {expected:?}");
+            }
+        }
+        text
+    }
+
     /// Choices of one answer are told in no order; what is no choice's, such as the end, comes after them.
     fn by_choice(&self, frames: &[String]) -> Vec<Vec<String>> {
         let mut choices = vec![Vec::new(); self.choices + 1];

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use lockstep_integration_tests::client::Client;
@@ -21,7 +22,12 @@ pub(crate) struct Tally {
     left: AtomicU64,
     left_in_prompts: AtomicU64,
     events: AtomicU64,
+    /// What was wrong, of the first few.
+    complaints: Mutex<Vec<String>>,
 }
+
+/// Complaints that are kept: one is enough to look into.
+const COMPLAINTS: usize = 5;
 
 impl Tally {
     /// Nobody comes any more.
@@ -31,6 +37,14 @@ impl Tally {
 
     pub(crate) fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Relaxed)
+    }
+
+    fn complain(&self, of: &AtomicU64, what: impl FnOnce() -> String) {
+        count(of, 1);
+        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        if complaints.len() < COMPLAINTS {
+            complaints.push(what());
+        }
     }
 
     /// Whether every answer that was waited for was right, and there were some of each kind.
@@ -57,7 +71,9 @@ impl fmt::Display for Tally {
             count(&self.left_in_prompts),
             count(&self.refused),
             count(&self.events),
-        )
+        )?;
+        let complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        complaints.iter().try_for_each(|complaint| write!(f, "\n{complaint}"))
     }
 }
 
@@ -126,14 +142,20 @@ impl<'a> Visitor<'a> {
         {
             match frame {
                 Ok(frame) => heard.push(frame),
-                Err(_) => return count(&self.tally.failed, 1),
+                Err(error) => {
+                    let what = || question.complaint(&heard, &error);
+                    return self.tally.complain(&self.tally.failed, what);
+                }
             }
         }
         drop(frames);
         if let Manner::Return(_) = manner {
             match self.rest(question, &heard).await {
                 Ok(rest) => heard.extend(rest),
-                Err(()) => return count(&self.tally.failed, 1),
+                Err(error) => {
+                    let what = || question.complaint(&heard, &error);
+                    return self.tally.complain(&self.tally.failed, what);
+                }
             }
         }
         self.judge(question, &manner, &heard);
@@ -142,7 +164,8 @@ impl<'a> Visitor<'a> {
     fn judge(&self, question: &Question, manner: &Manner, heard: &[String]) {
         count(&self.tally.events, heard.len() as u64);
         if heard.last().is_some_and(|last| last.contains("\"error_type\"")) {
-            return count(&self.tally.failed, 1);
+            let what = || question.complaint(heard, "it ended with an error");
+            return self.tally.complain(&self.tally.failed, what);
         }
         match (question.check(heard), manner) {
             (Heard::Whole, Manner::Stay) => count(&self.tally.right, 1),
@@ -152,17 +175,20 @@ impl<'a> Visitor<'a> {
             }
             (Heard::Part | Heard::Whole, Manner::Leave(_)) => count(&self.tally.left, 1),
             (Heard::Part, Manner::Stay | Manner::Return(_)) | (Heard::Other, _) => {
-                count(&self.tally.wrong, 1);
+                let what = || question.complaint(heard, "it is not what it is undisturbed");
+                self.tally.complain(&self.tally.wrong, what);
             }
         }
     }
 
     /// What comes after the last event that was heard.
-    async fn rest(&self, question: &Question, heard: &[String]) -> Result<Vec<String>, ()> {
+    async fn rest(&self, question: &Question, heard: &[String]) -> Result<Vec<String>, String> {
         let first_line = heard.last().and_then(|frame| frame.lines().next());
-        let last = first_line.and_then(|line| line.strip_prefix("id: ")).ok_or(())?;
-        let resumed = self.client.resume_frames(question.path, &question.body, last).await.map_err(drop)?;
-        resumed.rest().await.map_err(drop)
+        let last =
+            first_line.and_then(|line| line.strip_prefix("id: ")).ok_or("its last event has no id")?;
+        let resumed = self.client.resume_frames(question.path, &question.body, last).await;
+        let resumed = resumed.map_err(|refusal| format!("it is not gone on with: {}", refusal.text))?;
+        resumed.rest().await
     }
 
     /// While shards load, newcomers are told to come back.
