@@ -1,7 +1,7 @@
 //! The composition root: the parts of a router over any group of shards, without a socket.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -29,7 +29,7 @@ use crate::http::{self, Registry, Uploads};
 use crate::journal::{Fsync, Journal, JournalConfig, JournalError, Left, Medium};
 use crate::metrics::Metrics;
 use crate::model::Model;
-use crate::shards::{GroupFacts, ShardGroup};
+use crate::shards::ShardGroup;
 use crate::validation::RequestLimits;
 
 /// Bytes of a segment where a test is to see many of them.
@@ -154,7 +154,6 @@ struct Life {
     rooms: Rooms,
     group: watch::Receiver<GroupState>,
     draining: CancellationToken,
-    was_ready: Arc<AtomicBool>,
     draws: Draws,
 }
 
@@ -242,12 +241,6 @@ impl App {
         let keys = Arc::new(Keys::open(&config.access)?);
         tasks.spawn("api keys", Fate::Log, Arc::clone(&keys).watch(tasks.stop_token().clone()));
         let responses = ResponseCache::new(config.kept.response_cache_bytes);
-        let was_ready = Arc::new(AtomicBool::new(false));
-        tasks.spawn(
-            "readiness",
-            Fate::Log,
-            note_ready(engine.state(), Arc::clone(&was_ready), tasks.stop_token().clone()),
-        );
         let rooms = Rooms {
             requests: Places::new(config.max_concurrent_requests),
             tokenizing: Arc::new(Semaphore::new(TOKENIZE_PLACES)),
@@ -264,13 +257,7 @@ impl App {
             streams: Streams::new(config.patience.resume_window, journal, tasks.clone()),
             load: Load::default(),
             config,
-            life: Life {
-                rooms,
-                group: engine.state(),
-                draining: CancellationToken::new(),
-                was_ready,
-                draws,
-            },
+            life: Life { rooms, group: engine.state(), draining: CancellationToken::new(), draws },
             engine,
         });
         let (replaying, stop) = (http::replay(Arc::clone(&app), recovered), tasks.stop_token().clone());
@@ -373,7 +360,7 @@ impl App {
 
     /// Whether they could be asked once.
     pub fn was_ready(&self) -> bool {
-        self.life.was_ready.load(Ordering::Relaxed) || self.is_ready()
+        self.engine.last_group().is_some()
     }
 
     /// Waits until the shards can be asked.
@@ -403,7 +390,7 @@ impl App {
 
     /// What one request may ask for, as configured and as the shards allow.
     pub fn limits(&self) -> RequestLimits {
-        match self.facts() {
+        match self.engine.last_group() {
             Some(facts) => {
                 self.config.limits.within(facts.max_context()).within_vocabulary(facts.vocabulary_size)
             }
@@ -413,7 +400,7 @@ impl App {
 
     /// The value of `x-compute-type`.
     pub fn compute_type(&self) -> String {
-        match (&self.config.compute_type, self.facts()) {
+        match (&self.config.compute_type, self.engine.last_group()) {
             (Some(configured), _) => configured.clone(),
             (None, Some(facts)) => format!("{}-{}", facts.world_size, facts.arithmetic),
             (None, None) => "unknown".to_owned(),
@@ -425,15 +412,8 @@ impl App {
         let version = env!("CARGO_PKG_VERSION");
         let revision = self.model.sha.as_deref().unwrap_or("local");
         let arithmetic =
-            self.facts().map_or_else(|| "unknown".to_owned(), |facts| facts.arithmetic.clone());
+            self.engine.last_group().map_or_else(|| "unknown".to_owned(), |facts| facts.arithmetic.clone());
         format!("lockstep-{version}-{revision}-{arithmetic}")
-    }
-
-    fn facts(&self) -> Option<Arc<GroupFacts>> {
-        match &*self.life.group.borrow() {
-            GroupState::Ready(facts) => Some(Arc::clone(facts)),
-            GroupState::Away { .. } => None,
-        }
     }
 }
 
@@ -491,20 +471,6 @@ async fn upkeep(metrics: Arc<Metrics>, stop: CancellationToken) {
             biased;
             () = stop.cancelled() => return,
             _ = ticks.tick() => metrics.run_upkeep(),
-        }
-    }
-}
-
-async fn note_ready(
-    mut group: watch::Receiver<GroupState>,
-    was_ready: Arc<AtomicBool>,
-    stop: CancellationToken,
-) {
-    tokio::select! {
-        biased;
-        () = stop.cancelled() => {}
-        state = group.wait_for(|state| matches!(state, GroupState::Ready(_))) => {
-            was_ready.store(state.is_ok(), Ordering::Relaxed);
         }
     }
 }

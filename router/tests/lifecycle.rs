@@ -465,3 +465,17 @@ async fn info_models_and_tokens_have_their_names() {
     assert_eq!(tokens[0], json!({"id": 97, "text": "a", "start": 0, "stop": 1}));
     assert_eq!(tokens.as_array().unwrap().len(), 3);
 }
+
+/// A request that was let in a moment before is answered with the same names and bounds.
+#[tokio::test]
+async fn what_is_known_of_the_model_stays_known_while_its_group_is_away() {
+    let server = Server::start_with(FakeModel::Hash, config()).await;
+    let known = |server: &Server| {
+        let limits = server.app.limits();
+        (server.app.fingerprint(), server.app.compute_type(), format!("{limits:?}"))
+    };
+    let before = known(&server);
+    server.control.lose();
+    server.until(async |server| !server.app.is_ready()).await;
+    assert_eq!(known(&server), before);
+}

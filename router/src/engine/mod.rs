@@ -24,6 +24,7 @@ use thiserror::Error;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use self::answer_check::AnswerCheck;
+use self::states::Told;
 use crate::grammar::CompiledGrammar;
 use crate::shards::GroupFacts;
 
@@ -185,8 +186,7 @@ pub struct Engine {
     next_sequence: Arc<AtomicU64>,
     /// How long what is queued should take, in milliseconds.
     queue_time_ms: Arc<AtomicU64>,
-    state: watch::Receiver<GroupState>,
-    replica_states: watch::Receiver<Vec<GroupState>>,
+    told: Told,
     vitals: Arc<Vitals>,
 }
 
@@ -217,12 +217,17 @@ impl Engine {
 
     /// Whether the shards of any replica can be asked; changes are signalled.
     pub fn state(&self) -> watch::Receiver<GroupState> {
-        self.state.clone()
+        self.told.any.clone()
     }
 
     /// The same of each replica, in their order.
     pub fn replica_states(&self) -> watch::Receiver<Vec<GroupState>> {
-        self.replica_states.clone()
+        self.told.each.clone()
+    }
+
+    /// What is known of the group that came last, also while none is there; `None` before the first.
+    pub fn last_group(&self) -> Option<Arc<GroupFacts>> {
+        self.told.last.borrow().clone()
     }
 
     /// Lets the group of this incarnation end its step and leave; what it computes goes on with the other replicas,

@@ -107,7 +107,7 @@ impl<G: ShardGroup> EngineTask<G> {
         let capacity_submissions = (config.limits.max_requests as usize).max(1);
         let (commands, queue) = mpsc::channel(capacity_submissions);
         let wake = Arc::new(Notify::new());
-        let (states, state, replica_states) = States::new(groups.len());
+        let (states, told) = States::new(groups.len());
         metrics.expect_replicas(groups.len());
         let deliveries = Deliveries::new(vocabulary, Arc::clone(&metrics));
         let core = Core::new(config.limits, deliveries, metrics);
@@ -117,8 +117,7 @@ impl<G: ShardGroup> EngineTask<G> {
             wake: Arc::clone(&wake),
             next_sequence: Arc::new(AtomicU64::new(1)),
             queue_time_ms: core.queue_time_ms(),
-            state,
-            replica_states,
+            told,
             vitals: Arc::clone(&vitals),
         };
         let inputs = Inputs { commands: queue, wake, stop };

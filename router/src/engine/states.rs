@@ -15,22 +15,33 @@ pub(super) struct States {
     any: watch::Sender<GroupState>,
     /// Of each, in their order.
     each: watch::Sender<Vec<GroupState>>,
+    /// What is known of the group that came last, also once it is lost: those that follow are like it.
+    last: watch::Sender<Option<Arc<GroupFacts>>>,
+}
+
+/// The others' ends.
+#[derive(Clone)]
+pub(super) struct Told {
+    pub(super) any: watch::Receiver<GroupState>,
+    pub(super) each: watch::Receiver<Vec<GroupState>>,
+    pub(super) last: watch::Receiver<Option<Arc<GroupFacts>>>,
 }
 
 impl States {
-    /// Of so many replicas that are away, with those who are told: of any and of each.
-    pub(super) fn new(
-        replicas: usize,
-    ) -> (Self, watch::Receiver<GroupState>, watch::Receiver<Vec<GroupState>>) {
+    /// Of so many replicas that are away.
+    pub(super) fn new(replicas: usize) -> (Self, Told) {
         let away = GroupState::Away { since: clock::now() };
         let (each, each_told) = watch::channel(vec![away.clone(); replicas]);
         let (any, any_told) = watch::channel(away);
-        (Self { any, each }, any_told, each_told)
+        let (last, last_told) = watch::channel(None);
+        (Self { any, each, last }, Told { any: any_told, each: each_told, last: last_told })
     }
 
     /// A group can be asked.
     pub(super) fn on_ready(&self, replica: ReplicaId, facts: GroupFacts) {
-        self.set(replica, GroupState::Ready(Arc::new(facts)));
+        let facts = Arc::new(facts);
+        self.last.send_replace(Some(Arc::clone(&facts)));
+        self.set(replica, GroupState::Ready(facts));
     }
 
     /// A group cannot be asked any more.
