@@ -42,6 +42,12 @@ pub trait Medium: Send + 'static {
     /// # Errors
     /// When the disk fails.
     fn delete(&mut self, number: u64) -> io::Result<()>;
+
+    /// How long a writer waits before it writes what comes next: for a medium that stands in for a disk and itself takes
+    /// no time.
+    fn latency(&mut self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// A segment as it is found.

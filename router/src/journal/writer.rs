@@ -97,6 +97,10 @@ impl<M: Medium> Writer<M> {
     /// The same as a task.
     pub(super) async fn run_as_task(mut self, mut commands: mpsc::Receiver<Command>) {
         while let Some(first) = commands.recv().await {
+            let latency = self.medium.latency();
+            if !latency.is_zero() {
+                tokio::time::sleep(latency).await;
+            }
             self.on_batch(batch(first, &mut commands));
         }
         self.attempt(Self::sync);

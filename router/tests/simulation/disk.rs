@@ -11,6 +11,10 @@ use crate::world::{Death, Shared, World, lock};
 
 const MAGIC: &[u8] = b"LSJRNL01";
 
+/// One write in so many is slow, and takes so long at most.
+const SLOW_WRITES: u64 = 4;
+const LONGEST_WRITE_MS: u64 = 20;
+
 #[derive(Default)]
 pub(crate) struct Disk {
     segments: BTreeMap<u64, Segment>,
@@ -83,6 +87,15 @@ impl Medium for Drive {
             }
             Ok(())
         })
+    }
+
+    fn latency(&mut self) -> Duration {
+        let mut world = lock(&self.world);
+        if !world.is_dead() && world.life == self.life && world.random.once_in(SLOW_WRITES) {
+            world.random.millis(1, LONGEST_WRITE_MS)
+        } else {
+            Duration::ZERO
+        }
     }
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
