@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::auth::KeyName;
 use super::frame::{REQUEST_ID, RequestId};
-use super::resume::is_stream;
+use super::resume::{Begun, is_stream};
 use super::tape::{Journaling, Past};
 use super::trace::RequestTrace;
 use crate::app::App;
@@ -69,7 +69,7 @@ fn tell(app: &App, known: KnownAnswer) -> Result<(), ReplayError> {
     response.headers_mut().extend(headers_of(&known.headers));
     let owner = known.owner.map(|name| KeyName(name.into()));
     // Nobody reads it yet.
-    drop(app.streams.keep((known.stream, owner), window, response));
+    drop(app.streams.keep((known.stream, owner, Begun::Earlier), window, response));
     Ok(())
 }
 
@@ -120,7 +120,7 @@ async fn answer(
         return Err(ReplayError::Refused { status: response.status().as_u16(), error });
     }
     // Nobody reads it yet.
-    drop(app.streams.keep((origin.stream, owner), window, response));
+    drop(app.streams.keep((origin.stream, owner, Begun::Earlier), window, response));
     Ok(())
 }
 

@@ -62,6 +62,7 @@ struct Kept {
     /// Whose it is: nobody else may take it up.
     owner: Option<KeyName>,
     headers: HeaderMap,
+    begun: Begun,
     /// How many connections have read it.
     readers: AtomicU64,
     /// Its receivers are the connections that read it.
@@ -73,6 +74,15 @@ struct Log {
     /// As they are sent, ids included.
     events: Vec<Bytes>,
     is_over: bool,
+}
+
+/// Which process told a stream first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Begun {
+    /// This one.
+    Here,
+    /// An earlier one, which may have told more of it than its journal outlived its machine with.
+    Earlier,
 }
 
 /// Why nothing more comes of a stream.
@@ -119,14 +129,20 @@ impl Streams {
     /// Generates on behalf of whoever reads, and answers the first reader.
     pub(super) fn keep(
         self: &Arc<Self>,
-        (id, owner): (Uuid, Option<KeyName>),
+        (id, owner, begun): (Uuid, Option<KeyName>, Begun),
         window: Duration,
         response: Response,
     ) -> Response {
         let (parts, body) = response.into_parts();
         let (log, reader) = watch::channel(Log::default());
-        let kept =
-            Arc::new(Kept { id, owner, headers: parts.headers.clone(), readers: AtomicU64::new(1), log });
+        let kept = Arc::new(Kept {
+            id,
+            owner,
+            begun,
+            headers: parts.headers.clone(),
+            readers: AtomicU64::new(1),
+            log,
+        });
         self.kept().by_id.insert(kept.id, Arc::clone(&kept));
         let streams = Arc::clone(self);
         let read = read(reader, 0);
@@ -164,7 +180,7 @@ impl Streams {
         };
         let (id, seen): (Uuid, usize) = named.ok_or_else(unknown)?;
         let _ = self.are_complete.subscribe().wait_for(|are_complete| *are_complete).await;
-        let (headers, mut log) = {
+        let (headers, begun, mut log) = {
             // Under the lock: it is not given up meanwhile.
             let streams = self.kept();
             let kept = streams.by_id.get(&id).ok_or_else(unknown)?;
@@ -172,14 +188,21 @@ impl Streams {
                 return Err(unknown());
             }
             kept.readers.fetch_add(1, Ordering::Relaxed);
-            (kept.headers.clone(), kept.log.subscribe())
+            (kept.headers.clone(), kept.begun, kept.log.subscribe())
         };
         // What an earlier process told is on its way into the log.
         let told = log.wait_for(|log| log.events.len() >= seen || log.is_over).await;
-        if told.is_ok_and(|log| log.events.len() < seen) {
-            return Err(unknown());
+        let lacks = told.is_ok_and(|log| log.events.len() < seen);
+        let failure = match begun {
+            Begun::Here => None,
+            Begun::Earlier => log.borrow().failure(seen).map(|failure| numbered(id, seen + 1, failure)),
+        };
+        match failure {
+            // It fails before it is where it was when its client heard of it last.
+            Some(failure) => Ok((headers, Body::from(failure)).into_response()),
+            None if lacks => Err(unknown()),
+            None => Ok((headers, read(log, seen)).into_response()),
         }
-        Ok((headers, read(log, seen)).into_response())
     }
 
     /// Whether a connection reads any of them.
@@ -278,12 +301,24 @@ impl Streams {
 }
 
 impl Log {
-    fn push(&mut self, id: Uuid, piece: &[u8]) {
-        let number = self.events.len() + 1;
-        let mut event = format!("id: {id}:{number}\n").into_bytes();
-        event.extend_from_slice(piece);
-        self.events.push(event.into());
+    /// What says why nothing follows, without its id, where that is all there is beyond `seen` events of which some are
+    /// missing here.
+    fn failure(&self, seen: usize) -> Option<&[u8]> {
+        let last = self.events.last().filter(|_| self.events.len() <= seen)?;
+        let end = last.iter().position(|byte| *byte == b'\n')?;
+        last.get(end + 1..).filter(|data| data.starts_with(b"data: {\"error\":"))
     }
+
+    fn push(&mut self, id: Uuid, piece: &[u8]) {
+        self.events.push(numbered(id, self.events.len() + 1, piece));
+    }
+}
+
+/// An event as it is sent.
+fn numbered(id: Uuid, number: usize, piece: &[u8]) -> Bytes {
+    let mut event = format!("id: {id}:{number}\n").into_bytes();
+    event.extend_from_slice(piece);
+    event.into()
 }
 
 /// A body with everything after the first `seen` events, as it comes.
@@ -338,7 +373,11 @@ pub(super) async fn resume(State(app): State<Arc<App>>, request: Request, next: 
         Some(_) | None => request,
     };
     let response = next.run(request).await;
-    if is_stream(response.headers()) { app.streams.keep((id, key), window, response) } else { response }
+    if is_stream(response.headers()) {
+        app.streams.keep((id, key, Begun::Here), window, response)
+    } else {
+        response
+    }
 }
 
 /// What is written down of a request: no secret.
