@@ -88,7 +88,7 @@ impl Group {
                 token: token.clone(),
                 origin: TokenOrigin::Sampled,
             });
-        } else if !running.behind().is_empty() {
+        } else if !running.behind().is_empty() && !running.sequence.is_told() {
             return None;
         }
         let reason = running.sequence.finish_reason()?;

@@ -268,6 +268,11 @@ impl Sequence {
         (self.prompt_tokens + self.told.output).saturating_sub(Tokens(1))
     }
 
+    /// Whether the owner has all of an output there is. What follows its last token is of no use where that ends it.
+    pub(crate) fn is_told(&self) -> bool {
+        !self.output_tokens().is_empty() && !self.has_untold()
+    }
+
     /// Whether there are forced tokens that the owner has yet to be told of.
     fn has_untold(&self) -> bool {
         self.output_tokens() > self.told.output

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -37,20 +38,27 @@ enum ReplayError {
 
 /// Answers every stream again; the clients may be back before or after.
 pub(crate) async fn replay(app: Arc<App>, left: Vec<Left>) {
-    if let Some(journal) = app.streams.journal().cloned() {
+    if let (Some(journal), Some(window)) = (app.streams.journal().cloned(), app.streams.window()) {
         let routes = super::text_routes(&app).with_state(Arc::clone(&app));
-        let answering = left.into_iter().map(|one| replay_one(&app, &routes, &journal, one));
+        let answering = left.into_iter().map(|one| replay_one(&app, &routes, (&journal, window), one));
         join_all(answering).await;
     }
     app.streams.on_complete();
 }
 
-async fn replay_one(app: &Arc<App>, routes: &Router, journal: &Journal, left: Left) {
+async fn replay_one(app: &Arc<App>, routes: &Router, (journal, window): (&Journal, Duration), left: Left) {
     let (stream, answered) = match left {
         Left::Begun(recovered) => {
-            (recovered.beginning.origin.stream, answer(app, routes, journal, recovered).await)
+            let stream = recovered.beginning.origin.stream;
+            // Its client may be waiting already, and this process may die as well.
+            let answering = answer(app, routes, (journal, window), recovered);
+            (stream, app.streams.held(stream, window, answering).await)
         }
-        Left::Known(known) => (known.stream, tell(app, known)),
+        Left::Known(known) => {
+            let stream = known.stream;
+            tell(app, window, known);
+            (stream, Ok(()))
+        }
     };
     match answered {
         Ok(()) => info!(%stream, "a stream of an earlier process goes on"),
@@ -62,15 +70,13 @@ async fn replay_one(app: &Arc<App>, routes: &Router, journal: &Journal, left: Le
 }
 
 /// What is known needs no shards.
-fn tell(app: &App, known: KnownAnswer) -> Result<(), ReplayError> {
-    let Some(window) = app.streams.window() else { return Err(ReplayError::Stopping) };
+fn tell(app: &App, window: Duration, known: KnownAnswer) {
     let pieces = known.pieces.into_iter().map(Ok::<_, Infallible>);
     let mut response = Response::new(Body::from_stream(futures::stream::iter(pieces)));
     response.headers_mut().extend(headers_of(&known.headers));
     let owner = known.owner.map(|name| KeyName(name.into()));
     // Nobody reads it yet.
     drop(app.streams.keep((known.stream, owner, Begun::Earlier), window, response));
-    Ok(())
 }
 
 /// Whatever no header is was none before.
@@ -81,7 +87,7 @@ fn headers_of(kept: &[(String, Vec<u8>)]) -> impl Iterator<Item = (HeaderName, H
 async fn answer(
     app: &Arc<App>,
     routes: &Router,
-    journal: &Journal,
+    (journal, window): (&Journal, Duration),
     recovered: Recovered,
 ) -> Result<(), ReplayError> {
     let Recovered { beginning, events } = recovered;
@@ -90,7 +96,6 @@ async fn answer(
     if beginning.fingerprint != expected {
         return Err(ReplayError::OtherArithmetic { found: beginning.fingerprint, expected });
     }
-    let Some(window) = app.streams.window() else { return Err(ReplayError::Stopping) };
     let owner = beginning.request.owner.as_deref().map(|name| KeyName(name.into()));
     let request = Request::post(beginning.request.path.as_str());
     let mut request = request.body(Body::from(beginning.request.body.clone()))?;

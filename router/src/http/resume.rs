@@ -18,7 +18,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use lockstep_process::tasks::{Fate, Tasks};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
 use super::auth::KeyName;
@@ -26,7 +26,7 @@ use super::frame::{REQUEST_ID, RequestId};
 use super::tape::{Journaling, new_origin};
 use crate::app::App;
 use crate::error::{ApiError, ErrorKind};
-use crate::journal::{Journal, KeptRequest};
+use crate::journal::{Journal, KeptRequest, READINGS_PER_WINDOW, between_readings};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -180,7 +180,7 @@ impl Streams {
         };
         let (id, seen): (Uuid, usize) = named.ok_or_else(unknown)?;
         let _ = self.are_complete.subscribe().wait_for(|are_complete| *are_complete).await;
-        let (headers, begun, mut log) = {
+        let (headers, begun, mut log, noted) = {
             // Under the lock: it is not given up meanwhile.
             let streams = self.kept();
             let kept = streams.by_id.get(&id).ok_or_else(unknown)?;
@@ -188,8 +188,12 @@ impl Streams {
                 return Err(unknown());
             }
             kept.readers.fetch_add(1, Ordering::Relaxed);
-            (kept.headers.clone(), kept.begun, kept.log.subscribe())
+            (kept.headers.clone(), kept.begun, kept.log.subscribe(), self.note_read(id))
         };
+        if let Some(noted) = noted {
+            // From here on the next process knows of it. A journal that failed says so itself.
+            let _ = noted.await;
+        }
         // What an earlier process told is on its way into the log.
         let told = log.wait_for(|log| log.events.len() >= seen || log.is_over).await;
         let lacks = told.is_ok_and(|log| log.events.len() < seen);
@@ -233,7 +237,7 @@ impl Streams {
     /// Until nobody has read for `window`; then it is forgotten.
     async fn abandoned(&self, kept: &Kept, window: Duration) {
         loop {
-            kept.log.closed().await;
+            self.held(kept.id, window, kept.log.closed()).await;
             let readers = kept.readers.load(Ordering::Relaxed);
             tokio::time::sleep(window).await;
             let mut streams = self.kept();
@@ -245,9 +249,21 @@ impl Streams {
         }
     }
 
-    /// Until nobody has read a stream that has ended for `window`; at most twice as long.
+    /// Its client may come back for `window` from the end of `doing`, whatever dies.
+    pub(super) async fn held<T>(&self, id: Uuid, window: Duration, doing: impl Future<Output = T>) -> T {
+        let mut doing = pin!(doing);
+        loop {
+            self.note_read(id);
+            if let Ok(done) = tokio::time::timeout(between_readings(window), &mut doing).await {
+                self.note_read(id);
+                return done;
+            }
+        }
+    }
+
+    /// Until nobody has read a stream that has ended for `window`, or a little longer.
     async fn unread(&self, id: Uuid, window: Duration) {
-        let mut before = None;
+        let (mut before, mut quiet) = (None, 0);
         loop {
             let readers = match self.kept().by_id.get(&id) {
                 Some(kept) if kept.log.receiver_count() == 0 => Some(kept.readers.load(Ordering::Relaxed)),
@@ -256,10 +272,16 @@ impl Streams {
                 None => return,
             };
             if readers.is_some() && readers == before {
-                return;
+                quiet += 1;
+                if quiet == READINGS_PER_WINDOW {
+                    return;
+                }
+            } else {
+                quiet = 0;
+                self.note_read(id);
             }
             before = readers;
-            tokio::time::sleep(window).await;
+            tokio::time::sleep(between_readings(window)).await;
         }
     }
 
@@ -275,6 +297,11 @@ impl Streams {
             streams.by_id.remove(&oldest);
             self.forget_for_good(oldest);
         }
+    }
+
+    /// The next process knows that its client may come back.
+    fn note_read(&self, id: Uuid) -> Option<oneshot::Receiver<()>> {
+        self.journal.as_ref().map(|journal| journal.note_read(id))
     }
 
     /// The next process need not know of it.

@@ -35,6 +35,9 @@ pub use record::{Beginning, KeptRequest, KnownAnswer, Origin, Record, Segment, p
 /// How often what was written is brought to the disk with [`Fsync::Interval`].
 const BETWEEN_SYNCS: Duration = Duration::from_secs(1);
 
+/// A client that read until the process died may have been noted this much of a window before.
+pub const READINGS_PER_WINDOW: u32 = 4;
+
 /// Records that wait to be written. Each stream waits for its last one before it has the next, so this is more than
 /// there are streams on most servers; others wait here a little longer.
 const RECORDS_WAITING: usize = 256;
@@ -111,7 +114,7 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens the journal, and returns the streams that may still be taken up: something was told of them within `window`.
+    /// Opens the journal, and returns the streams that may still be taken up: they were told or read within `window`.
     ///
     /// # Errors
     /// When the folder cannot be used.
@@ -183,11 +186,25 @@ impl Journal {
         written
     }
 
+    /// Somebody reads the stream. To be said at least every [`between_readings`], so that the next process knows how
+    /// long its client may still come back. What comes back is told once it is written, or will not be.
+    pub fn note_read(&self, stream: Uuid) -> oneshot::Receiver<()> {
+        let (done, written) = oneshot::channel();
+        // Where there is no room it is said again.
+        let _ = self.commands.try_send(Command::Read { stream, done });
+        written
+    }
+
     /// Nobody may take the stream up any more.
     pub fn forget(&self, stream: Uuid) {
         // Where there is no room, the next process finds that nobody comes for it.
         let _ = self.commands.try_send(Command::Forget { stream });
     }
+}
+
+/// How often the journal is told that a stream is read whose client may come back within `window`.
+pub fn between_readings(window: Duration) -> Duration {
+    window / READINGS_PER_WINDOW
 }
 
 async fn sync_now_and_then(commands: mpsc::WeakSender<Command>) {
@@ -207,10 +224,11 @@ fn begin<M: Medium>(
     metrics: Arc<Metrics>,
 ) -> io::Result<(Writer<M>, Vec<Left>)> {
     let (mut found, mut torn) = (Vec::new(), 0);
+    let freshest = window + between_readings(window);
     for Stored { number, bytes, age } in medium.segments()? {
         let segment = parse(&bytes);
         torn += segment.torn_bytes;
-        found.push(Found { number, records: segment.records, is_fresh: age <= window });
+        found.push(Found { number, records: segment.records, is_fresh: age <= freshest });
     }
     if torn > 0 {
         warn!(bytes = torn, "the journal ends in the middle of a record, which is left out");
@@ -224,7 +242,7 @@ fn begin<M: Medium>(
 struct Found {
     number: u64,
     records: Vec<Record>,
-    /// Whether it was written to within the window.
+    /// Whether it was written to within the window, or as long before it as a reading may be noted late.
     is_fresh: bool,
 }
 
@@ -247,6 +265,10 @@ fn recover(found: Vec<Found>) -> (Vec<Left>, shelf::Shelf) {
                 Record::Heard { place, event, .. } => {
                     let Some((Left::Begun(recovered), fresh)) = streams.get_mut(&stream) else { continue };
                     recovered.events.push((place as usize, event));
+                    *fresh = is_fresh;
+                }
+                Record::Read { .. } => {
+                    let Some((_, fresh)) = streams.get_mut(&stream) else { continue };
                     *fresh = is_fresh;
                 }
                 Record::Forgotten { .. } => {

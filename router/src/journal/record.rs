@@ -97,6 +97,11 @@ pub enum Record {
         /// Which.
         stream: Uuid,
     },
+    /// Somebody read it, though nothing may have been told: its client may come back for another window.
+    Read {
+        /// Which.
+        stream: Uuid,
+    },
 }
 
 /// What is found in a segment.
@@ -114,7 +119,7 @@ impl Record {
         match self {
             Self::Begun(beginning) => beginning.origin.stream,
             Self::Known(known) => known.stream,
-            Self::Heard { stream, .. } | Self::Forgotten { stream } => *stream,
+            Self::Heard { stream, .. } | Self::Forgotten { stream } | Self::Read { stream } => *stream,
         }
     }
 
@@ -140,6 +145,10 @@ impl Record {
                 payload.u8(4);
                 write_known(&mut payload, known);
             }
+            Self::Read { stream } => {
+                payload.u8(5);
+                payload.u128(stream.as_u128());
+            }
         }
         let payload = payload.finish();
         if payload.len() > MAX_RECORD_BYTES {
@@ -163,6 +172,7 @@ impl Record {
             },
             3 => Self::Forgotten { stream: Uuid::from_u128(reader.u128()?) },
             4 => Self::Known(Box::new(read_known(&mut reader)?)),
+            5 => Self::Read { stream: Uuid::from_u128(reader.u128()?) },
             _ => return None,
         };
         reader.is_empty().then_some(record)

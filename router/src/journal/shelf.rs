@@ -28,6 +28,11 @@ impl Shelf {
         }
     }
 
+    /// Whether `stream` may be taken up.
+    pub(super) fn holds(&self, stream: Uuid) -> bool {
+        self.segments.values().any(|streams| streams.contains(&stream))
+    }
+
     /// Nobody takes `stream` up any more.
     pub(super) fn forget(&mut self, stream: Uuid) {
         for streams in self.segments.values_mut() {

@@ -89,6 +89,7 @@ fn record() -> impl Strategy<Value = Record> {
             event,
         }),
         1 => any::<u128>().prop_map(|stream| Record::Forgotten { stream: Uuid::from_u128(stream) }),
+        1 => any::<u128>().prop_map(|stream| Record::Read { stream: Uuid::from_u128(stream) }),
     ]
 }
 
@@ -181,7 +182,7 @@ fn streams_are_recovered_as_they_were_left() {
     let done = || GenerationEvent::PromptDone;
     let admitted = GenerationEvent::Admitted { queued: Duration::ZERO, cached: Tokens(3) };
     let found = vec![
-        Found { number: 1, records: vec![begun(1), begun(2), begun(3)], is_fresh: false },
+        Found { number: 1, records: vec![begun(1), begun(2), begun(3), begun(5)], is_fresh: false },
         Found {
             number: 2,
             // Of the fourth nothing but this is left.
@@ -190,17 +191,31 @@ fn streams_are_recovered_as_they_were_left() {
         },
         Found {
             number: 3,
-            records: vec![heard(1, done()), Record::Forgotten { stream: Uuid::from_u128(2) }],
+            records: vec![
+                heard(1, done()),
+                Record::Forgotten { stream: Uuid::from_u128(2) },
+                Record::Read { stream: Uuid::from_u128(5) },
+                // Of these nothing is there to read.
+                Record::Read { stream: Uuid::from_u128(2) },
+                Record::Read { stream: Uuid::from_u128(6) },
+            ],
             is_fresh: true,
         },
     ];
     let (recovered, mut shelf) = recover(found);
-    let [Left::Begun(first)] = &recovered[..] else { panic!("{recovered:?}") };
+    let [Left::Begun(first), Left::Begun(silent)] = &recovered[..] else { panic!("{recovered:?}") };
     assert_eq!(first.beginning.origin.stream, Uuid::from_u128(1));
     assert_eq!(first.events, [(0, admitted), (0, done())]);
+    assert_eq!(
+        silent.beginning.origin.stream,
+        Uuid::from_u128(5),
+        "it was read lately, though nothing was told"
+    );
+    assert_eq!(silent.events, []);
     shelf.open(4);
     assert_eq!(shelf.take_unneeded(), Vec::<u64>::new());
     shelf.forget(Uuid::from_u128(1));
+    shelf.forget(Uuid::from_u128(5));
     assert_eq!(shelf.take_unneeded(), [1, 2, 3], "what is stale or nobody's holds nothing up");
 }
 
@@ -297,6 +312,11 @@ fn segments_follow_each_other_and_go_with_their_streams() {
     assert_eq!(segments(), [1, 2, 3, 4, 5], "the first may still be taken up");
     writer.on_batch(vec![forget(1), forget(3)]);
     assert_eq!(segments(), [4, 5]);
+    let read = |stream| Command::Read { stream: Uuid::from_u128(stream), done: oneshot::channel().0 };
+    writer.on_batch(vec![read(4)]);
+    writer.on_batch(vec![forget(4), read(4)]);
+    writer.on_batch(vec![read(4), read(7)]);
+    assert_eq!(segments(), [5], "nothing is kept for the sake of a stream that nobody may take up");
 }
 
 /// What is written later never outlives what was written before: a stream would have a hole.

@@ -21,6 +21,8 @@ const SEGMENT_BYTES: usize = 16 << 20;
 pub(super) enum Command {
     /// Append a record of a stream.
     Write { stream: Uuid, bytes: Vec<u8>, done: oneshot::Sender<()> },
+    /// Somebody reads the stream.
+    Read { stream: Uuid, done: oneshot::Sender<()> },
     /// Nobody takes the stream up any more.
     Forget { stream: Uuid },
     /// Bring what was written to the disk.
@@ -117,6 +119,15 @@ impl<M: Medium> Writer<M> {
                     self.shelf.note(stream);
                     waiting.push(done);
                     must_sync |= self.fsync == Fsync::Always;
+                }
+                Command::Read { stream, done } => {
+                    // Of others there is nothing to take up.
+                    if self.shelf.holds(stream) {
+                        bytes.extend(Record::Read { stream }.encode().unwrap_or_default());
+                        self.shelf.note(stream);
+                        must_sync |= self.fsync == Fsync::Always;
+                    }
+                    waiting.push(done);
                 }
                 Command::Forget { stream } => {
                     bytes.extend(Record::Forgotten { stream }.encode().unwrap_or_default());

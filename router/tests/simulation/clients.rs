@@ -31,6 +31,7 @@ pub(crate) struct Client {
     /// How many tokens it has.
     seen: usize,
     stream: Option<Stream>,
+    /// Whether a stream is being told to it.
     is_connected: bool,
     /// Which router its last event came from.
     heard_in: u32,
@@ -148,6 +149,7 @@ pub(crate) async fn drive(world: Shared, router: Router, index: usize) {
             alive(&world).await;
             lock(&world).on_whole(index, &body);
         } else {
+            lock(&world).clients[index].is_connected = true;
             read(&world, &router, (index, response)).await;
         }
     }
@@ -212,7 +214,6 @@ impl World {
     fn request(&mut self, index: usize) -> HttpRequest<Body> {
         let now = self.now();
         let client = &mut self.clients[index];
-        client.is_connected = true;
         let last = client.stream.map(|stream| format!("{}:{}", stream.id, client.seen));
         if last.is_none() {
             client.asked += 1;

@@ -216,7 +216,7 @@ impl World {
                         // The whole of it.
                         streams.insert(stream, usize::MAX);
                     }
-                    Record::Heard { .. } => {}
+                    Record::Heard { .. } | Record::Read { .. } => {}
                     Record::Forgotten { .. } => {
                         streams.remove(&stream);
                     }

@@ -425,11 +425,23 @@ impl World {
         }
         let output = self.compute(&step, &failing);
         let events = self.scheduler.on_step_done(self.at, &output, self.now).expect("it answers the step");
+        self.check_ends(&events);
         for event in events {
             self.take_event(event);
         }
         self.note_progress(&step);
         self.place().stale = Some(output);
+    }
+
+    /// What a step finishes it also brings the last token of, if there is one: whoever reads knows which is the last.
+    fn check_ends(&self, events: &[SequenceEvent]) {
+        let of = |wanted: fn(&SequenceEvent) -> bool| -> BTreeSet<SequenceId> {
+            events.iter().filter(|event| wanted(event)).map(SequenceEvent::sequence).collect()
+        };
+        let with_tokens = of(|event| matches!(event, SequenceEvent::Token { .. }));
+        for id in of(|event| matches!(event, SequenceEvent::Finished { .. })).difference(&with_tokens) {
+            assert!(self.clients[id].tokens.is_empty(), "{id} is finished a step after its last token");
+        }
     }
 
     /// An output that is late, of another epoch, or not an answer, changes nothing.
