@@ -95,9 +95,11 @@ impl Client {
         is_open.then_some((stream.id, self.seen))
     }
 
-    /// Its connection, if it has one, breaks.
-    pub(crate) fn on_router_gone(&mut self, now: Duration) {
-        if std::mem::take(&mut self.is_connected) {
+    /// Its connection, if it has one, breaks. That it came back to router `life` may not be on the disk, if that lost
+    /// anything.
+    pub(crate) fn on_router_gone(&mut self, (life, now): (u32, Duration), is_lossy: bool) {
+        let is_noted = !is_lossy || self.stream.is_none_or(|stream| stream.life == life);
+        if std::mem::take(&mut self.is_connected) && is_noted {
             self.left = now;
         }
     }

@@ -154,29 +154,37 @@ impl World {
         let now = self.now();
         let death = self.dying.death.take().unwrap_or(Death::Process);
         self.dying.died = Arc::default();
-        self.shards.on_router_gone(now);
-        self.clients.iter_mut().for_each(|client| client.on_router_gone(now));
+        let (life, is_lossy) = (self.life, self.is_lossy(death));
+        self.clients.iter_mut().for_each(|client| client.on_router_gone((life, now), is_lossy));
         let is_long = self.is_met(|faults| faults.long.down);
         let down =
             if is_long { self.random.millis(70_000, 90_000) } else { self.random.millis(100, 3_000) };
         if death == Death::Machine {
             self.lose_unsynced();
-            self.shards.restart((now, now + down + Duration::from_secs(1)));
         }
         self.check_told(death, now);
+        self.shards.on_router_gone(now);
+        if death == Death::Machine {
+            self.shards.restart((now, now + down + Duration::from_secs(1)));
+        }
         self.born += down;
         self.recoverable = self.in_journal().into_keys().collect();
         let streams = self.recoverable.len();
         self.log(format_args!("{streams} streams are in the journal"));
     }
 
+    /// Whether a death may take what was written down.
+    fn is_lossy(&self, death: Death) -> bool {
+        self.disk.has_failed || (death == Death::Machine && self.plan.server.journal != Some(Fsync::Always))
+    }
+
     /// What clients were told is written down first: with a journal that did not fail, every event a client has is
     /// there, whatever died, but for streams that ended with an error.
     fn check_told(&mut self, death: Death, now: Duration) {
-        let Some(fsync) = self.plan.server.journal.filter(|_| self.plan.server.keeps_streams) else {
+        if self.plan.server.journal.is_none() || !self.plan.server.keeps_streams {
             return;
-        };
-        if self.disk.has_failed || (death == Death::Machine && fsync != Fsync::Always) {
+        }
+        if self.is_lossy(death) {
             // Streams that there were may lack some of what was told, until they have ended.
             self.lossy_life = self.life;
             return;
