@@ -210,6 +210,51 @@ async fn no_stream_is_refused_for_want_of_room() {
     next.tasks.stop_and_wait().await;
 }
 
+/// How often the streams in a journal were read and forgotten.
+fn readings(folder: &Path) -> (usize, usize) {
+    let read = |entry: std::io::Result<std::fs::DirEntry>| std::fs::read(entry.unwrap().path());
+    let segments = std::fs::read_dir(folder).unwrap().filter_map(|entry| read(entry).ok());
+    let records: Vec<Record> = segments.flat_map(|segment| parse(&segment).records).collect();
+    let count = |is: fn(&Record) -> bool| records.iter().filter(|record| is(record)).count();
+    (
+        count(|record| matches!(record, Record::Read { .. })),
+        count(|record| matches!(record, Record::Forgotten { .. })),
+    )
+}
+
+/// The next process goes by it: nothing is told meanwhile.
+#[tokio::test]
+async fn a_stream_that_is_read_is_noted_though_nothing_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut brief = journaled(folder.path(), Fsync::Never);
+    brief.patience.resume_window = Some(Duration::from_millis(400));
+    let server = Server::start_with(FakeModel::Seeded, brief).await;
+    let noted = |more_than: usize| {
+        let folder = folder.path();
+        async move |_: &Server| readings(folder).0 > more_than
+    };
+    server.control.pause();
+    server.control.allow_steps(1);
+    let body = parameters(&json!({}));
+    let response = server.router().oneshot(post("/generate_stream", &body)).await.unwrap();
+    let mut stream = response.into_body().into_data_stream();
+    let first = events_of(&mut stream, 1).await;
+    server.until(noted(4)).await;
+    drop(stream);
+    // Taken up: noted before it is answered, and from then on as before.
+    let before = readings(folder.path()).0;
+    let response =
+        server.router().oneshot(again("/generate_stream", &body, id_of(&first[0]))).await.unwrap();
+    assert_eq!(response.status().as_u16(), 200);
+    assert!(readings(folder.path()).0 > before, "a client that was answered is known to be there");
+    server.until(noted(before + 6)).await;
+    assert_eq!(readings(folder.path()).1, 0);
+    drop(response);
+    let is_forgotten = async |_: &Server| readings(folder.path()).1 == 1;
+    server.until(is_forgotten).await;
+    server.tasks.stop_and_wait().await;
+}
+
 #[tokio::test]
 async fn what_nobody_comes_back_for_is_forgotten_and_its_segments_are_deleted() {
     let folder = tempfile::tempdir().unwrap();

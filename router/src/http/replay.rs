@@ -50,9 +50,7 @@ async fn replay_one(app: &Arc<App>, routes: &Router, (journal, window): (&Journa
     let (stream, answered) = match left {
         Left::Begun(recovered) => {
             let stream = recovered.beginning.origin.stream;
-            // Its client may be waiting already, and this process may die as well.
-            let answering = answer(app, routes, (journal, window), recovered);
-            (stream, app.streams.held(stream, window, answering).await)
+            (stream, answer(app, routes, (journal, window), recovered).await)
         }
         Left::Known(known) => {
             let stream = known.stream;
@@ -64,7 +62,7 @@ async fn replay_one(app: &Arc<App>, routes: &Router, (journal, window): (&Journa
         Ok(()) => info!(%stream, "a stream of an earlier process goes on"),
         Err(error) => {
             warn!(%stream, %error, "a stream of an earlier process is lost");
-            app.streams.forget_for_good(stream);
+            app.streams.forget_for_good(stream).await;
         }
     }
 }

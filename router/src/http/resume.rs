@@ -94,6 +94,48 @@ enum End {
     Abandoned,
 }
 
+/// Who reads a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reading {
+    /// How many connections have read it.
+    readers: u64,
+    /// Whether one does.
+    is_read: bool,
+}
+
+impl Kept {
+    fn reading(&self) -> Reading {
+        let readers = self.readers.load(Ordering::Relaxed);
+        Reading { readers, is_read: self.log.receiver_count() > 0 }
+    }
+}
+
+impl KeptStreams {
+    /// One is told to its end. Returns those that give way to it.
+    fn on_ended(&mut self, id: Uuid, bytes: usize) -> Vec<Uuid> {
+        self.ended.push_back((id, bytes));
+        self.ended_bytes += bytes;
+        let mut given_up = Vec::new();
+        while self.ended_bytes > ENDED_BYTES
+            && let Some((oldest, bytes)) = self.ended.pop_front()
+        {
+            self.ended_bytes -= bytes;
+            self.by_id.remove(&oldest);
+            given_up.push(oldest);
+        }
+        given_up
+    }
+
+    fn remove(&mut self, id: Uuid) {
+        self.by_id.remove(&id);
+        if let Some(place) = self.ended.iter().position(|(ended, _)| *ended == id)
+            && let Some((_, bytes)) = self.ended.remove(place)
+        {
+            self.ended_bytes -= bytes;
+        }
+    }
+}
+
 /// Ends a stream's log, however its task ends: nobody waits for what will not come.
 struct EndsLog<'a>(&'a Kept);
 
@@ -151,13 +193,13 @@ impl Streams {
             if streams.fill(&kept, body, window).await == End::Abandoned {
                 return;
             }
-            streams.on_ended(&kept);
+            streams.on_ended(&kept).await;
             // What gives way before its time is gone at once.
             drop(kept);
             tokio::select! {
                 biased;
                 () = streams.tasks.stop_token().cancelled() => {}
-                () = streams.unread(id, window) => streams.forget(id),
+                () = streams.unread(id, window) => {}
             }
         });
         Response::from_parts(parts, read)
@@ -179,8 +221,10 @@ impl Streams {
             ApiError::new(ErrorKind::NotFound, message)
         };
         let (id, seen): (Uuid, usize) = named.ok_or_else(unknown)?;
-        let _ = self.are_complete.subscribe().wait_for(|are_complete| *are_complete).await;
-        let (headers, begun, mut log, noted) = {
+        let mut are_complete = self.are_complete.subscribe();
+        // This process may die as well before it has them.
+        let _ = self.held(id, window, are_complete.wait_for(|are_complete| *are_complete)).await;
+        let (headers, begun, mut log) = {
             // Under the lock: it is not given up meanwhile.
             let streams = self.kept();
             let kept = streams.by_id.get(&id).ok_or_else(unknown)?;
@@ -188,9 +232,9 @@ impl Streams {
                 return Err(unknown());
             }
             kept.readers.fetch_add(1, Ordering::Relaxed);
-            (kept.headers.clone(), kept.begun, kept.log.subscribe(), self.note_read(id))
+            (kept.headers.clone(), kept.begun, kept.log.subscribe())
         };
-        if let Some(noted) = noted {
+        if let Some(noted) = self.note_read(id).await {
             // From here on the next process knows of it. A journal that failed says so itself.
             let _ = noted.await;
         }
@@ -219,7 +263,7 @@ impl Streams {
     async fn fill(&self, kept: &Kept, body: Body, window: Duration) -> End {
         let _ends = EndsLog(kept);
         let mut pieces = body.into_data_stream();
-        let mut abandoned = pin!(self.abandoned(kept, window));
+        let mut abandoned = pin!(self.unread(kept.id, window));
         loop {
             let piece = tokio::select! {
                 biased;
@@ -234,91 +278,70 @@ impl Streams {
         }
     }
 
-    /// Until nobody has read for `window`; then it is forgotten.
-    async fn abandoned(&self, kept: &Kept, window: Duration) {
+    /// Its client is there while it waits, and may come back later.
+    async fn held<T>(&self, id: Uuid, window: Duration, waiting: impl Future<Output = T>) -> T {
+        let mut waiting = pin!(waiting);
         loop {
-            self.held(kept.id, window, kept.log.closed()).await;
-            let readers = kept.readers.load(Ordering::Relaxed);
-            tokio::time::sleep(window).await;
-            let mut streams = self.kept();
-            if kept.log.receiver_count() == 0 && kept.readers.load(Ordering::Relaxed) == readers {
-                streams.by_id.remove(&kept.id);
-                self.forget_for_good(kept.id);
-                return;
-            }
-        }
-    }
-
-    /// Its client may come back for `window` from the end of `doing`, whatever dies.
-    pub(super) async fn held<T>(&self, id: Uuid, window: Duration, doing: impl Future<Output = T>) -> T {
-        let mut doing = pin!(doing);
-        loop {
-            self.note_read(id);
-            if let Ok(done) = tokio::time::timeout(between_readings(window), &mut doing).await {
-                self.note_read(id);
+            self.note_read(id).await;
+            if let Ok(done) = tokio::time::timeout(between_readings(window), &mut waiting).await {
                 return done;
             }
         }
     }
 
-    /// Until nobody has read a stream that has ended for `window`, or a little longer.
+    /// Until nobody has read a stream for `window`, or a quarter longer; then it is forgotten. Meanwhile the journal is
+    /// told when somebody does.
     async fn unread(&self, id: Uuid, window: Duration) {
-        let (mut before, mut quiet) = (None, 0);
+        let Some(mut before) = self.reading(id) else { return };
+        let mut quiet = 0;
         loop {
-            let readers = match self.kept().by_id.get(&id) {
-                Some(kept) if kept.log.receiver_count() == 0 => Some(kept.readers.load(Ordering::Relaxed)),
-                Some(_) => None,
-                // Others needed its room.
-                None => return,
-            };
-            if readers.is_some() && readers == before {
-                quiet += 1;
-                if quiet == READINGS_PER_WINDOW {
-                    return;
-                }
-            } else {
-                quiet = 0;
-                self.note_read(id);
-            }
-            before = readers;
             tokio::time::sleep(between_readings(window)).await;
+            // Others needed its room, if it is gone.
+            let Some(now) = self.reading(id) else { return };
+            quiet = if now == before && !now.is_read { quiet + 1 } else { 0 };
+            before = now;
+            if quiet == 0 {
+                self.note_read(id).await;
+            } else if quiet >= READINGS_PER_WINDOW && self.remove_unread(id, now) {
+                return self.forget_for_good(id).await;
+            }
         }
     }
 
-    fn on_ended(&self, kept: &Kept) {
-        let bytes = kept.log.borrow().events.iter().map(Bytes::len).sum();
+    fn reading(&self, id: Uuid) -> Option<Reading> {
+        self.kept().by_id.get(&id).map(|kept| kept.reading())
+    }
+
+    /// Unless somebody has come meanwhile.
+    fn remove_unread(&self, id: Uuid, unread: Reading) -> bool {
         let mut streams = self.kept();
-        streams.ended.push_back((kept.id, bytes));
-        streams.ended_bytes += bytes;
-        while streams.ended_bytes > ENDED_BYTES
-            && let Some((oldest, bytes)) = streams.ended.pop_front()
-        {
-            streams.ended_bytes -= bytes;
-            streams.by_id.remove(&oldest);
-            self.forget_for_good(oldest);
+        let is_unread = streams.by_id.get(&id).is_none_or(|kept| kept.reading() == unread);
+        if is_unread {
+            streams.remove(id);
+        }
+        is_unread
+    }
+
+    async fn on_ended(&self, kept: &Kept) {
+        let bytes = kept.log.borrow().events.iter().map(Bytes::len).sum();
+        let given_up = self.kept().on_ended(kept.id, bytes);
+        for oldest in given_up {
+            self.forget_for_good(oldest).await;
         }
     }
 
-    /// The next process knows that its client may come back.
-    fn note_read(&self, id: Uuid) -> Option<oneshot::Receiver<()>> {
-        self.journal.as_ref().map(|journal| journal.note_read(id))
+    /// The next process knows that its client may come back, once what comes back is told.
+    async fn note_read(&self, id: Uuid) -> Option<oneshot::Receiver<()>> {
+        match &self.journal {
+            Some(journal) => Some(journal.note_read(id).await),
+            None => None,
+        }
     }
 
     /// The next process need not know of it.
-    pub(super) fn forget_for_good(&self, id: Uuid) {
+    pub(super) async fn forget_for_good(&self, id: Uuid) {
         if let Some(journal) = &self.journal {
-            journal.forget(id);
-        }
-    }
-
-    fn forget(&self, id: Uuid) {
-        self.forget_for_good(id);
-        let mut streams = self.kept();
-        streams.by_id.remove(&id);
-        if let Some(place) = streams.ended.iter().position(|(ended, _)| *ended == id)
-            && let Some((_, bytes)) = streams.ended.remove(place)
-        {
-            streams.ended_bytes -= bytes;
+            journal.forget(id).await;
         }
     }
 

@@ -188,7 +188,7 @@ impl Tape {
         let (Some(entry), Some(pending)) = (&self.entry, &mut self.pending) else { return };
         if matches!(pending.event, GenerationEvent::Failed(_)) {
             // It is told, and that is its end.
-            entry.journal.forget(entry.stream);
+            entry.journal.forget(entry.stream).await;
             return;
         }
         let written = match &mut pending.written {

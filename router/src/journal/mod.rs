@@ -38,8 +38,8 @@ const BETWEEN_SYNCS: Duration = Duration::from_secs(1);
 /// A client that read until the process died may have been noted this much of a window before.
 pub const READINGS_PER_WINDOW: u32 = 4;
 
-/// Records that wait to be written. Each stream waits for its last one before it has the next, so this is more than
-/// there are streams on most servers; others wait here a little longer.
+/// Records that wait to be written. Each stream waits for its last token's before it has the next, and says a few times
+/// a window that it is read, so this is more than there are streams on most servers; others wait here a little longer.
 const RECORDS_WAITING: usize = 256;
 
 /// When what was written is brought to the disk. A process that dies loses nothing either way.
@@ -188,17 +188,17 @@ impl Journal {
 
     /// Somebody reads the stream. To be said at least every [`between_readings`], so that the next process knows how
     /// long its client may still come back. What comes back is told once it is written, or will not be.
-    pub fn note_read(&self, stream: Uuid) -> oneshot::Receiver<()> {
+    pub async fn note_read(&self, stream: Uuid) -> oneshot::Receiver<()> {
         let (done, written) = oneshot::channel();
-        // Where there is no room it is said again.
-        let _ = self.commands.try_send(Command::Read { stream, done });
+        // A writer that is gone writes nothing; the dropped sender says so.
+        let _ = self.commands.send(Command::Read { stream, done }).await;
         written
     }
 
     /// Nobody may take the stream up any more.
-    pub fn forget(&self, stream: Uuid) {
-        // Where there is no room, the next process finds that nobody comes for it.
-        let _ = self.commands.try_send(Command::Forget { stream });
+    pub async fn forget(&self, stream: Uuid) {
+        // A writer that is gone keeps nothing either.
+        let _ = self.commands.send(Command::Forget { stream }).await;
     }
 }
 

@@ -12,7 +12,8 @@ use super::codec::{Reader, Writer};
 use crate::engine::{FinishReason, GeneratedToken, GenerationEvent};
 use crate::validation::Prompt;
 
-/// What a segment begins with; the last two say how records are written.
+/// What a segment begins with; the last two say how records are written. A kind that is added changes
+/// nothing about the others; what does not know it reads up to it.
 pub(super) const MAGIC: [u8; 8] = *b"LSJRNL01";
 
 /// Bytes before those of a record.

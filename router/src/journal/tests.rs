@@ -316,7 +316,9 @@ fn segments_follow_each_other_and_go_with_their_streams() {
     writer.on_batch(vec![read(4)]);
     writer.on_batch(vec![forget(4), read(4)]);
     writer.on_batch(vec![read(4), read(7)]);
-    assert_eq!(segments(), [5], "nothing is kept for the sake of a stream that nobody may take up");
+    let (command, _written) = write(8, 17 << 20);
+    writer.on_batch(vec![command, forget(8)]);
+    assert_eq!(segments(), [6], "nothing is kept for the sake of a stream that nobody may take up");
 }
 
 /// What is written later never outlives what was written before: a stream would have a hole.

@@ -158,7 +158,7 @@ impl World {
         self.clients.iter_mut().for_each(|client| client.on_router_gone((life, now), is_lossy));
         let is_long = self.is_met(|faults| faults.long.down);
         let down =
-            if is_long { self.random.millis(70_000, 90_000) } else { self.random.millis(100, 3_000) };
+            if is_long { self.random.millis(10_000, 90_000) } else { self.random.millis(100, 3_000) };
         if death == Death::Machine {
             self.lose_unsynced();
         }

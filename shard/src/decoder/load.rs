@@ -220,7 +220,7 @@ impl Loader<'_> {
                 Packed::Quantized(QuantizedPanels::pack(run.shape, format, &rows)?)
             }
             (Packing::Quantized(format), Quantize::None | Quantize::Int8 | Quantize::Int4) => {
-                let rows = Quantizing { rows: &rows, format };
+                let rows = Quantizing::of_this_machine(&rows, format);
                 Packed::Quantized(QuantizedPanels::pack(run.shape, format, &rows)?)
             }
         };

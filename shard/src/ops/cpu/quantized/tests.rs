@@ -170,7 +170,8 @@ fn segments_of_any_length_are_quantized_each_by_itself() {
         let weights = Values { values: Random::new(5).values(19 * inputs), inputs };
         for (format, tolerance) in [(Format::Bytes, 0.01), (Format::Nibbles, 0.15)] {
             let panels =
-                QuantizedPanels::pack(shape, format, &Quantizing { rows: &weights, format }).unwrap();
+                QuantizedPanels::pack(shape, format, &Quantizing::of_this_machine(&weights, format))
+                    .unwrap();
             let input = Random::new(8).values(3 * inputs);
             for isa in sets() {
                 check_close(&product(isa, &panels, &input), &weights, &input, tolerance);
@@ -270,7 +271,7 @@ fn what_is_not_a_number_stays_so_and_nothing_else_becomes_it() {
         for format in [Format::Bytes, Format::Nibbles] {
             let mut weights = Values { values: Random::new(5).values(3 * 64), inputs: 64 };
             let pack = |weights: &Values| {
-                QuantizedPanels::pack(shape, format, &Quantizing { rows: weights, format }).unwrap()
+                QuantizedPanels::pack(shape, format, &Quantizing::of_this_machine(weights, format)).unwrap()
             };
             for isa in sets() {
                 let mut input = Random::new(6).values(2 * 64);
@@ -293,7 +294,8 @@ fn activations_and_weights_of_any_size_are_finite() {
         let weights = Values { values: vec![size; 64], inputs: 32 };
         for format in [Format::Bytes, Format::Nibbles] {
             let panels =
-                QuantizedPanels::pack(shape, format, &Quantizing { rows: &weights, format }).unwrap();
+                QuantizedPanels::pack(shape, format, &Quantizing::of_this_machine(&weights, format))
+                    .unwrap();
             for x in [0.0, 1e-45, 1e-38, 1e-20, 1.0, 1e5] {
                 let found = product(sets()[0], &panels, &[x; 32]);
                 assert!(found.iter().all(|x| x.is_finite()), "{format:?} {size} {x}: {found:?}");
