@@ -222,8 +222,10 @@ impl Streams {
         };
         let (id, seen): (Uuid, usize) = named.ok_or_else(unknown)?;
         let mut are_complete = self.are_complete.subscribe();
-        // This process may die as well before it has them.
-        let _ = self.held(id, window, are_complete.wait_for(|are_complete| *are_complete)).await;
+        if !*are_complete.borrow() {
+            // This process may die as well before it has them. Whose it is is not known yet.
+            let _ = self.held(id, window, are_complete.wait_for(|are_complete| *are_complete)).await;
+        }
         let (headers, begun, mut log) = {
             // Under the lock: it is not given up meanwhile.
             let streams = self.kept();

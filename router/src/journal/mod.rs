@@ -35,8 +35,8 @@ pub use record::{Beginning, KeptRequest, KnownAnswer, Origin, Record, Segment, p
 /// How often what was written is brought to the disk with [`Fsync::Interval`].
 const BETWEEN_SYNCS: Duration = Duration::from_secs(1);
 
-/// A client that read until the process died may have been noted this much of a window before.
-pub const READINGS_PER_WINDOW: u32 = 4;
+/// How often in a window the journal is told that a stream is read; by so much of one a reading may be noted late.
+pub(crate) const READINGS_PER_WINDOW: u32 = 4;
 
 /// Records that wait to be written. Each stream waits for its last token's before it has the next, and says a few times
 /// a window that it is read, so this is more than there are streams on most servers; others wait here a little longer.
@@ -203,7 +203,7 @@ impl Journal {
 }
 
 /// How often the journal is told that a stream is read whose client may come back within `window`.
-pub fn between_readings(window: Duration) -> Duration {
+pub(crate) fn between_readings(window: Duration) -> Duration {
     window / READINGS_PER_WINDOW
 }
 
