@@ -244,6 +244,8 @@ impl Lines {
             }
             let patience = DEADLINE.checked_sub(start.elapsed());
             let (true, Some(patience)) = (!collected.ended, patience) else {
+                // What was collected is printed on the way out, which locks it again.
+                drop(collected);
                 panic!("{what} never came");
             };
             collected = changed.wait_timeout(collected, patience).expect("nobody panics with it").0;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use futures::future::join_all;
 use lockstep_integration_tests::client::{Client, EventStream, Generate};
-use lockstep_integration_tests::cluster::Setup;
+use lockstep_integration_tests::cluster::{Cluster, Setup};
 use lockstep_integration_tests::{BETWEEN_LOOKS, DEADLINE, faults, wait_until};
 use rustix::process::Signal;
 use serde_json::json;
@@ -61,8 +61,11 @@ async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     }
 }
 
-async fn until_both_serve(client: &Client) {
+/// Until the router computes with both, and the launcher knows it.
+async fn until_both_serve(cluster: &Cluster, client: &Client) {
     until("both replicas serve", async || client.metric("lockstep_replicas_ready").await == 2.0).await;
+    let known = || cluster.count_in_log("the router computes with these shards") >= 2;
+    until("the launcher knows", async || known()).await;
 }
 
 async fn until_seen(seen: &AtomicUsize, events: usize) {
@@ -73,12 +76,12 @@ async fn until_seen(seen: &AtomicUsize, events: usize) {
 async fn streams_go_on_with_the_sibling_of_a_group_that_is_lost() {
     let cluster = two_replicas().ranks(2).start();
     let client = cluster.client();
-    until_both_serve(&client).await;
+    until_both_serve(&cluster, &client).await;
     let seen = AtomicUsize::new(0);
     let undisturbed = streams(&client, &seen).await;
     let total = seen.swap(0, Ordering::Relaxed);
     for (replica, rank) in [(0, 1), (1, 0)] {
-        until_both_serve(&client).await;
+        until_both_serve(&cluster, &client).await;
         let moves = client.metric("lockstep_sequence_moves_total").await;
         let killing = async {
             until_seen(&seen, total / 4).await;
@@ -100,7 +103,7 @@ async fn streams_go_on_with_the_sibling_of_a_group_that_is_lost() {
 async fn a_rolling_restart_under_load_loses_nothing() {
     let cluster = two_replicas().start();
     let client = cluster.client();
-    until_both_serve(&client).await;
+    until_both_serve(&cluster, &client).await;
     let seen = AtomicUsize::new(0);
     let undisturbed = streams(&client, &seen).await;
     let before = [0, 1].map(|replica| faults::rank_of(&cluster, replica, 0));
@@ -117,7 +120,7 @@ async fn a_rolling_restart_under_load_loses_nothing() {
     }
     assert_eq!(client.metric("lockstep_group_drains_total").await, 2.0);
     assert_eq!(client.metric("lockstep_group_losses_total").await, 0.0, "none was lost");
-    until_both_serve(&client).await;
+    until_both_serve(&cluster, &client).await;
     assert_eq!(streams(&client, &seen).await, undisturbed);
 }
 
@@ -131,7 +134,7 @@ async fn a_rolling_restart_is_refused_where_nobody_would_serve() {
 
     let cluster = two_replicas().start();
     let client = cluster.client();
-    until_both_serve(&client).await;
+    until_both_serve(&cluster, &client).await;
     // The second comes while the first is under way: the group whose turn it is cannot be back within no time.
     cluster.signal(Signal::HUP);
     cluster.wait_for_log("this group leaves and comes back");
@@ -145,7 +148,7 @@ async fn a_rolling_restart_is_refused_where_nobody_would_serve() {
 async fn a_stop_lets_streams_of_both_replicas_end() {
     let mut cluster = two_replicas().start();
     let client = cluster.client();
-    until_both_serve(&client).await;
+    until_both_serve(&cluster, &client).await;
     let seen = AtomicUsize::new(0);
     let undisturbed = streams(&client, &seen).await;
     let total = seen.swap(0, Ordering::Relaxed);
@@ -168,7 +171,7 @@ async fn a_stop_lets_streams_of_both_replicas_end() {
 async fn a_group_that_falls_on_its_way_back_ends_a_rolling_restart() {
     let cluster = two_replicas().start();
     let client = cluster.client();
-    until_both_serve(&client).await;
+    until_both_serve(&cluster, &client).await;
     let (first, second) = (faults::rank_of(&cluster, 0, 0), faults::rank_of(&cluster, 1, 0));
     cluster.signal(Signal::HUP);
     let mut next = None;
@@ -186,7 +189,7 @@ async fn a_group_that_falls_on_its_way_back_ends_a_rolling_restart() {
     if cluster.log().contains("rolling restart: ended") {
         assert!(faults::is_alive(second), "the sibling stays as it is");
     }
-    until_both_serve(&client).await;
+    until_both_serve(&cluster, &client).await;
     let story = Generate::greedy("Once upon a time", 10);
     assert!(client.generate(&story).await.is_ok());
 }

@@ -34,6 +34,7 @@ use crate::batch::{Batch, BatchSequence};
 use crate::comm::{CommError, Communicator};
 use crate::device::{DeviceError, DeviceKind, Target};
 use crate::kv::{KvCacheDtype, KvPool};
+use crate::ops::REVISION;
 use crate::ops::attention::AttentionShape;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::linear::Linear;
@@ -195,9 +196,11 @@ impl Decoder {
         let kv = self.kv_cache.arithmetic(dtype);
         let virtual_shards = self.spec.virtual_shards();
         match self.target.kind() {
-            DeviceKind::Cpu => format!("{dtype}{weights}{kv}/{}/v{virtual_shards}", self.isa),
-            DeviceKind::Cuda if self.target.exact => format!("{dtype}{kv}/cuda-exact/v{virtual_shards}"),
-            DeviceKind::Cuda => format!("{dtype}{kv}/cuda"),
+            DeviceKind::Cpu => format!("{dtype}{weights}{kv}/{}/v{virtual_shards}/r{REVISION}", self.isa),
+            DeviceKind::Cuda if self.target.exact => {
+                format!("{dtype}{kv}/cuda-exact/v{virtual_shards}/r{REVISION}")
+            }
+            DeviceKind::Cuda => format!("{dtype}{kv}/cuda/r{REVISION}"),
         }
     }
 

@@ -28,6 +28,23 @@ impl KvLayout {
     /// Tokens in a block.
     pub(crate) const SLOTS: usize = BLOCK_SIZE.0 as usize;
 
+    /// Neighbouring blocks of which the tiles of a head lie side by side. Blocks are mostly given out in order: reading a
+    /// context's then goes on from one to the next for as long as machines fetch memory ahead, and those of one head
+    /// are spread over all sets of a cache. Of all blocks at once they would need a page for each head as soon as
+    /// anything is written.
+    const RUN: usize = 32;
+
+    /// Tiles of a pool that has so many blocks: those of whole runs.
+    pub(crate) fn tiles(self, blocks: usize) -> usize {
+        blocks.next_multiple_of(Self::RUN).saturating_mul(self.kv_heads)
+    }
+
+    /// Which of a pool's tiles is that of a head in a block.
+    pub(crate) fn tile(self, block: usize, kv_head: usize) -> usize {
+        let (run, in_run) = (block / Self::RUN, block % Self::RUN);
+        (run * self.kv_heads + kv_head) * Self::RUN + in_run
+    }
+
     /// Elements a head has room for: whole vectors. What is beyond its width is never written, and what is
     /// computed of it never read.
     pub(crate) fn padded_width(self) -> usize {
@@ -59,6 +76,22 @@ impl KvLayout {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_head_of_every_block_has_a_tile_of_its_own() {
+        for (kv_heads, blocks) in [(1, 1), (3, 31), (8, 32), (2, 100)] {
+            let layout = KvLayout { kv_heads, head_width: 8 };
+            let mut tiles: Vec<usize> = (0..blocks)
+                .flat_map(|block| (0..kv_heads).map(move |head| layout.tile(block, head)))
+                .collect();
+            tiles.sort_unstable();
+            assert!(tiles.windows(2).all(|pair| pair[0] < pair[1]), "{kv_heads} {blocks}");
+            assert!(tiles[tiles.len() - 1] < layout.tiles(blocks), "{kv_heads} {blocks}");
+            for block in (1..blocks).filter(|block| block % KvLayout::RUN != 0) {
+                assert_eq!(layout.tile(block, 0), layout.tile(block - 1, 0) + 1, "{kv_heads} {block}");
+            }
+        }
+    }
 
     #[test]
     fn every_element_has_a_place_of_its_own() {

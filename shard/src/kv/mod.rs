@@ -22,7 +22,7 @@ pub struct KvPool {
 
 /// One layer's blocks.
 pub(crate) struct LayerKv {
-    /// (blocks, KV heads, elements of a tile); on a device (blocks, KV heads, slots, head width)
+    /// (tiles, elements of a tile); on a device (blocks, KV heads, slots, head width)
     pub(crate) keys: Tensor,
     /// Likewise
     pub(crate) values: Tensor,
@@ -43,7 +43,7 @@ impl KvPool {
         self.blocks
     }
 
-    /// Bytes they take, over all layers.
+    /// Bytes they take, over all layers. As much as a run of blocks more has its addresses, and is never written.
     pub fn bytes(&self) -> Bytes {
         self.bytes
     }
@@ -55,10 +55,11 @@ impl KvPool {
         blocks: Blocks,
         device: &Device,
     ) -> Result<Self, AllocateError> {
+        // Too many elements for a number are too many for the system, which says so below.
+        let tiles = layout.tiles(blocks.len());
         let bytes = Bytes(layout.block_bytes(layers, dtype).0.saturating_mul(u64::from(blocks.0)));
         let failed = |source| AllocateError { blocks, bytes, source };
-        // Too many elements for a number are too many for the system, which says so below.
-        let elements = (dtype.tile_elements(layout) * layout.kv_heads).saturating_mul(blocks.len());
+        let elements = dtype.tile_elements(layout).saturating_mul(tiles);
         let on_device = |_| -> candle_core::Result<LayerKv> {
             let held = dtype.of_tensors()?;
             let shape = (blocks.len(), layout.kv_heads, KvLayout::SLOTS, layout.head_width);
@@ -66,7 +67,7 @@ impl KvPool {
             Ok(LayerKv { keys: zeroes()?, values: zeroes()? })
         };
         let in_memory = |_| -> candle_core::Result<LayerKv> {
-            let shape = (blocks.len(), layout.kv_heads, dtype.tile_elements(layout));
+            let shape = (tiles, dtype.tile_elements(layout));
             Ok(LayerKv {
                 keys: zeroes(elements, dtype)?.reshape(shape)?,
                 values: zeroes(elements, dtype)?.reshape(shape)?,

@@ -29,6 +29,11 @@ use candle_core::{CpuStorage, Layout, Result, WithDType, bail};
 
 use crate::ops::cpu::kv_element::KvElement;
 
+/// Counted up whenever a bit of any operator's results, or of weights quantized at load, becomes another: what a build
+/// before it began is not gone on with then. Tests of attention and of quantized products fail where theirs do; of
+/// other operators whoever changes them has to know.
+pub(crate) const REVISION: u32 = 2;
+
 /// The elements of a contiguous tensor.
 fn contiguous<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
     let Some((first, end)) = layout.contiguous_offsets() else {

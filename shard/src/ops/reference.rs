@@ -23,6 +23,12 @@ impl Random {
     }
 }
 
+/// One number for all bits of these, another for almost any other ones (FNV-1a).
+pub(crate) fn hash_of_bits(values: &[f32]) -> u64 {
+    let bytes = values.iter().flat_map(|value| value.to_bits().to_le_bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
 /// Fails where an element is further than `tolerance` from the expected, relative to the largest expected.
 pub(crate) fn assert_close(found: &[f32], expected: &[f32], tolerance: f32, what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");

@@ -31,6 +31,8 @@ macro_rules! halves {
 impl Simd for Avx2 {
     type Lanes = [__m256; 2];
     type Pairs = [[__m256; 2]; 2];
+    type Integers = [__m256i; 2];
+    type Shorts = [__m256i; 2];
 
     const WIDE: bool = false;
 
@@ -110,11 +112,46 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn load_i8(self, from: &[u8; LANES]) -> [__m256; 2] {
-        // SAFETY: `self` proves that the machine has the instructions; sixteen bytes are there to read.
+    fn no_integers(self) -> [__m256i; 2] {
+        // SAFETY: `self` proves that the machine has the instruction.
+        unsafe { [_mm256_setzero_si256(); 2] }
+    }
+
+    #[inline(always)]
+    fn to_lanes(self, integers: [__m256i; 2]) -> [__m256; 2] {
+        halves!(_mm256_cvtepi32_ps(integers))
+    }
+
+    #[inline(always)]
+    fn load_shorts(self, from: &[[u8; 2]; LANES]) -> [__m256i; 2] {
+        let from = from.as_ptr().cast::<__m128i>();
+        // SAFETY: `self` proves that the machine has the instructions; 32 bytes are there to read.
+        let bytes = unsafe { [_mm_loadu_si128(from), _mm_loadu_si128(from.add(1))] };
+        halves!(_mm256_cvtepi8_epi16(bytes))
+    }
+
+    #[inline(always)]
+    fn splat_shorts(self, pair: [i16; 2]) -> [__m256i; 2] {
+        let bits = u32::from(pair[0].cast_unsigned()) | u32::from(pair[1].cast_unsigned()) << 16;
+        // SAFETY: `self` proves that the machine has the instruction.
+        unsafe { [_mm256_set1_epi32(bits.cast_signed()); 2] }
+    }
+
+    #[inline(always)]
+    fn dot_shorts(self, sums: [__m256i; 2], a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        let products = halves!(_mm256_madd_epi16(a, b));
+        halves!(_mm256_add_epi32(sums, products))
+    }
+
+    #[inline(always)]
+    fn store_i16(self, lanes: [__m256; 2], to: &mut [i16; LANES]) {
+        let [low, high] = halves!(_mm256_cvtps_epi32(lanes));
+        // SAFETY: `self` proves that the machine has the instructions; there is room for 32 bytes.
         unsafe {
-            let bytes = _mm_loadu_si128(from.as_ptr().cast());
-            [bytes, _mm_srli_si128(bytes, 8)].map(|eight| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight)))
+            // Of each half of a register in turn.
+            let packed = _mm256_packs_epi32(low, high);
+            let in_order = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), in_order);
         }
     }
 

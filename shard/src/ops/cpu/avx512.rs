@@ -37,6 +37,8 @@ pub(super) unsafe fn enter_bf16<K: Kernel>(kernel: K) -> K::Output {
 macro_rules! common {
     () => {
         type Lanes = __m512;
+        type Integers = __m512i;
+        type Shorts = __m512i;
 
         const WIDE: bool = true;
 
@@ -122,12 +124,6 @@ macro_rules! common {
         }
 
         #[inline(always)]
-        fn load_i8(self, from: &[u8; LANES]) -> __m512 {
-            // SAFETY: `self` proves that the machine has the instructions; sixteen bytes are there to read.
-            unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
-        }
-
-        #[inline(always)]
         fn alternate(self, first: f32, second: f32) -> __m512 {
             let pair = u64::from(first.to_bits()) | u64::from(second.to_bits()) << 32;
             // SAFETY: `self` proves that the machine has the instruction.
@@ -135,12 +131,42 @@ macro_rules! common {
         }
 
         #[inline(always)]
-        fn twice(self, lanes: __m512) -> [__m512; 2] {
+        fn no_integers(self) -> __m512i {
+            // SAFETY: `self` proves that the machine has the instruction.
+            unsafe { _mm512_setzero_si512() }
+        }
+
+        #[inline(always)]
+        fn to_lanes(self, integers: __m512i) -> __m512 {
+            // SAFETY: `self` proves that the machine has the instruction.
+            unsafe { _mm512_cvtepi32_ps(integers) }
+        }
+
+        #[inline(always)]
+        fn load_shorts(self, from: &[[u8; 2]; LANES]) -> __m512i {
+            // SAFETY: `self` proves that the machine has the instructions; 32 bytes are there to read.
+            unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(from.as_ptr().cast())) }
+        }
+
+        #[inline(always)]
+        fn splat_shorts(self, pair: [i16; 2]) -> __m512i {
+            let bits = u32::from(pair[0].cast_unsigned()) | u32::from(pair[1].cast_unsigned()) << 16;
+            // SAFETY: `self` proves that the machine has the instruction.
+            unsafe { _mm512_set1_epi32(bits.cast_signed()) }
+        }
+
+        #[inline(always)]
+        fn dot_shorts(self, sums: __m512i, a: __m512i, b: __m512i) -> __m512i {
             // SAFETY: `self` proves that the machine has the instructions.
+            unsafe { _mm512_add_epi32(sums, _mm512_madd_epi16(a, b)) }
+        }
+
+        #[inline(always)]
+        fn store_i16(self, lanes: __m512, to: &mut [i16; LANES]) {
+            // SAFETY: `self` proves that the machine has the instructions; there is room for 32 bytes.
             unsafe {
-                let lower = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-                let upper = _mm512_add_epi32(lower, _mm512_set1_epi32(8));
-                [_mm512_permutexvar_ps(lower, lanes), _mm512_permutexvar_ps(upper, lanes)]
+                let rounded = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(lanes));
+                _mm256_storeu_si256(to.as_mut_ptr().cast(), rounded);
             }
         }
 
@@ -205,12 +231,13 @@ impl Simd for Avx512Bf16 {
     }
 
     #[inline(always)]
-    fn store_bf16(self, lanes: __m512, to: &mut [bf16; LANES]) {
+    fn store_bf16(self, lanes: __m512, to: &mut [bf16; LANES]) -> __m512 {
         // SAFETY: `self` proves that the machine has the instruction; both types are 32 bytes of bf16, and
         // there is room for so many.
         unsafe {
             let rounded = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(lanes));
             _mm256_storeu_si256(to.as_mut_ptr().cast(), rounded);
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded)))
         }
     }
 

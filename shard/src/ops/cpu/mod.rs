@@ -12,6 +12,7 @@ pub(crate) mod heap;
 pub(crate) mod huge_memory;
 pub(crate) mod isa;
 pub(crate) mod kv_element;
+mod kv_step;
 pub mod limits;
 pub(crate) mod linear;
 pub(crate) mod logit_transform;

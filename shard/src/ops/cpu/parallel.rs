@@ -16,16 +16,35 @@ const RANGES_PER_THREAD: usize = 4;
 /// Calls `work` with ranges that cover `0..items`, on as many threads as the work is worth.
 /// `operations` says how many scalar operations all items take together.
 pub(crate) fn for_each_range(items: usize, operations: usize, work: impl Fn(Range<usize>) + Sync + Send) {
+    for_each_range_in(items, operations, || (), |(), range| work(range));
+}
+
+/// [`for_each_range`] where each thread has what `room` makes, for all of its ranges. The calling thread makes all of it:
+/// threads that take memory at the same time would wait for each other.
+pub(crate) fn for_each_range_in<R: Send>(
+    items: usize,
+    operations: usize,
+    room: impl Fn() -> R,
+    work: impl Fn(&mut R, Range<usize>) + Sync + Send,
+) {
     let all = rayon::current_num_threads();
     let threads = all.min(operations / WORTH_A_THREAD + 1).min(items);
     if threads <= 1 {
-        work(0..items);
+        work(&mut room(), 0..items);
         return;
     }
-    let next = AtomicUsize::new(0);
+    let mut rooms: Vec<R> = (0..threads).map(|_| room()).collect();
+    let (shared, taken, next) = (SharedSlice::new(&mut rooms), AtomicUsize::new(0), AtomicUsize::new(0));
     together((threads, all), &|| {
+        let room = taken.fetch_add(1, Ordering::Relaxed);
+        if room >= threads {
+            // In place of one that has left, for which there was nothing to do any more.
+            return;
+        }
+        // SAFETY: no other thread has the same one.
+        let [room] = (unsafe { shared.part(room, 1) }) else { return };
         while let Some(range) = take(&next, items, threads) {
-            work(range);
+            work(room, range);
         }
     });
 }
@@ -113,6 +132,25 @@ mod tests {
             let expected: Vec<String> = (0..items).map(|item| item.to_string()).collect();
             assert_eq!(map_each(items, usize::MAX / 2, |item| item.to_string()), expected);
         }
+    }
+
+    #[test]
+    fn every_thread_has_a_room_of_its_own_which_the_caller_makes() {
+        struct Room {
+            made_by: std::thread::ThreadId,
+            worked_by: Option<std::thread::ThreadId>,
+        }
+        let current = || std::thread::current().id();
+        let (caller, done) = (current(), AtomicUsize::new(0));
+        let room = || Room { made_by: current(), worked_by: None };
+        for _ in 0..100 {
+            for_each_range_in(50, usize::MAX / 2, room, |room, range| {
+                assert_eq!(room.made_by, caller);
+                assert_eq!(*room.worked_by.get_or_insert(current()), current());
+                done.fetch_add(range.len(), Ordering::Relaxed);
+            });
+        }
+        assert_eq!(done.into_inner(), 5_000);
     }
 
     #[test]

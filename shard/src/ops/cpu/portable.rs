@@ -16,6 +16,8 @@ fn each(f: impl Fn(usize) -> f32) -> [f32; LANES] {
 impl Simd for Portable {
     type Lanes = [f32; LANES];
     type Pairs = [[f32; LANES]; 2];
+    type Integers = [i32; LANES];
+    type Shorts = [[i16; 2]; LANES];
 
     const WIDE: bool = false;
 
@@ -88,5 +90,36 @@ impl Simd for Portable {
     fn dot_pairs(self, sum: [f32; LANES], a: [[f32; LANES]; 2], b: [[f32; LANES]; 2]) -> [f32; LANES] {
         let sum = self.mul_add(a[0], b[0], sum);
         self.mul_add(a[1], b[1], sum)
+    }
+
+    #[inline(always)]
+    fn no_integers(self) -> [i32; LANES] {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    fn to_lanes(self, integers: [i32; LANES]) -> [f32; LANES] {
+        integers.map(|integer| integer as f32)
+    }
+
+    #[inline(always)]
+    fn load_shorts(self, from: &[[u8; 2]; LANES]) -> [[i16; 2]; LANES] {
+        from.map(|pair| pair.map(|byte| i16::from(byte.cast_signed())))
+    }
+
+    #[inline(always)]
+    fn splat_shorts(self, pair: [i16; 2]) -> [[i16; 2]; LANES] {
+        [pair; LANES]
+    }
+
+    #[inline(always)]
+    fn dot_shorts(self, sums: [i32; LANES], a: [[i16; 2]; LANES], b: [[i16; 2]; LANES]) -> [i32; LANES] {
+        let product = |lane: usize, at: usize| i32::from(a[lane][at]) * i32::from(b[lane][at]);
+        std::array::from_fn(|lane| sums[lane].wrapping_add(product(lane, 0).wrapping_add(product(lane, 1))))
+    }
+
+    #[inline(always)]
+    fn store_i16(self, lanes: [f32; LANES], to: &mut [i16; LANES]) {
+        *to = lanes.map(|lane| lane.round_ties_even() as i16);
     }
 }

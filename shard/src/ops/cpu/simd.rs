@@ -20,6 +20,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
     type Lanes: Copy;
     /// Sixteen pairs of bf16: what one fused dot product step reads.
     type Pairs: Copy;
+    /// Sixteen 32-bit integers.
+    type Integers: Copy;
+    /// Sixteen pairs of 16-bit integers.
+    type Shorts: Copy;
 
     /// Whether there are 32 registers of 64 bytes, which decides how large a register tile may be.
     const WIDE: bool;
@@ -50,23 +54,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
     #[inline(always)]
     fn prefetch_once<T>(self, _at: *const T) {}
 
-    /// Sixteen signed bytes, widened exactly.
-    #[inline(always)]
-    fn load_i8(self, from: &[u8; LANES]) -> Self::Lanes {
-        self.load(&from.map(|byte| f32::from(byte.cast_signed())))
-    }
-
     /// The first in the even lanes and the second in the odd ones.
     #[inline(always)]
     fn alternate(self, first: f32, second: f32) -> Self::Lanes {
         self.load(&std::array::from_fn(|lane| if lane % 2 == 0 { first } else { second }))
-    }
-
-    /// Each lane twice: the lower eight lanes, then the upper ones.
-    #[inline(always)]
-    fn twice(self, lanes: Self::Lanes) -> [Self::Lanes; 2] {
-        let array = self.to_array(lanes);
-        [0, LANES / 2].map(|first| self.load(&std::array::from_fn(|lane| array[first + lane / 2])))
     }
 
     fn load_pairs(self, from: &[[bf16; 2]; LANES]) -> Self::Pairs;
@@ -74,6 +65,19 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn splat_pair(self, pair: [bf16; 2]) -> Self::Pairs;
     /// `sum + a[0] * b[0] + a[1] * b[1]` in every lane, in the set's own fixed order.
     fn dot_pairs(self, sum: Self::Lanes, a: Self::Pairs, b: Self::Pairs) -> Self::Lanes;
+
+    /// Zero in every lane.
+    fn no_integers(self) -> Self::Integers;
+    /// The nearest f32 of every lane.
+    fn to_lanes(self, integers: Self::Integers) -> Self::Lanes;
+    /// Pairs of signed bytes, widened.
+    fn load_shorts(self, from: &[[u8; 2]; LANES]) -> Self::Shorts;
+    /// The same pair in every lane.
+    fn splat_shorts(self, pair: [i16; 2]) -> Self::Shorts;
+    /// `sums + a[0] * b[0] + a[1] * b[1]` in every lane, exactly where 32 bits hold it.
+    fn dot_shorts(self, sums: Self::Integers, a: Self::Shorts, b: Self::Shorts) -> Self::Integers;
+    /// Writes the nearest 16-bit integer of every lane, ties to even; any where the lane is not a number.
+    fn store_i16(self, lanes: Self::Lanes, to: &mut [i16; LANES]);
 
     /// The lanes as an array.
     #[inline(always)]
@@ -83,12 +87,11 @@ pub(crate) trait Simd: Copy + Send + Sync {
         array
     }
 
-    /// The nearest bf16 of every lane, ties to even.
+    /// Writes the nearest bf16 of every lane, ties to even, and returns them.
     #[inline(always)]
-    fn store_bf16(self, lanes: Self::Lanes, to: &mut [bf16; LANES]) {
-        for (to, value) in to.iter_mut().zip(self.to_array(lanes)) {
-            *to = round_to_bf16(value);
-        }
+    fn store_bf16(self, lanes: Self::Lanes, to: &mut [bf16; LANES]) -> Self::Lanes {
+        *to = self.to_array(lanes).map(round_to_bf16);
+        self.load(&to.map(widen))
     }
 
     /// The first `from.len()` lanes from memory, zero in the others.
@@ -283,33 +286,38 @@ mod tests {
         }
     }
 
-    /// What the lanes of a vector become that is loaded from bytes and spread.
-    struct Spread([u8; LANES]);
+    /// The sums of products of pairs, and what they become as floats, rounded to 16 bits.
+    struct Dots([[u8; 2]; LANES], [i16; 2]);
 
-    impl Kernel for Spread {
-        type Output = [[f32; LANES]; 4];
+    impl Kernel for Dots {
+        type Output = ([f32; LANES], [i16; LANES], [f32; LANES]);
 
         #[inline(always)]
-        fn run<S: Simd>(self, simd: S) -> [[f32; LANES]; 4] {
-            let widened = simd.load_i8(&self.0);
-            let [lower, upper] = simd.twice(widened);
-            [widened, lower, upper, simd.alternate(-0.0, 7.5)].map(|lanes| simd.to_array(lanes))
+        fn run<S: Simd>(self, simd: S) -> Self::Output {
+            let pairs = simd.load_shorts(&self.0);
+            let once = simd.dot_shorts(simd.no_integers(), simd.splat_shorts(self.1), pairs);
+            let sums = simd.to_lanes(simd.dot_shorts(once, simd.splat_shorts(self.1), pairs));
+            let mut rounded = [0; LANES];
+            simd.store_i16(simd.mul(sums, simd.splat(0.0625)), &mut rounded);
+            (simd.to_array(sums), rounded, simd.to_array(simd.alternate(-0.0, 7.5)))
         }
     }
 
     #[test]
-    fn bytes_are_widened_with_their_signs_and_lanes_spread_in_order() {
-        let bytes: [u8; LANES] = std::array::from_fn(|lane| (lane * 17 + 3) as u8);
-        let wide = bytes.map(|byte| f32::from(byte as i8));
-        for isa in Isa::all_of_this_machine() {
-            let [widened, lower, upper, alternating] = isa.run(Spread(bytes));
-            assert_eq!(widened, wide, "{isa}");
-            let spread: Vec<f32> = lower.into_iter().chain(upper).collect();
-            let expected: Vec<f32> = wide.iter().flat_map(|lane| [*lane; 2]).collect();
-            assert_eq!(spread, expected, "{isa}");
-            for (lane, found) in alternating.iter().enumerate() {
-                let expected: f32 = if lane % 2 == 0 { -0.0 } else { 7.5 };
-                assert_eq!(found.to_bits(), expected.to_bits(), "{isa} lane {lane}");
+    fn integers_are_exact_and_rounded_to_even() {
+        let bytes: [[u8; 2]; LANES] = std::array::from_fn(|lane| [lane as u8 * 17, 255 - lane as u8 * 9]);
+        for pair in [[3, -2], [i16::MAX, -i16::MAX], [0, 1], [-4, 4]] {
+            let exact: [i32; LANES] = bytes.map(|both| {
+                let product = |at: usize| i32::from(both[at].cast_signed()) * i32::from(pair[at]);
+                2 * (product(0) + product(1))
+            });
+            for isa in Isa::all_of_this_machine() {
+                let (sums, rounded, alternating) = isa.run(Dots(bytes, pair));
+                assert_eq!(sums, exact.map(|sum| sum as f32), "{isa} {pair:?}");
+                let nearest = exact.map(|sum| (sum as f32 * 0.0625).round_ties_even() as i16);
+                assert_eq!(rounded, nearest, "{isa} {pair:?}");
+                let expected: [f32; LANES] = [[-0.0, 7.5]; LANES / 2].as_flattened().try_into().unwrap();
+                assert_eq!(alternating.map(f32::to_bits), expected.map(f32::to_bits), "{isa} {pair:?}");
             }
         }
     }

@@ -1,65 +1,59 @@
-//! One query's softmax over several splits.
+//! Joins what was found of single splits.
 
-use super::super::simd::{LANES, Simd, exp};
+use super::super::isa::Kernel;
+use super::super::parallel::SharedSlice;
+use super::super::simd::Simd;
+use super::softmax::Softmax;
+use super::{Unit, sees};
+use crate::ops::attention::AttentionShape;
 
-/// What splits added up to, in the order they were added.
-pub(super) struct Softmax {
-    /// The largest score; absent before the first split.
-    maximum: Option<f32>,
-    /// The sum of the weights.
-    total: f32,
-    /// (padded head width): the sums of the weighted values.
-    sums: Vec<f32>,
+/// Joins what walks over single splits found.
+pub(super) struct Join<'a> {
+    pub(super) shape: AttentionShape,
+    pub(super) units: &'a [Unit<'a>],
+    /// (parts, queries, elements of a softmax)
+    pub(super) found: &'a [f32],
+    pub(super) queries: usize,
+    pub(super) output: SharedSlice<'a, f32>,
 }
 
-impl Softmax {
-    pub(super) fn new(padded: usize) -> Self {
-        Self { maximum: None, total: 0.0, sums: vec![0.0; padded] }
-    }
+impl Kernel for Join<'_> {
+    type Output = ();
 
-    /// Numbers it is made of: the sums, the maximum and the total.
-    pub(super) fn elements(padded: usize) -> usize {
-        padded + 2
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.maximum = None;
-    }
-
-    /// Adds a split: its largest score, the sum of its weights and its weighted values.
     #[inline(always)]
-    pub(super) fn add<S: Simd>(&mut self, simd: S, maximum: f32, total: f32, sums: &[f32]) {
-        let Some(before) = self.maximum else {
-            (self.maximum, self.total) = (Some(maximum), total);
-            self.sums.copy_from_slice(sums);
-            return;
-        };
-        let larger = before.max(maximum);
-        let mut exponents = [0.0; LANES];
-        (exponents[0], exponents[1]) = (before - larger, maximum - larger);
-        let [kept, added, ..] = simd.to_array(exp(simd, simd.load(&exponents)));
-        self.maximum = Some(larger);
-        self.total = self.total * kept + total * added;
-        for (sum, more) in self.sums.iter_mut().zip(sums) {
-            *sum = *sum * kept + more * added;
+    fn run<S: Simd>(self, simd: S) {
+        let mut joined = Softmax::new(self.shape.kv.padded_width());
+        let mut first = 0;
+        for unit in self.units {
+            for query in 0..unit.queries() {
+                self.join(simd, (unit, first, query), &mut joined);
+                let start = unit.output(query, self.shape);
+                // SAFETY: a row and head belong to one unit, and this is the one thread.
+                joined.write(unsafe { self.output.part(start, self.shape.kv.head_width) });
+            }
+            first += unit.splits(self.shape.window).len();
         }
     }
+}
 
-    /// Writes what it is made of.
+impl Join<'_> {
+    /// Joins the splits of one query of a unit, whose parts begin at `first`.
     #[inline(always)]
-    pub(super) fn save(&self, to: &mut [f32]) {
-        let numbers = [self.maximum.unwrap_or(f32::MIN), self.total];
-        for (to, number) in to.iter_mut().zip(self.sums.iter().chain(&numbers)) {
-            *to = *number;
-        }
-    }
-
-    /// The weighted mean of the values.
-    #[inline(always)]
-    pub(super) fn write(&self, output: &mut [f32]) {
-        let factor = 1.0 / self.total;
-        for (output, sum) in output.iter_mut().zip(&self.sums) {
-            *output = sum * factor;
+    fn join<S: Simd>(
+        &self,
+        simd: S,
+        (unit, first, query): (&Unit<'_>, usize, usize),
+        joined: &mut Softmax,
+    ) {
+        let elements = Softmax::elements(self.shape.kv.padded_width());
+        let seen = unit.seen(query, self.shape.window);
+        joined.clear();
+        for (part, split) in (first..).zip(unit.splits(self.shape.window)) {
+            let found = &self.found[(part * self.queries + query) * elements..][..elements];
+            let (sums, numbers) = found.split_at(elements - 2);
+            if sees(&seen, split) {
+                joined.add(simd, numbers[0], numbers[1], sums);
+            }
         }
     }
 }

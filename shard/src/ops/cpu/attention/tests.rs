@@ -3,12 +3,11 @@
 use half::bf16;
 use lockstep_proto::{BlockId, Position};
 
-use super::super::portable::Portable;
 use super::*;
 use crate::kv::layout::Pool;
-use crate::ops::cpu::kv_element::KvStep;
+use crate::ops::cpu::kv_step::KvStep;
 use crate::ops::cpu::simd::round_to_bf16;
-use crate::ops::reference::{Random, assert_close, attention as plain};
+use crate::ops::reference::{Random, assert_close, attention as plain, hash_of_bits};
 
 const BLOCKS: usize = 101;
 
@@ -20,8 +19,8 @@ trait Tested: KvElement {
     const BROKEN: Self;
     /// A query's element that is read as it is.
     fn exact(value: f32) -> f32;
-    /// The `at`-th element.
-    fn read(steps: &[Self::Step], at: usize) -> f32;
+    /// What the `at`-th element of a tile is, which is of this slot.
+    fn read(tile: &[Self], slot: usize, at: usize) -> f32;
 }
 
 impl Tested for f32 {
@@ -32,8 +31,8 @@ impl Tested for f32 {
         value
     }
 
-    fn read(steps: &[f32], at: usize) -> f32 {
-        steps[at]
+    fn read(tile: &[f32], _: usize, at: usize) -> f32 {
+        tile[at]
     }
 }
 
@@ -46,22 +45,23 @@ impl Tested for bf16 {
         round_to_bf16(value).to_f32()
     }
 
-    fn read(steps: &[[bf16; 2]], at: usize) -> f32 {
-        steps.as_flattened()[at].to_f32()
+    fn read(tile: &[bf16], _: usize, at: usize) -> f32 {
+        tile[at].to_f32()
     }
 }
 
 impl Tested for u8 {
-    const TOLERANCE: f32 = 3e-3;
+    /// Queries are rounded to sixteen bits of their largest element, weights to as many of a group's largest.
+    const TOLERANCE: f32 = 3e-4;
     /// Scales of such bytes are no numbers.
     const BROKEN: u8 = 0xff;
 
     fn exact(value: f32) -> f32 {
-        round_to_bf16(value).to_f32()
+        value
     }
 
-    fn read(steps: &[[bf16; 2]], at: usize) -> f32 {
-        steps.as_flattened()[at].to_f32()
+    fn read(tile: &[u8], slot: usize, at: usize) -> f32 {
+        f32::from(tile[at].cast_signed()) * f32::from_le_bytes(u8::scales(tile)[slot])
     }
 }
 
@@ -78,7 +78,7 @@ struct Context<K> {
 impl<K: Tested> Context<K> {
     fn new(shape: AttentionShape, positions: usize) -> Self {
         let mut random = Random::new(9);
-        let elements = BLOCKS * shape.kv.kv_heads * K::tile_elements(shape.kv);
+        let elements = shape.kv.tiles(BLOCKS) * K::tile_elements(shape.kv);
         let width = (shape.query_heads + 2 * shape.kv.kv_heads) * shape.kv.head_width;
         let mut context = Self {
             shape,
@@ -114,14 +114,12 @@ impl<K: Tested> Context<K> {
             Pool::Keys => &self.keys,
             Pool::Values => &self.values,
         };
-        let mut scratch = vec![K::Step::ZERO; K::scratch_steps(kv)];
         let mut found = Vec::new();
         for position in positions {
-            let tile = K::tile(kv, self.blocks[position / 16].index(), kv_head);
-            let steps = K::steps(Portable, &tiles[tile], pool, &mut scratch);
+            let tile = &tiles[K::tile(kv, self.blocks[position / 16].index(), kv_head)];
             found.extend((0..kv.head_width).map(|element| match pool {
-                Pool::Keys => K::read(steps, kv.key(position % 16, element, step)),
-                Pool::Values => K::read(steps, kv.value(position % 16, element, step)),
+                Pool::Keys => K::read(tile, position % 16, kv.key(position % 16, element, step)),
+                Pool::Values => K::read(tile, position % 16, kv.value(position % 16, element, step)),
             }));
         }
         found
@@ -260,42 +258,47 @@ fn splits_of_a_long_context_show_in_no_bit() {
     }
 }
 
+fn check_threads<K: Tested>(shape: AttentionShape, chunk: (usize, usize)) {
+    let context = Context::<K>::new(shape, 1001);
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| context.attend(Isa::of_this_machine(), &[chunk]))
+    };
+    let alone = on(1);
+    for threads in [2, 3, 7] {
+        assert_eq!(on(threads), alone, "{threads} {shape:?}");
+    }
+}
+
 #[test]
 fn the_number_of_threads_shows_in_no_bit() {
     for (shape, chunk) in
         [(shape((4, 2, 16), None, None), (700, 300)), (shape((8, 2, 32), None, None), (1000, 1))]
     {
-        let context = Context::<bf16>::new(shape, 1001);
-        let on = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| context.attend(Isa::of_this_machine(), &[chunk]))
-        };
-        let alone = on(1);
-        for threads in [2, 3, 7] {
-            assert_eq!(on(threads), alone, "{threads} {shape:?}");
-        }
+        check_threads::<f32>(shape, chunk);
+        check_threads::<bf16>(shape, chunk);
+        check_threads::<u8>(shape, chunk);
     }
 }
 
 /// A query, a key and a value that are no number, each in turn.
-fn check_broken<K: Tested>(shape: AttentionShape) {
-    const POSITIONS: usize = 40;
+fn check_broken<K: Tested>(shape: AttentionShape, positions: usize) {
     const AT: usize = 17;
     let kv = shape.kv;
     let row_width = shape.query_elements();
-    let sound = Context::<K>::new(shape, POSITIONS);
+    let sound = Context::<K>::new(shape, positions);
     let mut broken = Random::new(3).values(kv.head_width);
     broken[0] = f32::NAN;
     for part in ["query", "key", "value"] {
-        let mut context = Context::<K>::new(shape, POSITIONS);
+        let mut context = Context::<K>::new(shape, positions);
         match part {
             "query" => context.qkv[AT * shape.row_elements()] = f32::NAN,
             "key" => context.write(Pool::Keys, (AT, 0), &broken),
             _ => context.write(Pool::Values, (AT, 0), &broken),
         }
         for isa in Isa::all_of_this_machine() {
-            let expected = sound.attend(isa, &[(0, POSITIONS)]);
-            let found = context.attend(isa, &[(0, POSITIONS)]);
+            let expected = sound.attend(isa, &[(0, positions)]);
+            let found = context.attend(isa, &[(0, positions)]);
             let (before, after) = (AT * row_width, (AT + 1) * row_width);
             assert_eq!(found[..before], expected[..before], "{isa} {shape:?} {part}: what comes before");
             assert!(found[before].is_nan(), "{isa} {shape:?} {part}: {}", found[before]);
@@ -303,6 +306,14 @@ fn check_broken<K: Tested>(shape: AttentionShape) {
                 assert_eq!(found[after..], expected[after..], "{isa} {shape:?}: what comes after");
             } else {
                 assert!(found[after].is_nan(), "{isa} {shape:?} {part} later: {}", found[after]);
+                let last = (positions - 1) * row_width;
+                let is_seen = shape.window.is_none_or(|window| AT + window >= positions);
+                assert_eq!(
+                    found[last].is_nan(),
+                    is_seen,
+                    "{isa} {shape:?} {part} at last: {}",
+                    found[last]
+                );
             }
         }
     }
@@ -310,9 +321,91 @@ fn check_broken<K: Tested>(shape: AttentionShape) {
 
 #[test]
 fn what_is_not_a_number_is_not_hidden() {
-    for shape in shapes() {
-        check_broken::<f32>(shape);
-        check_broken::<bf16>(shape);
-        check_broken::<u8>(shape);
+    // More than a group, so that there are rows that see one whole, and more than a split.
+    for (shape, positions) in
+        shapes().into_iter().map(|shape| (shape, 150)).chain([(shapes()[1], SPLIT + 70)])
+    {
+        check_broken::<f32>(shape, positions);
+        check_broken::<bf16>(shape, positions);
+        check_broken::<u8>(shape, positions);
+    }
+}
+
+/// Products at the ends of what integers of 31 bits hold, of both signs.
+#[test]
+fn the_largest_elements_of_eight_bits_do_not_overflow() {
+    const POSITIONS: usize = 70;
+    for width in [64, 512, 700] {
+        let shape = AttentionShape { scale: 1.0 / width as f32, ..shape((1, 1, width), None, None) };
+        let mut context = Context::<u8>::new(shape, POSITIONS);
+        context.qkv.fill(1.0);
+        for position in 0..POSITIONS {
+            let key = [1.0, -1.0][position % 2];
+            context.write(Pool::Keys, (position, 0), &vec![key; width]);
+            context.write(Pool::Values, (position, 0), &vec![key * 3.0 + 1.0; width]);
+        }
+        let expected = context.plain(0..POSITIONS);
+        for isa in Isa::all_of_this_machine() {
+            let found = context.attend(isa, &chunks(0, POSITIONS, 9));
+            assert_close(&found, &expected, u8::TOLERANCE, &format!("{isa} {width}"));
+        }
+    }
+}
+
+/// Slots whose values are of very different sizes, and of such with large weights and small values.
+#[test]
+fn values_of_eight_bits_keep_their_sizes() {
+    const POSITIONS: usize = 200;
+    let width = 16;
+    let shape = shape((1, 1, width), None, None);
+    let mut context = Context::<u8>::new(shape, POSITIONS);
+    let mut random = Random::new(8);
+    for (position, size) in (0..POSITIONS).zip([1e-4, 1.0, 1e-2, 0.0, 1e-3].into_iter().cycle()) {
+        let value: Vec<f32> = random.values(width).iter().map(|value| value * size).collect();
+        context.write(Pool::Values, (position, 0), &value);
+        // The smaller the values, the larger the weight.
+        let query = &context.qkv[POSITIONS / 2 * shape.row_elements()..][..width].to_vec();
+        let towards = 2.0 - 4.0 * (size + 1e-4_f32).log10().abs();
+        let key: Vec<f32> = query.iter().map(|query| -towards * query * 0.1).collect();
+        context.write(Pool::Keys, (position, 0), &key);
+    }
+    // What is beside values this large is next to nothing, and no reason for the sum to be no number.
+    context.write(Pool::Values, (150, 0), &vec![1e9; width]);
+    context.write(Pool::Keys, (150, 0), &vec![-1e3; width]);
+    let of_row = |values: &[f32], row: usize| values[row * width..][..width].to_vec();
+    let expected = context.plain(0..POSITIONS);
+    for isa in Isa::all_of_this_machine() {
+        let found = context.attend(isa, &chunks(0, POSITIONS, 9));
+        assert!(found.iter().all(|value| value.is_finite()), "{isa}");
+        for row in 0..150 {
+            let what = format!("{isa} row {row}");
+            assert_close(&of_row(&found, row), &of_row(&expected, row), u8::TOLERANCE, &what);
+        }
+    }
+}
+
+#[test]
+fn a_bit_that_changes_counts_the_revision_up() {
+    let shape = shape((6, 2, 20), Some(600), Some(7.0));
+    fn bits<K: Tested>(shape: AttentionShape) -> u64 {
+        hash_of_bits(&Context::<K>::new(shape, 700).attend(Isa::Portable, &[(0, 5), (60, 9), (690, 10)]))
+    }
+    let found = [bits::<f32>(shape), bits::<bf16>(shape), bits::<u8>(shape)];
+    assert_eq!(
+        (crate::ops::REVISION, found),
+        (2, [0x3cc2_dc03_15a5_025b, 0x7401_ca67_7bba_1406, 0x551b_220f_6055_1cd7]),
+        "count it up where bits are others, {found:x?}"
+    );
+}
+
+/// All but the integers is f32, multiplied and added with one rounding.
+#[test]
+fn eight_bits_agree_to_the_bit_on_all_instruction_sets_that_round_once() {
+    let context = Context::<u8>::new(shape((6, 2, 64), Some(300), None), 700);
+    let mut sets = Isa::all_of_this_machine().into_iter().filter(|isa| *isa != Isa::Portable);
+    let Some(first) = sets.next() else { return };
+    let expected = context.attend(first, &[(500, 200)]);
+    for other in sets {
+        assert_eq!(context.attend(other, &[(500, 200)]), expected, "{other}");
     }
 }

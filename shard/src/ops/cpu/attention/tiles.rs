@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::super::kv_element::{KvElement, KvStep};
+use super::super::kv_element::KvElement;
+use super::super::kv_step::KvStep;
 use super::super::simd::Simd;
 use super::{AttentionInput, Unit};
-use crate::kv::layout::{KvLayout, Pool};
 
 /// Tiles of a group, which begins at a multiple of them.
 pub(super) const GROUP_TILES: usize = 4;
@@ -13,110 +13,91 @@ pub(super) const GROUP_TILES: usize = 4;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Neighbouring tiles of one KV head.
-pub(super) struct Group<'a, P> {
-    /// The group's first tile, counted from position 0, whether it is present or not.
-    pub(super) first: usize,
-    /// Keys as steps; empty where a tile is not present.
-    pub(super) keys: [&'a [P]; GROUP_TILES],
-    pub(super) values: [&'a [P]; GROUP_TILES],
+/// The keys, or the values, of one KV head in one block.
+#[derive(Clone, Copy)]
+pub(super) struct Tile<'a, P: KvStep> {
+    /// None where the tile is not present.
+    pub(super) rows: &'a [P::Row],
+    pub(super) scales: P::Scales,
 }
 
-/// The tiles that come after a group, a few cache lines of which are asked for at each step of computing it: a
-/// core reads memory no faster than it asks for it.
+impl<'a, P: KvStep> Tile<'a, P> {
+    fn absent() -> Self {
+        Self { rows: &[], scales: P::Scales::default() }
+    }
+
+    #[inline(always)]
+    fn of<K: KvElement<Step = P>>(elements: &'a [K]) -> Self {
+        Self { rows: K::rows(elements), scales: K::scales(elements) }
+    }
+}
+
+/// Neighbouring tiles of one KV head.
+pub(super) struct Group<'a, P: KvStep> {
+    /// The group's first tile, counted from position 0, whether it is present or not.
+    pub(super) first: usize,
+    pub(super) keys: [Tile<'a, P>; GROUP_TILES],
+    pub(super) values: [Tile<'a, P>; GROUP_TILES],
+    /// What is read after the group's keys: its values.
+    pub(super) after_keys: Ahead,
+    /// What is read after its values: the keys of the group that is visited next.
+    pub(super) after_values: Ahead,
+}
+
+impl<'a, P: KvStep> Group<'a, P> {
+    /// The tiles of `present`, all of one group and at least one, of the unit's KV head. `then` are those that are
+    /// visited next, where any are.
+    #[inline(always)]
+    pub(super) fn new<K: KvElement<Step = P>>(
+        input: &AttentionInput<'a, K>,
+        (unit, present): (&Unit<'_>, Range<usize>),
+        then: Option<(&Unit<'_>, Range<usize>)>,
+    ) -> Self {
+        let first = present.start / GROUP_TILES * GROUP_TILES;
+        let mut keys = [Tile::absent(); GROUP_TILES];
+        let mut values = [Tile::absent(); GROUP_TILES];
+        for tile in present.clone() {
+            let place =
+                K::tile(input.shape.kv, unit.sequence.blocks[tile].index(), unit.kv_head(input.shape));
+            keys[tile - first] = Tile::of(&input.keys[place.clone()]);
+            values[tile - first] = Tile::of(&input.values[place]);
+        }
+        let after_keys = Ahead::new(input, (unit, present.clone()), input.values);
+        let (unit, present) = then.unwrap_or((unit, present));
+        let after_values = Ahead::new(input, (unit, present), input.keys);
+        Self { first, keys, values, after_keys, after_values }
+    }
+}
+
+/// Tiles that are read soon, a cache line of which is asked for whenever one of those before them is read: a core reads
+/// memory no faster than it asks for it.
 pub(super) struct Ahead {
-    /// Where they begin: keys and values in turn.
-    tiles: [*const u8; 2 * GROUP_TILES],
-    count: usize,
-    /// How many times lines of one tile are asked for.
-    times: usize,
-    /// The tile after the one whose lines are asked for, where in that the next ones are, and how many times are left.
-    next: (usize, *const u8, usize),
+    /// Where the tiles begin; that of the last where there are fewer.
+    tiles: [*const u8; GROUP_TILES],
 }
 
 impl Ahead {
-    /// Bytes that are asked for at a time.
-    const BYTES: usize = 4 * LINE;
-
-    /// Of the unit's KV head, the tiles of `range`, of which there are a group's at most.
+    /// Of the unit's KV head and the pool, the tiles of `range`, which are one at least.
     #[inline(always)]
-    pub(super) fn new<K: KvElement>(
+    fn new<K: KvElement>(
         input: &AttentionInput<'_, K>,
-        unit: &Unit<'_>,
-        range: Range<usize>,
+        (unit, range): (&Unit<'_>, Range<usize>),
+        pool: &[K],
     ) -> Self {
-        let mut tiles = [std::ptr::null(); 2 * GROUP_TILES];
-        let blocks = unit.sequence.blocks.get(range).unwrap_or_default();
-        for (tiles, block) in tiles.chunks_exact_mut(2).zip(blocks) {
-            let place = K::tile(input.shape.kv, block.index(), unit.kv_head(input.shape));
-            tiles[0] = input.keys[place.clone()].as_ptr().cast();
-            tiles[1] = input.values[place].as_ptr().cast();
+        let mut tiles = [std::ptr::null(); GROUP_TILES];
+        for (at, tile) in tiles.iter_mut().enumerate() {
+            let block = unit.sequence.blocks[(range.start + at).min(range.end - 1)].index();
+            *tile = pool[K::tile(input.shape.kv, block, unit.kv_head(input.shape))].as_ptr().cast();
         }
-        let bytes = K::tile_elements(input.shape.kv) * size_of::<K>();
-        let count = 2 * blocks.len().min(GROUP_TILES);
-        Self { tiles, count, times: bytes.div_ceil(Self::BYTES), next: (0, std::ptr::null(), 0) }
+        Self { tiles }
     }
 
-    /// Asks for the next lines, as long as there are any.
+    /// Asks for where the `row`-th row of the group's `tile`-th tile is.
     #[inline(always)]
-    pub(super) fn ask<S: Simd>(&mut self, simd: S) {
-        let (tile, at, left) = &mut self.next;
-        if *left == 0 {
-            if *tile == self.count {
-                return;
-            }
-            (*at, *left) = (self.tiles[*tile], self.times);
-            *tile += 1;
+    pub(super) fn ask<S: Simd, P: KvStep>(&self, simd: S, tile: usize, row: usize) {
+        let at = row * size_of::<P::Row>();
+        if at.is_multiple_of(LINE) {
+            simd.prefetch(self.tiles[tile].wrapping_add(at));
         }
-        for line in 0..Self::BYTES / LINE {
-            simd.prefetch(at.wrapping_add(line * LINE));
-        }
-        *at = at.wrapping_add(Self::BYTES);
-        *left -= 1;
-    }
-}
-
-/// Room for a group's tiles where a pool holds them otherwise than they are read.
-pub(super) struct Scratch<P> {
-    keys: [Vec<P>; GROUP_TILES],
-    values: [Vec<P>; GROUP_TILES],
-}
-
-impl<P: KvStep> Scratch<P> {
-    pub(super) fn new<K: KvElement<Step = P>>(layout: KvLayout) -> Self {
-        let tile = || vec![P::ZERO; K::scratch_steps(layout)];
-        let tiles = || std::array::from_fn(|_| tile());
-        Self { keys: tiles(), values: tiles() }
-    }
-
-    /// The tiles of `present`, all of one group, of the unit's KV head. Where they have to be made, those that come
-    /// `ahead` are asked for meanwhile.
-    #[inline(always)]
-    pub(super) fn group<'a, S: Simd, K: KvElement<Step = P>>(
-        &'a mut self,
-        simd: S,
-        input: &AttentionInput<'a, K>,
-        (unit, ahead): (&Unit<'_>, &mut Ahead),
-        present: Range<usize>,
-    ) -> Group<'a, P> {
-        let layout = input.shape.kv;
-        let kv_head = unit.kv_head(input.shape);
-        let asked = if K::scratch_steps(layout) == 0 { 0 } else { 2 * ahead.times };
-        let first = present.start / GROUP_TILES * GROUP_TILES;
-        let mut group = Group { first, keys: [&[]; GROUP_TILES], values: [&[]; GROUP_TILES] };
-        let scratch = self.keys.iter_mut().zip(&mut self.values);
-        let tiles = group.keys.iter_mut().zip(&mut group.values).zip(scratch);
-        for (tile, ((keys, values), (keys_scratch, values_scratch))) in (first..).zip(tiles) {
-            if !present.contains(&tile) {
-                continue;
-            }
-            let place = K::tile(layout, unit.sequence.blocks[tile].index(), kv_head);
-            *keys = K::steps(simd, &input.keys[place.clone()], Pool::Keys, keys_scratch);
-            *values = K::steps(simd, &input.values[place], Pool::Values, values_scratch);
-            for _ in 0..asked {
-                ahead.ask(simd);
-            }
-        }
-        group
     }
 }

@@ -8,7 +8,7 @@ use super::*;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::panels::{PanelShape, RowSource};
 use crate::ops::cpu::unwritten::Unwritten;
-use crate::ops::reference::Random;
+use crate::ops::reference::{Random, hash_of_bits};
 
 const FORMATS: [Format; 7] = [
     Format::Bytes,
@@ -302,4 +302,21 @@ fn activations_and_weights_of_any_size_are_finite() {
             }
         }
     }
+}
+
+#[test]
+fn a_bit_that_changes_counts_the_revision_up() {
+    let shape = PanelShape { outputs: 40, inputs: 160, segments: 2 };
+    let weights = Values { values: Random::new(5).values(40 * 160), inputs: 160 };
+    let input = Random::new(8).values(3 * 160);
+    let found = [Format::Bytes, Format::Nibbles].map(|format| {
+        let rows = Quantizing::of_this_machine(&weights, format);
+        let panels = QuantizedPanels::pack(shape, format, &rows).unwrap();
+        hash_of_bits(&product(sets()[0], &panels, &input))
+    });
+    assert_eq!(
+        (crate::ops::REVISION, found),
+        (2, [0xf103_e528_6649_f5fb, 0x6e3e_8b5d_2bc6_888b]),
+        "count it up where bits are others, {found:x?}"
+    );
 }
