@@ -39,4 +39,22 @@ def long_contexts(suite, name="1b"):
             + f"; int8 is {smaller:.2f} times smaller and {faster:.2f} times as fast"]
 
 
-ROWS = {"decode behind 8,192 tokens, Llama-3.2-1B shape": long_contexts}
+def attention(suite):
+    """How fast attention alone reads KV, the kernel of one layer after the other, beside plain reading."""
+    shares, rates = {kind: [] for kind in KINDS}, {kind: [] for kind in KINDS}
+    with Contestant("limits", [suite.limits, "--threads", suite.given.threads]) as limits:
+        # A turn takes milliseconds, and bandwidth changes within seconds.
+        for turn in range(5 * suite.given.pairs + 1):
+            for kind in KINDS:
+                bandwidth = limits.ask("bandwidth")["per_second"]
+                rate = limits.ask(f"kv-{kind}")["per_second"]
+                if turn > 0:
+                    shares[kind].append(rate / bandwidth)
+                    rates[kind].append(rate)
+    return [", ".join(f"{kind} {figure(median(shares[kind]), '.0%')}" for kind in KINDS),
+            f"bytes a second at which attention reads KV of {CONTEXT:,} tokens, one stream, over those of plain reading: "
+            + ", ".join(f"{1e-9 * median(rates[kind]):.1f} GB/s in {kind}" for kind in KINDS)]
+
+
+ROWS = {"decode behind 8,192 tokens, Llama-3.2-1B shape": long_contexts,
+        "attention over 8,192 tokens, Llama-3.2-1B shape": attention}

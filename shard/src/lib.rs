@@ -33,6 +33,8 @@ mod worker;
 pub use error::{ShardError, StreamEnd};
 pub use lifeline::Patience;
 pub use load::{LoadError, Loaded};
+#[doc(hidden)]
+pub use ops::attention_probe::AttentionProbe;
 pub use ops::cpu::heap::keep_freed_memory;
 #[doc(hidden)]
 pub use ops::cpu::isa::use_instruction_set;

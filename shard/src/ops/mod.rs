@@ -6,6 +6,7 @@ pub(crate) mod add_bias;
 pub(crate) mod add_norm;
 pub(crate) mod all_reduce;
 pub(crate) mod attention;
+pub(crate) mod attention_probe;
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;

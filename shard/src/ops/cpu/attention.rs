@@ -103,6 +103,11 @@ struct Unit<'a> {
 }
 
 impl Unit<'_> {
+    /// Whether they are the same queries.
+    fn is(&self, other: &Self) -> bool {
+        std::ptr::eq(self.sequence, other.sequence) && (self.row, self.head) == (other.row, other.head)
+    }
+
     fn queries(&self) -> usize {
         self.rows * self.heads
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::{CpuStorage, WithDType};
 use half::bf16;
 
-use super::kv_step::{KvStep, scale};
+use super::kv_step::{KvStep, largest, scale};
 use super::simd::{LANES, round_to_bf16};
 use crate::kv::layout::{KvLayout, Pool};
 
@@ -26,8 +26,8 @@ pub(crate) trait KvElement: WithDType {
     /// The rows of a tile.
     fn rows(tile: &[Self]) -> &[<Self::Step as KvStep>::Row];
 
-    /// The scales of a tile's slots.
-    fn scales(tile: &[Self]) -> <Self::Step as KvStep>::Scales;
+    /// The scales of a tile's slots, where they have some.
+    fn scales(tile: &[Self]) -> &[<Self::Step as KvStep>::Scales];
 
     /// The tile of one head in one block.
     #[inline(always)]
@@ -73,7 +73,9 @@ impl KvElement for f32 {
     }
 
     #[inline(always)]
-    fn scales(_: &[f32]) {}
+    fn scales(_: &[f32]) -> &[()] {
+        &[]
+    }
 }
 
 impl KvElement for bf16 {
@@ -101,7 +103,9 @@ impl KvElement for bf16 {
     }
 
     #[inline(always)]
-    fn scales(_: &[bf16]) {}
+    fn scales(_: &[bf16]) -> &[()] {
+        &[]
+    }
 }
 
 /// Bytes of a tile's scales, an f32 a slot, after its elements.
@@ -123,7 +127,7 @@ impl KvElement for u8 {
     fn write(tile: &mut [Self], place: (KvLayout, Pool, usize), elements: &[f32]) {
         let (layout, _, slot) = place;
         let (elements_of, scales) = tile.split_at_mut(layout.tile_elements());
-        let (scale, factor) = scale(elements, f32::from(i8::MAX));
+        let (scale, factor) = scale(largest(elements), f32::from(i8::MAX));
         if let Some(to) = scales.as_chunks_mut::<SCALE_BYTES>().0.get_mut(slot) {
             *to = scale.to_le_bytes();
         }
@@ -141,9 +145,9 @@ impl KvElement for u8 {
     }
 
     #[inline(always)]
-    fn scales(tile: &[u8]) -> [[u8; SCALE_BYTES]; LANES] {
-        let scales = tile.as_chunks().0;
-        scales.last_chunk().copied().unwrap_or_default()
+    fn scales(tile: &[u8]) -> &[[[u8; SCALE_BYTES]; LANES]] {
+        let elements = tile.len() - LANES * SCALE_BYTES;
+        tile[elements..].as_chunks().0.as_chunks().0
     }
 }
 
@@ -163,7 +167,7 @@ mod tests {
                     u8::write(&mut tile, (layout, pool, slot), elements);
                 }
                 let steps = u8::rows(&tile).as_flattened();
-                let scales = u8::scales(&tile).map(f32::from_le_bytes);
+                let scales = u8::scales(&tile)[0].map(f32::from_le_bytes);
                 let element = |at| {
                     let (slot, place) = (at / head_width, places((layout, pool, at / head_width), 2));
                     let byte = steps.as_flattened()[place(at % head_width)];

@@ -18,7 +18,7 @@ pub(crate) trait KvStep: Copy + Send + Sync + 'static {
     /// Sixteen steps as a tile holds them.
     type Row: Copy;
     /// The scales of a tile's slots.
-    type Scales: Copy + Default;
+    type Scales: Copy;
     /// Sixteen steps.
     type Vector<S: Simd>: Copy;
     /// Sixteen sums of products.
@@ -37,11 +37,11 @@ pub(crate) trait KvStep: Copy + Send + Sync + 'static {
 
     /// The scale of one query's elements, and what makes numbers of that scale of them. Both are no number where
     /// an element is none.
-    fn query_scale(elements: &[f32]) -> (f32, f32);
-    /// The scale of each slot.
-    fn scales<S: Simd>(simd: S, scales: &Self::Scales) -> S::Lanes;
+    fn query_scale<S: Simd>(simd: S, elements: &[f32]) -> (f32, f32);
+    /// The scale of each slot of a tile that is there.
+    fn scales<S: Simd>(simd: S, scales: &[Self::Scales]) -> S::Lanes;
     /// What the products of a query and the keys of sixteen slots amount to, by their scales.
-    fn scores<S: Simd>(simd: S, sums: Self::Sums<S>, scales: (f32, &Self::Scales)) -> S::Lanes;
+    fn scores<S: Simd>(simd: S, sums: Self::Sums<S>, scales: (f32, S::Lanes)) -> S::Lanes;
     /// The sums that products of weights and values are to be added to, where `sums` are those so far.
     fn open<S: Simd>(simd: S, sums: &[f32; LANES]) -> Self::Sums<S>;
     /// The sums so far, when products of this unit were added to what [`Self::open`] returned.
@@ -62,17 +62,17 @@ macro_rules! floats {
         }
 
         #[inline(always)]
-        fn query_scale(_: &[f32]) -> (f32, f32) {
+        fn query_scale<S: Simd>(_: S, _: &[f32]) -> (f32, f32) {
             (1.0, 1.0)
         }
 
         #[inline(always)]
-        fn scales<S: Simd>(simd: S, (): &()) -> S::Lanes {
+        fn scales<S: Simd>(simd: S, _: &[()]) -> S::Lanes {
             simd.splat(1.0)
         }
 
         #[inline(always)]
-        fn scores<S: Simd>(_: S, sums: S::Lanes, _: (f32, &())) -> S::Lanes {
+        fn scores<S: Simd>(_: S, sums: S::Lanes, _: (f32, S::Lanes)) -> S::Lanes {
             sums
         }
 
@@ -210,24 +210,30 @@ impl KvStep for [i16; 2] {
     }
 
     #[inline(always)]
-    fn query_scale(elements: &[f32]) -> (f32, f32) {
+    fn query_scale<S: Simd>(simd: S, elements: &[f32]) -> (f32, f32) {
         // Their products with keys of the largest eight bits must add up to no more than 31 bits hold.
         let most = i32::MAX / (i32::from(i8::MAX) * elements.len().max(1) as i32);
-        scale(elements, most.min(i32::from(i16::MAX)) as f32)
+        let mut largest = simd.splat(0.0);
+        let mut nothing = simd.splat(0.0);
+        for elements in elements.chunks(LANES) {
+            let elements = simd.load_first(elements);
+            largest = simd.max(simd.max(elements, simd.sub(simd.splat(0.0), elements)), largest);
+            nothing = simd.mul_add(elements, simd.splat(0.0), nothing);
+        }
+        // The largest of what is not a number may be any; nothing times it is none.
+        let largest = simd.reduce_max(largest) + simd.reduce_add(nothing);
+        scale(largest, most.min(i32::from(i16::MAX)) as f32)
     }
 
     #[inline(always)]
-    fn scales<S: Simd>(simd: S, scales: &[[u8; 4]; LANES]) -> S::Lanes {
+    fn scales<S: Simd>(simd: S, scales: &[[[u8; 4]; LANES]]) -> S::Lanes {
+        let Some(scales) = scales.first() else { return simd.splat(0.0) };
         simd.load(&scales.map(f32::from_le_bytes))
     }
 
     #[inline(always)]
-    fn scores<S: Simd>(
-        simd: S,
-        sums: S::Integers,
-        (of_query, of_slots): (f32, &[[u8; 4]; LANES]),
-    ) -> S::Lanes {
-        let sums = simd.mul(simd.to_lanes(sums), Self::scales(simd, of_slots));
+    fn scores<S: Simd>(simd: S, sums: S::Integers, (of_query, of_slots): (f32, S::Lanes)) -> S::Lanes {
+        let sums = simd.mul(simd.to_lanes(sums), of_slots);
         simd.mul(sums, simd.splat(of_query))
     }
 
@@ -243,19 +249,24 @@ impl KvStep for [i16; 2] {
     }
 }
 
-/// What the integers of elements are multiplied by, of which `most` is the largest, and what makes those of
-/// elements. Both are no number where an element is none.
-pub(super) fn scale(elements: &[f32], most: f32) -> (f32, f32) {
+/// The largest magnitude of some elements; no number where one of them is none.
+pub(super) fn largest(elements: &[f32]) -> f32 {
     let mut largest = 0.0_f32;
     for element in elements {
         // In this order what is not a number stays so.
         largest = if element.abs() <= largest { largest } else { element.abs() };
         if largest.is_nan() {
-            return (largest, largest);
+            return largest;
         }
     }
+    largest
+}
+
+/// What the integers of elements of which this is the largest magnitude are multiplied by, so that `most` is the largest
+/// integer, and what makes those of elements. Both are no number where the largest is none, or not finite.
+pub(super) fn scale(largest: f32, most: f32) -> (f32, f32) {
     match largest / most {
-        scale if scale.is_infinite() => (f32::NAN, f32::NAN),
+        scale if !scale.is_finite() => (f32::NAN, f32::NAN),
         // Its inverse is not finite: what is so small counts as nothing.
         scale if scale < f32::MIN_POSITIVE => (0.0, 0.0),
         scale => (scale, 1.0 / scale),
@@ -265,10 +276,11 @@ pub(super) fn scale(elements: &[f32], most: f32) -> (f32, f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::cpu::isa::{Isa, Kernel};
 
     #[test]
     fn a_scale_is_right_for_every_size_and_no_number_is_not_hidden() {
-        let scale = |elements: &[f32]| scale(elements, 127.0);
+        let scale = |elements: &[f32]| scale(largest(elements), 127.0);
         assert_eq!(scale(&[0.0, -254.0, 1.0]), (2.0, 0.5));
         assert_eq!(scale(&[]), (0.0, 0.0));
         assert_eq!(scale(&[0.0, -0.0]), (0.0, 0.0));
@@ -280,13 +292,41 @@ mod tests {
         }
     }
 
+    struct QueryScale<'a>(&'a [f32]);
+
+    impl Kernel for QueryScale<'_> {
+        type Output = (f32, f32);
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> (f32, f32) {
+            <[i16; 2]>::query_scale(simd, self.0)
+        }
+    }
+
     #[test]
     fn a_query_of_any_width_takes_no_more_than_its_products_have_room_for() {
-        for width in [1, 64, 512, 513, 1 << 14] {
-            let (_, factor) = <[i16; 2]>::query_scale(&vec![1.0; width]);
-            assert!((1.0..=32767.0).contains(&factor), "{width}: {factor}");
-            let most = f64::from(factor.round()) * 127.0 * width as f64;
-            assert!(most <= f64::from(i32::MAX), "{width}: {most}");
+        for isa in Isa::all_of_this_machine() {
+            for width in [1, 64, 512, 513, 1 << 14] {
+                let (_, factor) = isa.run(QueryScale(&vec![-1.0; width]));
+                assert!((1.0..=32767.0).contains(&factor), "{isa} {width}: {factor}");
+                let most = f64::from(factor.round()) * 127.0 * width as f64;
+                assert!(most <= f64::from(i32::MAX), "{isa} {width}: {most}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_scale_of_a_query_is_that_of_its_largest_element_and_no_number_is_not_hidden() {
+        for isa in Isa::all_of_this_machine() {
+            for place in [0, 15, 16, 19] {
+                let mut query = [0.25; 20];
+                query[place] = -3.0;
+                assert_eq!(isa.run(QueryScale(&query)), scale(3.0, 32767.0), "{isa} {place}");
+                for broken in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                    query[place] = broken;
+                    assert!(isa.run(QueryScale(&query)).0.is_nan(), "{isa} {place} {broken}");
+                }
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::super::kv_step::KvStep;
 use super::super::simd::{Simd, tanh};
 use super::queries::{CHUNK, Chunk, Scoring};
-use super::tiles::{GROUP_TILES, Group, Tile};
+use super::tiles::{GROUP_TILES, Group};
 
 /// The scores of a group's slots, tile by tile: one lane a slot.
 pub(super) type Scores<S> = [[<S as Simd>::Lanes; CHUNK]; GROUP_TILES];
@@ -17,27 +17,30 @@ pub(super) fn scores<S: Simd, P: KvStep>(
     chunk: &Chunk<P>,
     (group, read): (&Group<'_, P>, [bool; GROUP_TILES]),
 ) -> Scores<S> {
-    let mut scores = [[simd.splat(f32::MIN); CHUNK]; GROUP_TILES];
+    let mut sums = [[P::zero(simd); CHUNK]; GROUP_TILES];
     if S::WIDE && read.iter().filter(|read| **read).count() > 1 {
         // Four together take as long as two alone: what is not read repeats another.
         let other = read.iter().position(|read| *read).unwrap_or(0);
-        let mut tiles = group.keys;
+        let mut rows = [group.keys[other].rows; GROUP_TILES];
         for tile in 0..GROUP_TILES {
-            if !read[tile] {
-                tiles[tile] = group.keys[other];
+            if read[tile] {
+                rows[tile] = group.keys[tile].rows;
             }
         }
-        scores = products::<S, P, GROUP_TILES>(simd, chunk, (group, 0), &tiles);
+        sums = products::<S, P, GROUP_TILES>(simd, chunk, (group, 0), rows);
     } else {
         for tile in 0..GROUP_TILES {
             if read[tile] {
-                [scores[tile]] = products::<S, P, 1>(simd, chunk, (group, tile), &[group.keys[tile]]);
+                [sums[tile]] = products::<S, P, 1>(simd, chunk, (group, tile), [group.keys[tile].rows]);
             }
         }
     }
-    for scores in &mut scores {
-        for score in scores {
-            *score = finish(simd, scoring, *score);
+    let mut scores = [[simd.splat(0.0); CHUNK]; GROUP_TILES];
+    for tile in 0..GROUP_TILES {
+        let of_slots = P::scales(simd, group.keys[tile].scales);
+        for query in 0..CHUNK {
+            let score = P::scores(simd, sums[tile][query], (chunk.scales[query], of_slots));
+            scores[tile][query] = finish(simd, scoring, score);
         }
     }
     scores
@@ -49,11 +52,11 @@ fn products<S: Simd, P: KvStep, const T: usize>(
     simd: S,
     chunk: &Chunk<P>,
     (group, first): (&Group<'_, P>, usize),
-    tiles: &[Tile<'_, P>; T],
-) -> [[S::Lanes; CHUNK]; T] {
-    let mut keys: [&[P::Row]; T] = [&[]; T];
-    for tile in 0..T {
-        keys[tile] = &tiles[tile].rows[..chunk.queries.len()];
+    mut keys: [&[P::Row]; T],
+) -> [[P::Sums<S>; CHUNK]; T] {
+    for (tile, keys) in keys.iter_mut().enumerate() {
+        *keys = &keys[..chunk.queries.len()];
+        group.after_keys.ask_scales::<S, P>(simd, first + tile);
     }
     let mut sums = [[P::zero(simd); CHUNK]; T];
     for (step, query) in chunk.queries.iter().enumerate() {
@@ -74,13 +77,7 @@ fn products<S: Simd, P: KvStep, const T: usize>(
             }
         }
     }
-    let mut scores = [[simd.splat(0.0); CHUNK]; T];
-    for tile in 0..T {
-        for at in 0..CHUNK {
-            scores[tile][at] = P::scores(simd, sums[tile][at], (chunk.scales[at], &tiles[tile].scales));
-        }
-    }
-    scores
+    sums
 }
 
 /// Scales and caps a score.

@@ -53,7 +53,7 @@ impl<P: KvStep> Chunk<P> {
     #[inline(always)]
     pub(super) fn set<S: Simd>(&mut self, simd: S, query: usize, elements: &[f32], seen: Range<usize>) {
         self.seen[query] = seen;
-        let (scale, factor) = P::query_scale(elements);
+        let (scale, factor) = P::query_scale(simd, elements);
         self.scales[query] = scale;
         let mut steps = [P::ZERO; LANES];
         let together = LANES / P::ELEMENTS;

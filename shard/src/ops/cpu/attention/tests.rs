@@ -61,7 +61,7 @@ impl Tested for u8 {
     }
 
     fn read(tile: &[u8], slot: usize, at: usize) -> f32 {
-        f32::from(tile[at].cast_signed()) * f32::from_le_bytes(u8::scales(tile)[slot])
+        f32::from(tile[at].cast_signed()) * f32::from_le_bytes(u8::scales(tile)[0][slot])
     }
 }
 

@@ -18,12 +18,13 @@ const LINE: usize = 64;
 pub(super) struct Tile<'a, P: KvStep> {
     /// None where the tile is not present.
     pub(super) rows: &'a [P::Row],
-    pub(super) scales: P::Scales,
+    /// One, where elements have scales and the tile is present.
+    pub(super) scales: &'a [P::Scales],
 }
 
 impl<'a, P: KvStep> Tile<'a, P> {
     fn absent() -> Self {
-        Self { rows: &[], scales: P::Scales::default() }
+        Self { rows: &[], scales: &[] }
     }
 
     #[inline(always)]
@@ -38,9 +39,9 @@ pub(super) struct Group<'a, P: KvStep> {
     pub(super) first: usize,
     pub(super) keys: [Tile<'a, P>; GROUP_TILES],
     pub(super) values: [Tile<'a, P>; GROUP_TILES],
-    /// What is read after the group's keys: its values.
+    /// What is asked for while its keys are read.
     pub(super) after_keys: Ahead,
-    /// What is read after its values: the keys of the group that is visited next.
+    /// What is asked for while its values are read.
     pub(super) after_values: Ahead,
 }
 
@@ -62,9 +63,14 @@ impl<'a, P: KvStep> Group<'a, P> {
             keys[tile - first] = Tile::of(&input.keys[place.clone()]);
             values[tile - first] = Tile::of(&input.values[place]);
         }
-        let after_keys = Ahead::new(input, (unit, present.clone()), input.values);
-        let (unit, present) = then.unwrap_or((unit, present));
-        let after_values = Ahead::new(input, (unit, present), input.keys);
+        let here = (unit, present);
+        let next = then.unwrap_or_else(|| here.clone());
+        // Tiles of 8 bits are small enough for a whole group to wait in the nearest cache.
+        let (after_keys, after_values) = if P::SCALED {
+            (Ahead::new(input, next.clone(), input.keys), Ahead::new(input, next, input.values))
+        } else {
+            (Ahead::new(input, here, input.values), Ahead::new(input, next, input.keys))
+        };
         Self { first, keys, values, after_keys, after_values }
     }
 }
@@ -74,6 +80,8 @@ impl<'a, P: KvStep> Group<'a, P> {
 pub(super) struct Ahead {
     /// Where the tiles begin; that of the last where there are fewer.
     tiles: [*const u8; GROUP_TILES],
+    /// Where in a tile its scales lie.
+    scales: usize,
 }
 
 impl Ahead {
@@ -89,7 +97,8 @@ impl Ahead {
             let block = unit.sequence.blocks[(range.start + at).min(range.end - 1)].index();
             *tile = pool[K::tile(input.shape.kv, block, unit.kv_head(input.shape))].as_ptr().cast();
         }
-        Self { tiles }
+        let bytes = K::tile_elements(input.shape.kv) * size_of::<K>();
+        Self { tiles, scales: bytes.saturating_sub(size_of::<<K::Step as KvStep>::Scales>()) }
     }
 
     /// Asks for where the `row`-th row of the group's `tile`-th tile is.
@@ -98,6 +107,14 @@ impl Ahead {
         let at = row * size_of::<P::Row>();
         if at.is_multiple_of(LINE) {
             simd.prefetch(self.tiles[tile].wrapping_add(at));
+        }
+    }
+
+    /// Asks for where the scales of the group's `tile`-th tile are.
+    #[inline(always)]
+    pub(super) fn ask_scales<S: Simd, P: KvStep>(&self, simd: S, tile: usize) {
+        if P::SCALED {
+            simd.prefetch(self.tiles[tile].wrapping_add(self.scales));
         }
     }
 }

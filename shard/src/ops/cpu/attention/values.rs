@@ -80,6 +80,9 @@ fn add_columns<S: Simd, P: KvStep, const V: usize>(
     }
     for tile in tiles.0..tiles.1 {
         let rows = group.values[tile].rows;
+        if first == 0 {
+            group.after_values.ask_scales::<S, P>(simd, tile);
+        }
         for step in 0..steps {
             let at = step * vectors + first;
             let Some(row) = rows.get(at..).and_then(|rows| rows.first_chunk::<V>()) else { break };

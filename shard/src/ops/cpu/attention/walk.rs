@@ -58,7 +58,11 @@ impl<K: KvElement> Kernel for Walks<'_, K> {
     fn run<S: Simd>(mut self, simd: S) {
         for index in self.range.clone() {
             let (unit, splits) = &self.walks[index];
-            self.read_queries(simd, unit);
+            // Neighbouring walks are mostly splits of the same unit's context.
+            let before = index.checked_sub(1).filter(|before| self.range.contains(before));
+            if before.is_none_or(|before| !self.walks[before].0.is(unit)) {
+                self.read_queries(simd, unit);
+            }
             for joined in &mut self.room.joined[..unit.queries()] {
                 joined.clear();
             }

@@ -108,7 +108,7 @@ fn write_scaled<S: Simd, P: KvStep>(
     let mut most = simd.splat(0.0);
     let mut scaled = *of_slots;
     for tile in 0..GROUP_TILES {
-        let product = simd.mul(of_slots[tile], P::scales(simd, &values[tile].scales));
+        let product = simd.mul(of_slots[tile], P::scales(simd, values[tile].scales));
         scaled[tile] = keep(simd, product, seen.map(|seen| seen.slots(tile)));
         most = simd.max(scaled[tile], most);
         // A scale that is no number is none in any integer: the total is to be none then.
