@@ -89,9 +89,9 @@ fn kv_bytes_per_second(
     attention: &mut Option<AttentionProbe>,
     dtype: KvCacheDtype,
 ) -> Result<f64, Box<dyn Error>> {
-    if attention.is_none() {
-        *attention = Some(AttentionProbe::new(SHAPE, CONTEXT, dtype)?);
-    }
-    let attention = attention.as_ref().ok_or("it was made above")?;
+    let attention = match attention {
+        Some(attention) => attention,
+        none => none.insert(AttentionProbe::new(SHAPE, CONTEXT, dtype)?),
+    };
     Ok(attention.bytes().0 as f64 / attention.seconds()?)
 }

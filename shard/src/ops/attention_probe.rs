@@ -93,10 +93,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_of_blocks_is_read() {
-        for dtype in [KvCacheDtype::Bfloat16, KvCacheDtype::Int8] {
+    fn a_step_over_every_kind_of_blocks_reads_all_that_was_written() {
+        // Elements of a tile of 16 slots and their scales, in bytes.
+        for (dtype, tile) in [(KvCacheDtype::Bfloat16, 16 * 32 * 2), (KvCacheDtype::Int8, 16 * 32 + 16 * 4)]
+        {
             let probe = AttentionProbe::new((2, 4, 2, 32), 700, dtype).unwrap();
-            assert!(probe.seconds().unwrap() > 0.0 && probe.bytes().0 >= 2 * 2 * 700 * 2 * 32, "{dtype}");
+            probe.seconds().unwrap();
+            // Keys and values of two layers, 44 blocks and two heads.
+            assert_eq!(probe.bytes(), Bytes(2 * 2 * 44 * 2 * tile), "{dtype}");
         }
     }
 }

@@ -9,7 +9,7 @@ use super::tiles::{GROUP_TILES, Group};
 pub(super) type Scores<S> = [[<S as Simd>::Lanes; CHUNK]; GROUP_TILES];
 
 /// The scores of those of a group's tiles that are `read`, of which there is one at least; of the others they may be
-/// anything. What is read after the keys is asked for meanwhile.
+/// anything. What is read soon is asked for meanwhile.
 #[inline(always)]
 pub(super) fn scores<S: Simd, P: KvStep>(
     simd: S,
@@ -56,7 +56,7 @@ fn products<S: Simd, P: KvStep, const T: usize>(
 ) -> [[P::Sums<S>; CHUNK]; T] {
     for (tile, keys) in keys.iter_mut().enumerate() {
         *keys = &keys[..chunk.queries.len()];
-        group.after_keys.ask_scales::<S, P>(simd, first + tile);
+        group.during_keys.ask_scales::<S, P>(simd, first + tile);
     }
     let mut sums = [[P::zero(simd); CHUNK]; T];
     for (step, query) in chunk.queries.iter().enumerate() {
@@ -70,7 +70,7 @@ fn products<S: Simd, P: KvStep, const T: usize>(
             elements[at] = query[at].splat(simd);
         }
         for tile in 0..T {
-            group.after_keys.ask::<S, P>(simd, first + tile, step);
+            group.during_keys.ask::<S, P>(simd, first + tile, step);
             let key = P::load(simd, rows[tile]);
             for at in 0..CHUNK {
                 sums[tile][at] = P::dot(simd, sums[tile][at], elements[at], key);

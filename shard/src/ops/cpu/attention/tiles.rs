@@ -40,9 +40,9 @@ pub(super) struct Group<'a, P: KvStep> {
     pub(super) keys: [Tile<'a, P>; GROUP_TILES],
     pub(super) values: [Tile<'a, P>; GROUP_TILES],
     /// What is asked for while its keys are read.
-    pub(super) after_keys: Ahead,
+    pub(super) during_keys: Ahead,
     /// What is asked for while its values are read.
-    pub(super) after_values: Ahead,
+    pub(super) during_values: Ahead,
 }
 
 impl<'a, P: KvStep> Group<'a, P> {
@@ -66,12 +66,12 @@ impl<'a, P: KvStep> Group<'a, P> {
         let here = (unit, present);
         let next = then.unwrap_or_else(|| here.clone());
         // Tiles of 8 bits are small enough for a whole group to wait in the nearest cache.
-        let (after_keys, after_values) = if P::SCALED {
+        let (during_keys, during_values) = if P::SCALED {
             (Ahead::new(input, next.clone(), input.keys), Ahead::new(input, next, input.values))
         } else {
             (Ahead::new(input, here, input.values), Ahead::new(input, next, input.keys))
         };
-        Self { first, keys, values, after_keys, after_values }
+        Self { first, keys, values, during_keys, during_values }
     }
 }
 

@@ -7,7 +7,7 @@ use super::tiles::{GROUP_TILES, Group};
 use super::visit::Seen;
 use super::weights::Weights;
 
-/// Adds a group's values, by their weights, to the sums (queries, padded head width). What is read after them is asked for
+/// Adds a group's values, by their weights, to the sums (queries, padded head width). What is read soon is asked for
 /// meanwhile.
 #[inline(always)]
 pub(super) fn add<S: Simd, P: KvStep>(
@@ -81,14 +81,14 @@ fn add_columns<S: Simd, P: KvStep, const V: usize>(
     for tile in tiles.0..tiles.1 {
         let rows = group.values[tile].rows;
         if first == 0 {
-            group.after_values.ask_scales::<S, P>(simd, tile);
+            group.during_values.ask_scales::<S, P>(simd, tile);
         }
         for step in 0..steps {
             let at = step * vectors + first;
             let Some(row) = rows.get(at..).and_then(|rows| rows.first_chunk::<V>()) else { break };
             let mut values = [P::ZERO.splat(simd); V];
             for vector in 0..V {
-                group.after_values.ask::<S, P>(simd, tile, at + vector);
+                group.during_values.ask::<S, P>(simd, tile, at + vector);
                 values[vector] = P::load(simd, &row[vector]);
             }
             for (added, of_query) in added.iter_mut().zip(&weights.of_group) {
