@@ -18,8 +18,8 @@
     static __device__ void NAME##_body(const PARAMETERS &p);                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS) lockstep_##NAME(const PARAMETERS p) { NAME##_body(p); }            \
     static __device__ void NAME##_body(const PARAMETERS &p)
-// Memory of a block as large as the launch says.
-#define DYNAMIC_SHARED(NAME) extern __shared__ float NAME[]
+// Memory of a block as large as the launch says, at a multiple of 128 bytes.
+#define DYNAMIC_SHARED(NAME) extern __shared__ __align__(128) float NAME[]
 #define WARP_SHUFFLE_XOR(VALUE, MASK) __shfl_xor_sync(0xffffffffu, VALUE, MASK)
 #define WARP_SHUFFLE(VALUE, LANE) __shfl_sync(0xffffffffu, VALUE, LANE)
 #endif
