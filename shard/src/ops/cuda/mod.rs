@@ -11,6 +11,7 @@ pub(crate) mod exchange;
 pub(crate) mod experts;
 pub(crate) mod gpu;
 pub(crate) mod kernel;
+pub mod limits;
 pub(crate) mod logits;
 pub(crate) mod norm;
 pub(crate) mod product;
