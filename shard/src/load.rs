@@ -30,10 +30,6 @@ use crate::sampling::{RowAsk, RowFound};
 /// How long rank 0 waits for ranks on other hosts to start.
 const RENDEZVOUS_LIMIT: Duration = Duration::from_secs(300);
 
-/// Tokens of the step that is computed before a GPU's memory is dealt out: a large one, as long prompts make it.
-#[cfg(feature = "cuda")]
-const WARM_UP: Tokens = Tokens(4096);
-
 /// Of a GPU's memory, left to what the driver and its libraries take later.
 #[cfg(feature = "cuda")]
 const DEVICE_MARGIN: Bytes = Bytes(512 << 20);
@@ -177,7 +173,7 @@ fn kv_on_device(_: &mut Loaded, _: &Target, _: &Config) -> Result<Bytes, LoadErr
 #[cfg(feature = "cuda")]
 fn kv_on_device(loaded: &mut Loaded, target: &Target, config: &Config) -> Result<Bytes, LoadError> {
     let Some(device) = target.gpu() else { return Err(LoadError::Device(DeviceError::NotBuilt)) };
-    let rows = WARM_UP.min(loaded.max_positions());
+    let rows = config.kv_cache.largest_step;
     loaded.warm_up(rows).map_err(|source| LoadError::WarmUp { source })?;
     let (free, total) = gpus::memory(device)?;
     let free_for_kv = Bytes(free).saturating_sub(DEVICE_MARGIN).0 / u64::from(config.device.ranks_per_gpu);
@@ -217,19 +213,23 @@ impl Loaded {
         Self { decoder, kv: None }
     }
 
-    /// Computes a step of so many tokens, whose blocks are given back.
+    /// Computes a step of so many tokens, of contexts as long as the model allows. Their blocks are given back.
     #[cfg(feature = "cuda")]
     fn warm_up(&mut self, rows: Tokens) -> Result<(), ModelError> {
-        let blocks = rows.blocks_ceil(BLOCK_SIZE);
+        let longest = self.max_positions().min(rows);
+        let blocks = longest.blocks_ceil(BLOCK_SIZE);
         self.allocate_kv(blocks)?;
+        let blocks: Vec<_> = (0..blocks.0).map(BlockId).collect();
+        // All of them write to the same blocks: nobody reads what comes out.
+        let sequence = |first_row: usize| BatchSequence {
+            first_row,
+            rows: longest.len().min(rows.len() - first_row),
+            first_position: Position(0),
+            blocks: blocks.clone(),
+        };
         let batch = Batch {
             token_ids: vec![TokenId(0); rows.len()],
-            sequences: vec![BatchSequence {
-                first_row: 0,
-                rows: rows.len(),
-                first_position: Position(0),
-                blocks: (0..blocks.0).map(BlockId).collect(),
-            }],
+            sequences: (0..rows.len()).step_by(longest.len().max(1)).map(sequence).collect(),
             logit_rows: (0..self.logit_rows_at_once().min(rows.len())).collect(),
         };
         let hidden = self.forward(&batch)?;
