@@ -108,6 +108,7 @@ fn a_router_and_its_shards() {
       --quantize as-stored
       --kv-cache-dtype auto
       --kv-cache-bytes 1073741824
+      --max-step-tokens 4096
       --threads 2
       --step-timeout 60
       --reports /run/user/1000/lockstep-x/replica-0-reports.sock
@@ -174,6 +175,7 @@ fn what_was_typed_reaches_the_roles() {
       --quantize int8
       --kv-cache-dtype int8
       --kv-cache-bytes 1073741824
+      --max-step-tokens 4096
       --threads 2
       --step-timeout 60
       --reports /run/user/1000/lockstep-x/replica-0-reports.sock
