@@ -81,6 +81,20 @@ template <class T> T show(T value, uint32_t lane) {
     return seen;
 }
 
+inline bool any(bool is) {
+    Block *b = block();
+    memcpy(&b->shown[b->current], &is, sizeof is);
+    wait_for_warp();
+    bool found = false;
+    for (uint32_t lane = 0; lane < 32; lane++) {
+        bool seen;
+        memcpy(&seen, &b->shown[b->current / 32 * 32 + lane], sizeof seen);
+        found |= seen;
+    }
+    wait_for_warp();
+    return found;
+}
+
 inline void run_thread() {
     Block *b = block();
     b->body();
@@ -148,6 +162,8 @@ inline void run(const uint32_t *grid, uint32_t threads, size_t shared_bytes, std
 #define gridDim (emulation::block()->grid)
 #define WARP_SHUFFLE_XOR(VALUE, MASK) emulation::show(VALUE, (emulation::block()->current % 32) ^ (MASK))
 #define WARP_SHUFFLE(VALUE, LANE) emulation::show(VALUE, LANE)
+#define WARP_ANY(IS) emulation::any(IS)
+#define WARP_SYNC() emulation::wait_for_warp()
 #define DYNAMIC_SHARED(NAME) float *NAME = emulation::block()->shared.data()
 #define KERNEL(NAME, PARAMETERS, THREADS)                                                                         \
     static void NAME##_body(const PARAMETERS &p);                                                                 \
