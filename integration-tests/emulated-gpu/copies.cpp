@@ -47,6 +47,12 @@ CUDA int cuMemAllocAsync(DevicePointer *address, size_t bytes, void *handle) {
     Stream *stream = stream_of(handle);
     if (stream->capture_status == CAPTURE_BROKEN) return CAPTURE_INVALIDATED;
     const bool is_captured = stream->capture_status == CAPTURE_ACTIVE;
+    // A test may want captures to fail.
+    static const bool can_be_captured = !getenv("EMULATED_GPU_NO_CAPTURE");
+    if (is_captured && !can_be_captured) {
+        stream->capture_status = CAPTURE_BROKEN;
+        return CAPTURE_UNSUPPORTED;
+    }
     const Owner owner = is_captured ? Owner::GRAPH : Owner::POOL;
     if (int error = reserve(owner, current_device(), bytes, address)) return error;
     const DevicePointer place = *address;

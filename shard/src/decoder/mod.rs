@@ -160,6 +160,12 @@ impl Decoder {
         Self { plan: self.plan.with_kv_cache(held), kv_cache: held, ..self }
     }
 
+    /// Has every step started kernel by kernel.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn record_nothing(&mut self) {
+        self.target.records = false;
+    }
+
     /// KV blocks for this rank, in memory that is taken as they are first written.
     ///
     /// # Errors

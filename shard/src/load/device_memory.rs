@@ -94,7 +94,11 @@ fn record(loaded: &mut Loaded, rows: Tokens) -> Result<Bytes, ModelError> {
         compute(loaded, &batch)?;
     }
     let is_recorded = loaded.kv.take().is_some_and(|kv| kv.replays() > 0);
-    Ok(if is_recorded { Bytes(EACH_RECORDING.0 * MOST_KEPT as u64) } else { Bytes(0) })
+    if !is_recorded {
+        loaded.decoder.record_nothing();
+        return Ok(Bytes(0));
+    }
+    Ok(Bytes(EACH_RECORDING.0 * MOST_KEPT as u64))
 }
 
 /// A step of so many tokens, of contexts as long as the model allows.
