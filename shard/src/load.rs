@@ -176,8 +176,10 @@ fn join_devices(
     if ranks == 1 {
         return Ok(host);
     }
-    if config.device.ranks_per_gpu > 1 {
-        tracing::warn!("ranks exchange through main memory: they share GPUs, which NCCL does not take");
+    if config.device.ranks_per_gpu > 1 && !gpus::does_nccl_share() {
+        tracing::warn!(
+            "ranks exchange through main memory: they share GPUs, which NCCL does not take by default"
+        );
         return Ok(host);
     }
     let mut with_nccl = [if gpus::have_nccl() { 1.0 } else { 0.0 }];

@@ -199,7 +199,7 @@ fn lost_rank(gpus: usize) -> Checked<Error> {
             nccl.abort();
             return Ok(true);
         }
-        let values = Tensor::ones(1 << 20, DType::F32, &target.device).map_err(broken)?;
+        let values = Tensor::from_vec(vec![1.0_f32; 1 << 20], 1 << 20, &target.device).map_err(broken)?;
         let reduce = crate::ops::all_reduce::AllReduce::over(nccl);
         let outcome = values.inplace_op1(&reduce).map_err(|error| error.to_string());
         Ok(outcome.is_err() || nccl.wait().is_err())
