@@ -123,20 +123,17 @@ pub(crate) fn load(config: &Config, progress: Progress) -> Result<Engine<Loaded>
     Ok(Engine::new(loaded, group))
 }
 
-/// What only the CPU has is refused before anything is loaded.
+/// What the device has not is refused before anything is loaded.
 fn check_precision(config: &Config, target: &Target) -> Result<(), DeviceError> {
-    if target.kind() == DeviceKind::Cpu {
-        return Ok(());
-    }
-    match (config.precision.quantize, config.kv_cache.held) {
-        (Quantize::Int8 | Quantize::Int4, _) => Err(DeviceError::Unsupported {
+    match (target.kind(), config.precision.quantize, config.kv_cache.held) {
+        (DeviceKind::Cpu, _, KvCacheDtype::Float8) => {
+            Err(DeviceError::NotOnCpu { option: "--kv-cache-dtype fp8", instead: "give int8" })
+        }
+        (DeviceKind::Cuda, Quantize::Int8 | Quantize::Int4, _) => Err(DeviceError::Unsupported {
             option: "--quantize int8 or int4",
             instead: "leave it out: blocks of GGUF files are widened",
         }),
-        (_, KvCacheDtype::Int8) => {
-            Err(DeviceError::Unsupported { option: "--kv-cache-dtype int8", instead: "give auto or bf16" })
-        }
-        (Quantize::AsStored | Quantize::None, KvCacheDtype::Auto | KvCacheDtype::Bfloat16) => Ok(()),
+        (DeviceKind::Cpu | DeviceKind::Cuda, _, _) => Ok(()),
     }
 }
 

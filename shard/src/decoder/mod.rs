@@ -167,7 +167,8 @@ impl Decoder {
 
     /// Rows of the sequences, for every layer: where they stand does not depend on what differs between layers.
     fn place<'a>(&self, sequences: &'a [BatchSequence]) -> candle_core::Result<Placed<'a>> {
-        Placed::new(sequences, self.shape, &self.target.device)
+        let held = self.kv_cache.beside(self.precision.dtype);
+        Placed::new(sequences, (self.shape, held), &self.target.device)
     }
 
     /// What the model is.

@@ -21,6 +21,9 @@ pub enum KvCacheDtype {
     /// 8 bits, and a scale for each token and head: about half the memory of 16 bits.
     #[value(name = "int8")]
     Int8,
+    /// Floating-point numbers of 8 bits (e4m3), and a scale for each token and head; on GPUs alone.
+    #[value(name = "fp8")]
+    Float8,
 }
 
 /// What is held.
@@ -29,12 +32,14 @@ pub(crate) enum KvDtype {
     Float32,
     Bfloat16,
     Int8,
+    Float8,
 }
 
 impl KvCacheDtype {
     pub(crate) fn beside(self, weights: Dtype) -> KvDtype {
         match (self, weights) {
             (Self::Int8, _) => KvDtype::Int8,
+            (Self::Float8, _) => KvDtype::Float8,
             (Self::Bfloat16, _) | (Self::Auto, Dtype::Bfloat16) => KvDtype::Bfloat16,
             (Self::Auto, Dtype::Float32) => KvDtype::Float32,
         }
@@ -48,6 +53,7 @@ impl KvCacheDtype {
             KvDtype::Float32 => "/kv-f32",
             KvDtype::Bfloat16 => "/kv-bf16",
             KvDtype::Int8 => "/kv-int8",
+            KvDtype::Float8 => "/kv-fp8",
         }
     }
 }
@@ -58,6 +64,7 @@ impl fmt::Display for KvCacheDtype {
             Self::Auto => "auto",
             Self::Bfloat16 => "bf16",
             Self::Int8 => "int8",
+            Self::Float8 => "fp8",
         })
     }
 }
@@ -68,29 +75,37 @@ impl KvDtype {
         match self {
             Self::Float32 => (f32::tile_elements(layout), size_of::<f32>()),
             Self::Bfloat16 => (half::bf16::tile_elements(layout), size_of::<half::bf16>()),
-            Self::Int8 => (u8::tile_elements(layout), size_of::<u8>()),
+            Self::Int8 | Self::Float8 => (u8::tile_elements(layout), size_of::<u8>()),
         }
     }
 
-    /// Of plain tensors on a device.
+    /// As tensors on a device have it: of 8 bits with the scales among the elements.
+    pub(super) fn elements(self) -> DType {
+        match self {
+            Self::Float32 => DType::F32,
+            Self::Bfloat16 => DType::BF16,
+            Self::Int8 => DType::U8,
+            Self::Float8 => DType::F8E4M3,
+        }
+    }
+
+    /// What tensors of such elements hold.
     ///
     /// # Errors
-    /// When it has scales beside its elements.
-    pub(super) fn of_tensors(self) -> candle_core::Result<DType> {
-        match self {
-            Self::Float32 => Ok(DType::F32),
-            Self::Bfloat16 => Ok(DType::BF16),
-            Self::Int8 => {
-                Err(candle_core::Error::msg("keys and values of 8 bits are held in main memory only"))
-            }
-        }
+    /// When KV blocks have no such elements.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn of_elements(elements: DType) -> candle_core::Result<Self> {
+        let all = [Self::Float32, Self::Bfloat16, Self::Int8, Self::Float8];
+        let unknown =
+            || candle_core::Error::msg(format!("read KV blocks of {elements:?}: none are held so"));
+        all.into_iter().find(|held| held.elements() == elements).ok_or_else(unknown)
     }
 
     pub(super) fn tile_elements(self, layout: KvLayout) -> usize {
         self.tile(layout).0
     }
 
-    pub(super) fn tile_bytes(self, layout: KvLayout) -> usize {
+    pub(crate) fn tile_bytes(self, layout: KvLayout) -> usize {
         let (elements, bytes) = self.tile(layout);
         elements * bytes
     }

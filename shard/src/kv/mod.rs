@@ -22,7 +22,8 @@ pub struct KvPool {
 
 /// One layer's blocks.
 pub(crate) struct LayerKv {
-    /// (tiles, elements of a tile); on a device (blocks, KV heads, slots, head width)
+    /// (tiles, elements of a tile); on a device (blocks, KV heads, elements of a tile): slots by padded width, and their
+    /// scales where they have some
     pub(crate) keys: Tensor,
     /// Likewise
     pub(crate) values: Tensor,
@@ -61,9 +62,8 @@ impl KvPool {
         let failed = |source| AllocateError { blocks, bytes, source };
         let elements = dtype.tile_elements(layout).saturating_mul(tiles);
         let on_device = |_| -> candle_core::Result<LayerKv> {
-            let held = dtype.of_tensors()?;
-            let shape = (blocks.len(), layout.kv_heads, KvLayout::SLOTS, layout.head_width);
-            let zeroes = || Tensor::zeros(shape, held, device);
+            let shape = (blocks.len(), layout.kv_heads, dtype.tile_elements(layout));
+            let zeroes = || Tensor::zeros(shape, dtype.elements(), device);
             Ok(LayerKv { keys: zeroes()?, values: zeroes()? })
         };
         let in_memory = |_| -> candle_core::Result<LayerKv> {
@@ -88,6 +88,9 @@ fn zeroes(elements: usize, dtype: KvDtype) -> candle_core::Result<Tensor> {
         KvDtype::Float32 => zeroed::<f32>(elements),
         KvDtype::Bfloat16 => zeroed::<bf16>(elements),
         KvDtype::Int8 => zeroed::<u8>(elements),
+        KvDtype::Float8 => {
+            Err(candle_core::Error::msg("floating-point numbers of 8 bits are held on GPUs alone"))
+        }
     }
 }
 

@@ -10,6 +10,7 @@ pub(crate) mod emulation;
 pub(crate) mod exchange;
 pub(crate) mod experts;
 pub(crate) mod gpu;
+pub(crate) mod heads;
 pub(crate) mod kernel;
 pub mod limits;
 pub(crate) mod logits;

@@ -22,6 +22,8 @@
 #define DYNAMIC_SHARED(NAME) extern __shared__ __align__(128) float NAME[]
 #define WARP_SHUFFLE_XOR(VALUE, MASK) __shfl_xor_sync(0xffffffffu, VALUE, MASK)
 #define WARP_SHUFFLE(VALUE, LANE) __shfl_sync(0xffffffffu, VALUE, LANE)
+#define WARP_ANY(IS) __any_sync(0xffffffffu, IS)
+#define WARP_SYNC() __syncwarp()
 #endif
 
 typedef uint32_t u32;

@@ -125,6 +125,17 @@ template <class T> T show(T value, uint32_t lane) {
     return seen;
 }
 
+inline bool any(bool is) {
+    Block *b = block();
+    const uint32_t first = b->current / 32 * 32;
+    double *shown = b->shown[b->warp_opened[first / 32] % 2];
+    shown[b->current] = is;
+    wait_for_warp();
+    bool found = false;
+    for (uint32_t lane = 0; lane < 32; lane++) found |= shown[first + lane] != 0;
+    return found;
+}
+
 // Where every stack begins: runs the current thread to its end, and those after it that have not begun.
 inline void run_threads() {
     for (;;) {
@@ -194,6 +205,8 @@ inline void run(const uint32_t *grid, uint32_t threads, size_t shared_bytes, voi
 #define gridDim (emulation::block()->grid)
 #define WARP_SHUFFLE_XOR(VALUE, MASK) emulation::show(VALUE, (emulation::block()->current % 32) ^ (MASK))
 #define WARP_SHUFFLE(VALUE, LANE) emulation::show(VALUE, LANE)
+#define WARP_ANY(IS) emulation::any(IS)
+#define WARP_SYNC() emulation::wait_for_warp()
 #define DYNAMIC_SHARED(NAME) float *NAME = (float *)emulation::block()->shared.data()
 // `emulated_` is what the host calls, `declared_` what an emulated driver finds by name.
 #define KERNEL(NAME, PARAMETERS, THREADS)                                                                         \
