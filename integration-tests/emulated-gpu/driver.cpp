@@ -162,8 +162,9 @@ CUDA int cuEventQuery(void *handle) {
 CUDA int cuEventSynchronize(void *handle) {
     Alone alone;
     if (int error = check_context()) return error;
-    if (((Event *)handle)->is_captured) return CAPTURED_EVENT;
-    return finish();
+    const Event *event = (Event *)handle;
+    if (event->is_captured) return CAPTURED_EVENT;
+    return event->is_done ? SUCCESS : finish();
 }
 
 CUDA int cuEventElapsedTime_v2(float *milliseconds, void *, void *) {

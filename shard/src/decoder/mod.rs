@@ -15,6 +15,8 @@ mod load;
 pub(crate) mod logits;
 mod mlp;
 mod names;
+#[cfg(feature = "cuda")]
+mod replay;
 pub(crate) mod rope;
 pub(crate) mod spec;
 pub(crate) mod split;
@@ -54,6 +56,8 @@ pub use choices::{
 };
 pub use load::check_weights;
 pub use logits::{Hidden, Logits};
+#[cfg(feature = "cuda")]
+pub(crate) use replay::{MOST_ROWS, Recordings};
 pub use rope::{RampEnds, Rope, RopeScaling, Yarn};
 pub use spec::{ExpertShape, ModelSpec, Shape, SpecError};
 pub use split::{Split, SplitError};

@@ -59,6 +59,12 @@ impl<'a> Placed<'a> {
         Ok(Self { sequences, on_device })
     }
 
+    /// What is on the device already, of these sequences or of as many like them.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn there(sequences: &'a [BatchSequence], on_device: DeviceRows) -> Self {
+        Self { sequences, on_device: Some(on_device) }
+    }
+
     /// What was brought to the device.
     ///
     /// # Errors

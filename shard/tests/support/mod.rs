@@ -14,7 +14,7 @@ use lockstep_proto::{BlockId, Blocks, Position, TokenId, Tokens};
 use lockstep_shard::batch::{BLOCK_SIZE, Batch, BatchSequence};
 use lockstep_shard::comm::{Communicator, Membership, Solo, Threads};
 use lockstep_shard::decoder::{Decoder, Logits, ModelSpec, Precision};
-use lockstep_shard::device::{DeviceArgs, DeviceChoice, Target};
+use lockstep_shard::device::{CudaGraphs, DeviceArgs, DeviceChoice, Target};
 use lockstep_shard::kv::{KvCacheDtype, KvPool};
 use lockstep_shard::testing::TinyLlama;
 
@@ -30,7 +30,8 @@ const DEVICE: &str = "LOCKSTEP_TEST_DEVICE";
 fn target(communicator: &dyn Communicator) -> Target {
     let Some(device) = std::env::var_os(DEVICE) else { return Target::cpu() };
     let device = DeviceChoice::from_str(&device.to_string_lossy(), true).expect("a device");
-    let args = DeviceArgs { device, ranks_per_gpu: 64, exact: true, places_taken: 0 };
+    let cuda_graphs = CudaGraphs::Auto;
+    let args = DeviceArgs { device, ranks_per_gpu: 64, exact: true, cuda_graphs, places_taken: 0 };
     let membership = Membership::new(communicator.rank(), communicator.world_size()).expect("a group");
     Target::open(args, membership).expect("the device is there")
 }

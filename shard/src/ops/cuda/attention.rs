@@ -14,7 +14,7 @@ use crate::kv::KvDtype;
 use crate::ops::attention::AttentionShape;
 
 /// Positions of a split, as in attention.cu.
-const SPLIT: usize = 256;
+pub(crate) const SPLIT: usize = 256;
 /// Threads of a warp, and positions of a step without tensor cores.
 const WARP: usize = 32;
 /// Warps of a block.
@@ -147,15 +147,30 @@ impl HostRows {
         }
         rows
     }
+
+    /// Everything, as [`DeviceRows::at`] looks for it.
+    pub(crate) fn words(&self) -> Vec<u32> {
+        let Self { positions, slots, tables, tiles } = self;
+        let tiles = tiles.iter().flatten().flat_map(|tile| {
+            let Tile { first_row, rows, first_position, table } = *tile;
+            [first_row, rows, first_position, table]
+        });
+        positions.iter().chain(slots).copied().chain(tiles).chain(tables.iter().copied()).collect()
+    }
 }
 
-/// The same on a device.
+/// The same on a device, one after the other in its memory.
 pub(crate) struct DeviceRows {
     pub(crate) count: usize,
-    pub(crate) positions: CudaSlice<u32>,
-    pub(crate) slots: CudaSlice<u32>,
-    tables: CudaSlice<u32>,
-    tiles: [(Vec<Tile>, CudaSlice<Tile>); 2],
+    pub(crate) positions: Address,
+    pub(crate) slots: Address,
+    /// Where the rows' tokens are, where they are there as well.
+    pub(crate) tokens: Option<Address>,
+    tables: Address,
+    /// Where tiles are, and what is known of them when they are computed.
+    tiles: [(Vec<Tile>, Address); 2],
+    /// Kept for as long as the rows are.
+    _memory: Option<CudaSlice<u32>>,
 }
 
 impl DeviceRows {
@@ -164,18 +179,35 @@ impl DeviceRows {
         sequences: &[BatchSequence],
         (shape, held): (AttentionShape, KvDtype),
     ) -> Result<Self> {
-        let HostRows { positions, slots, tables, tiles } =
-            HostRows::new(sequences, shape.query_heads / shape.kv.kv_heads.max(1), held);
+        let rows = HostRows::new(sequences, shape.query_heads / shape.kv.kv_heads.max(1), held);
+        let memory = copy_of(device, &rows.words())?;
+        let placed = Self::at(of_slice(&memory), rows.positions.len(), rows.tiles);
+        Ok(Self { _memory: Some(memory), ..placed })
+    }
+
+    /// Rows whose [`HostRows::words`] are there. `tiles` are as many as there are: they tell how they are cut, which holds for
+    /// all that see no more positions.
+    pub(crate) fn at(first: Address, count: usize, tiles: [Vec<Tile>; 2]) -> Self {
+        let word = size_of::<u32>();
+        let slots = first.plus(count * word);
+        let single_tiles = slots.plus(count * word);
         let [single, several] = tiles;
-        let single = (copy_of(device, &single)?, single);
-        let several = (copy_of(device, &several)?, several);
-        Ok(Self {
-            count: positions.len(),
-            positions: copy_of(device, &positions)?,
-            slots: copy_of(device, &slots)?,
-            tables: copy_of(device, &tables)?,
-            tiles: [(single.1, single.0), (several.1, several.0)],
-        })
+        let several_tiles = single_tiles.plus(size_of_val(single.as_slice()));
+        let tables = several_tiles.plus(size_of_val(several.as_slice()));
+        Self {
+            count,
+            positions: first,
+            slots,
+            tokens: None,
+            tables,
+            tiles: [(single, single_tiles), (several, several_tiles)],
+            _memory: None,
+        }
+    }
+
+    /// The same, whose tokens are there as well.
+    pub(crate) fn with_tokens(self, tokens: Address) -> Self {
+        Self { tokens: Some(tokens), ..self }
     }
 }
 
@@ -294,8 +326,8 @@ pub(crate) fn forward(
             qkv: address::<f32>(qkv, qkv_layout)?,
             keys,
             values,
-            tiles: of_slice(on_device),
-            tables: of_slice(&rows.tables),
+            tiles: *on_device,
+            tables: rows.tables,
             output: of_slice(&output),
             partial: of_slice(&partial),
             ..AttentionParameters::of(shape, cut)

@@ -5,7 +5,7 @@ use candle_core::{Layout, Result, Storage, Tensor, bail};
 
 use super::gpu::Gpu;
 use super::kernel::{Address, Executor, Grid, Kernel, Parameters, THREADS, launch};
-use super::storage::{address, of_slice, pool};
+use super::storage::{address, pool};
 use crate::kv::KvDtype;
 use crate::ops::attention::AttentionShape;
 use crate::ops::write_heads::WriteHeads;
@@ -87,8 +87,8 @@ pub(crate) fn forward(op: &WriteHeads<'_>, (qkv, layout): (&CudaStorage, &Layout
     let (_, values) = of_tensor(&op.kv.values, pool)?;
     let mut call = WriteHeadsParameters {
         qkv: address::<f32>(qkv, layout)?,
-        positions: of_slice(&rows.positions),
-        slots: of_slice(&rows.slots),
+        positions: rows.positions,
+        slots: rows.slots,
         keys,
         values,
         ..WriteHeadsParameters::of(shape, rows.count)

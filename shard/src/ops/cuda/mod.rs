@@ -6,6 +6,7 @@
 
 pub(crate) mod attention;
 pub mod checks;
+pub(crate) mod copies;
 pub(crate) mod emulation;
 pub(crate) mod exchange;
 pub(crate) mod experts;
@@ -16,6 +17,8 @@ pub mod limits;
 pub(crate) mod logits;
 pub(crate) mod norm;
 pub(crate) mod product;
+pub(crate) mod recording;
 pub(crate) mod rows;
 pub(crate) mod sampling;
 pub(crate) mod storage;
+pub(crate) mod words;

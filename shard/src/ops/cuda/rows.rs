@@ -225,21 +225,31 @@ pub(crate) fn pick_forward(
     source: &CudaStorage,
     layout: &Layout,
 ) -> Result<(CudaStorage, Shape)> {
-    let (rows, width) = layout.shape().dims2()?;
+    let (rows, _) = layout.shape().dims2()?;
     if let Some(row) = wanted.iter().find(|row| **row as usize >= rows) {
         bail!("copy row {row}: there are {rows}");
     }
+    let numbers = copy_of(&source.device, wanted)?;
+    pick_at((of_slice(&numbers), wanted.len(), scale), source, layout)
+}
+
+/// The same of rows whose numbers are on the device, and are of rows that are there.
+pub(crate) fn pick_at(
+    (numbers, count, scale): (Address, usize, f32),
+    source: &CudaStorage,
+    layout: &Layout,
+) -> Result<(CudaStorage, Shape)> {
+    let (_, width) = layout.shape().dims2()?;
     let device: &CudaDevice = &source.device;
-    let numbers = copy_of(device, wanted)?;
-    let output = room::<f32>(device, wanted.len() * width)?;
+    let output = room::<f32>(device, count * width)?;
     let call = PickParameters {
         source: bf16_or_f32(source, layout)?,
-        rows: of_slice(&numbers),
+        rows: numbers,
         output: of_slice(&output),
-        elements: (wanted.len() * width) as u64,
+        elements: (count * width) as u64,
         width: width as u32,
         scale,
     };
     pick_rows(&Gpu(device), source.dtype(), &call)?;
-    Ok((wrapped(output, device), Shape::from((wanted.len(), width))))
+    Ok((wrapped(output, device), Shape::from((count, width))))
 }

@@ -9,6 +9,7 @@ use lockstep_process::reports::Progress;
 use lockstep_proto::{BlockId, Blocks, Epoch, Position, Rank, TokenId};
 
 use super::products::{Weights, twin};
+use super::recordings;
 use super::{BF16, Checks, EXACT, Error, F32, Failure, Numbers};
 use crate::batch::{Batch, BatchSequence};
 use crate::comm::{Communicator, Joining, Membership, Nccl, Solo, Threads};
@@ -24,9 +25,9 @@ use crate::testing::TinyLlama;
 /// Far longer than any exchange here takes.
 const WATCHDOG: Duration = Duration::from_secs(30);
 
-type Checked<T> = Result<T, Failure>;
+pub(super) type Checked<T> = Result<T, Failure>;
 
-fn broken(error: impl std::fmt::Display) -> Failure {
+pub(super) fn broken(error: impl std::fmt::Display) -> Failure {
     Failure::Broken(error.to_string())
 }
 
@@ -46,6 +47,7 @@ pub(super) fn check(checks: &mut Checks<'_>) -> Result<(), DeviceError> {
         }
     }
     checks.check_or_skip("a whole model in chunks and at once, exact", || chunks(&exact));
+    recordings::check(checks, &exact);
     for order in [Order::Fastest, Order::Exact] {
         checks
             .check_or_skip(format!("sums and gathers of two ranks, {order:?}"), || two_ranks(gpus, order));
@@ -71,15 +73,20 @@ fn product(target: &Target, (rows, inputs, outputs): (usize, usize, usize), held
 }
 
 /// A folder with a random model in it, removed when this is dropped.
-struct Folder(std::path::PathBuf);
+pub(super) struct Folder(std::path::PathBuf);
 
 impl Folder {
-    fn with_model() -> std::io::Result<Self> {
+    /// One at a time.
+    pub(super) fn of(model: &TinyLlama) -> Checked<Self> {
         let name = format!("lockstep-gpu-checks-{}", std::process::id());
         let folder = Self(std::env::temp_dir().join(name));
-        std::fs::create_dir_all(&folder.0)?;
-        TinyLlama::new(7).write(&folder.0)?;
+        std::fs::create_dir_all(&folder.0).map_err(broken)?;
+        model.write(&folder.0).map_err(broken)?;
         Ok(folder)
+    }
+
+    pub(super) fn files(&self) -> ModelFiles {
+        ModelFiles::Folder(self.0.clone())
     }
 }
 
@@ -92,8 +99,8 @@ impl Drop for Folder {
 
 /// Logits of every row of a prompt computed in chunks, and of one token after it.
 fn logits(target: &Target, dtype: Dtype, chunk: usize) -> Checked<Vec<f32>> {
-    let folder = Folder::with_model().map_err(broken)?;
-    let files = ModelFiles::Folder(folder.0.clone());
+    let folder = Folder::of(&TinyLlama::new(7))?;
+    let files = folder.files();
     let spec = ModelSpec::read(&files).map_err(broken)?;
     let precision = Precision { dtype, quantize: Quantize::AsStored };
     let alone: Arc<dyn Communicator> = Arc::new(Solo);

@@ -9,6 +9,7 @@ mod heads;
 mod machine;
 mod norms;
 mod products;
+mod recordings;
 mod rows;
 mod sampling;
 
