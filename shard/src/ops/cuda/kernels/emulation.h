@@ -165,6 +165,7 @@ inline void run(const uint32_t *grid, uint32_t threads, size_t shared_bytes, std
 #define WARP_ANY(IS) emulation::any(IS)
 #define WARP_SYNC() emulation::wait_for_warp()
 #define DYNAMIC_SHARED(NAME) float *NAME = emulation::block()->shared.data()
+#define KERNEL_BESIDE(NAME, PARAMETERS, THREADS, BLOCKS) KERNEL(NAME, PARAMETERS, THREADS)
 #define KERNEL(NAME, PARAMETERS, THREADS)                                                                         \
     static void NAME##_body(const PARAMETERS &p);                                                                 \
     extern "C" void emulated_##NAME(const void *parameters, const uint32_t *grid, uint32_t threads,               \
