@@ -22,7 +22,7 @@ use crate::decoder::{self, Decoder, Hidden, Logits, ModelSpec, Quantize, SpecErr
 use crate::device::gpus;
 use crate::device::{DeviceError, DeviceKind, Target};
 use crate::engine::{Engine, Group, LogitRows, Model, ModelError};
-use crate::kv::{KvCacheDtype, KvPool};
+use crate::kv::KvPool;
 #[cfg(feature = "cuda")]
 use crate::sampling::{RowAsk, RowFound};
 
@@ -125,15 +125,13 @@ pub(crate) fn load(config: &Config, progress: Progress) -> Result<Engine<Loaded>
 
 /// What the device has not is refused before anything is loaded.
 fn check_precision(config: &Config, target: &Target) -> Result<(), DeviceError> {
-    match (target.kind(), config.precision.quantize, config.kv_cache.held) {
-        (DeviceKind::Cpu, _, KvCacheDtype::Float8) => {
-            Err(DeviceError::NotOnCpu { option: "--kv-cache-dtype fp8", instead: "give int8" })
-        }
-        (DeviceKind::Cuda, Quantize::Int8 | Quantize::Int4, _) => Err(DeviceError::Unsupported {
+    config.kv_cache.held.check_on(target.kind())?;
+    match (target.kind(), config.precision.quantize) {
+        (DeviceKind::Cuda, Quantize::Int8 | Quantize::Int4) => Err(DeviceError::Unsupported {
             option: "--quantize int8 or int4",
             instead: "leave it out: blocks of GGUF files are widened",
         }),
-        (DeviceKind::Cpu | DeviceKind::Cuda, _, _) => Ok(()),
+        (DeviceKind::Cpu | DeviceKind::Cuda, _) => Ok(()),
     }
 }
 
