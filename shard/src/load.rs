@@ -18,7 +18,7 @@ use crate::batch::{BLOCK_SIZE, Batch};
 use crate::comm::Nccl;
 use crate::comm::{CommError, Communicator, SharedMemory, Solo, Tcp, Timed};
 use crate::config::{CommunicatorAddress, Config};
-use crate::decoder::{self, Decoder, Hidden, Logits, ModelSpec, Quantize, SpecError};
+use crate::decoder::{self, Decoder, Hidden, Logits, ModelSpec, SpecError};
 #[cfg(feature = "cuda")]
 use crate::device::gpus;
 use crate::device::{DeviceError, DeviceKind, Target};
@@ -115,20 +115,14 @@ pub(crate) fn load(config: &Config, progress: Progress) -> Result<Engine<Loaded>
     Ok(Engine::new(loaded, group))
 }
 
-/// What only the CPU has is refused before anything is loaded.
+/// What the device has not is refused before anything is loaded.
 fn check_precision(config: &Config, target: &Target) -> Result<(), DeviceError> {
-    if target.kind() == DeviceKind::Cpu {
-        return Ok(());
-    }
-    match (config.precision.quantize, config.kv_cache.held) {
-        (Quantize::Int8 | Quantize::Int4, _) => Err(DeviceError::Unsupported {
-            option: "--quantize int8 or int4",
-            instead: "leave it out: blocks of GGUF files are widened",
-        }),
-        (_, KvCacheDtype::Int8) => {
+    config.precision.check(target.kind())?;
+    match (target.kind(), config.kv_cache.held) {
+        (DeviceKind::Cuda, KvCacheDtype::Int8) => {
             Err(DeviceError::Unsupported { option: "--kv-cache-dtype int8", instead: "give auto or bf16" })
         }
-        (Quantize::AsStored | Quantize::None, KvCacheDtype::Auto | KvCacheDtype::Bfloat16) => Ok(()),
+        (DeviceKind::Cuda, KvCacheDtype::Auto | KvCacheDtype::Bfloat16) | (DeviceKind::Cpu, _) => Ok(()),
     }
 }
 

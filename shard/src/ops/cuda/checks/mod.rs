@@ -8,6 +8,7 @@ mod devices;
 mod machine;
 mod norms;
 mod products;
+mod quantized;
 mod rows;
 mod sampling;
 
@@ -146,6 +147,7 @@ pub fn kernels(machine: &mut Machine, tell: &mut dyn FnMut(Outcome)) {
     norms::check(machine, &mut checks);
     rows::check(machine, &mut checks);
     products::check(machine, &mut checks);
+    quantized::check(machine, &mut checks);
     attention::check(machine, &mut checks);
     sampling::check(machine, &mut checks);
 }

@@ -18,7 +18,13 @@ struct alignas(16) Quad {
 
 // Two numbers as bf16 in a word, the first in its lower half.
 __device__ inline u32 pack_bf16(float first, float second) {
+#ifdef LOCKSTEP_EMULATED
     return (u32)round_to_bf16(first).bits | (u32)round_to_bf16(second).bits << 16;
+#else
+    u32 word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+    return word;
+#endif
 }
 
 #ifdef LOCKSTEP_EMULATED
@@ -64,6 +70,23 @@ __device__ inline void load_matrices_transposed(u32 (&words)[4], const void *row
 __device__ inline void begin_copy(void *to, const void *from, bool is_there) {
     const u32 place = (u32)__cvta_generic_to_shared(to), bytes = is_there ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(bytes) : "memory");
+}
+
+// Waits for the other lanes of the warp: what they wrote to the block's memory is there.
+__device__ inline void wait_for_lanes() { __syncwarp(); }
+
+// a b + c of two numbers of bf16 each, rounded once.
+__device__ inline u32 multiply_add_bf16(u32 a, u32 b, u32 c) {
+    u32 sum;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+    return sum;
+}
+
+// The number of f16 in the lower half of a word.
+__device__ inline float widen_f16(u32 word) {
+    float number;
+    asm("{.reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, low;}" : "=f"(number) : "r"(word));
+    return number;
 }
 
 // Ends a group of this thread's copies.
