@@ -98,26 +98,74 @@ struct Bf16Rows {
     static constexpr u32 STAGES = 4;
     typedef Weights<1> Held;
 
-    static __device__ inline void begin(const ProductParameters &p, u32 tile, u32 segment, u32 chunk, u32 quad, Quad *to) {
-        const u32 lane = quad % WARP, row = weights_row(p, tile, quad / WARP * 8 + lane / 4);
-        const u32 length = segment_length(p), at = chunk * CHUNK + lane % 4 * 8;
-        const bool is_there = row < p.outputs && at < length;
-        const bf16 *from = (const bf16 *)p.weights;
-        if (is_there) from += (u64)row * p.inputs + segment * length + at;
-        if (p.inputs % 8 == 0 && length % 8 == 0) return begin_copy(to, from, is_there);
-        Quad quads = {};
-#pragma unroll
-        for (u32 element = 0; element < 8; element++)
-            if (is_there && at + element < length)
-                quads.words[element / 2] |= (u32)from[element].bits << 16 * (element % 2);
-        *to = quads;
-    }
+    // What each of THREADS threads copies of TILES tiles, a chunk at a time: the same part of two rows. A lane of a
+    // warp's one tile copies what it reads itself.
+    template <u32 TILES, u32 THREADS> struct Reader {
+        static_assert(TILES * QUADS == 2 * THREADS, "a thread copies two parts");
+        const bf16 *first; // row
+        u64 step;          // to the second, in elements
+        u32 length, inner, thread;
+        bool has_first, has_second;
+        bool is_whole; // 16 bytes at once
 
-    // A block of a tile, by a warp: each lane copies what it reads itself.
-    static __device__ inline void begin_block(const ProductParameters &p, u32 tile, u32 segment, u32 block, Quad *to) {
-        for (u32 at = threadIdx.x % WARP; at < CHUNKS * QUADS; at += WARP)
-            begin(p, tile, segment, block * CHUNKS + at / QUADS, at % QUADS, to + at);
-    }
+        __device__ inline Reader(const ProductParameters &p, u32 first_tile, u32 thread)
+            : length(segment_length(p)), inner(thread % 4 * 8), thread(thread) {
+            is_whole = p.inputs % 8 == 0 && length % 8 == 0;
+            const u32 row = row_of(p, first_tile, thread);
+            has_first = row < p.outputs;
+            has_second = row_of(p, first_tile, thread + THREADS) < p.outputs;
+            first = (const bf16 *)p.weights + (has_first ? (u64)row * p.inputs : 0);
+            const u32 columns = TILES * TILE / 2;
+            const u32 rows = p.function == 0 ? columns : TILES == 1 ? p.outputs / 2 : columns / 2;
+            step = (u64)rows * p.inputs;
+        }
+
+        static __device__ inline u32 row_of(const ProductParameters &p, u32 first_tile, u32 quad) {
+            return weights_row(p, first_tile + quad / QUADS, quad % QUADS / WARP * 8 + quad % WARP / 4);
+        }
+
+        // To where the chunk of the first tile is to be.
+        __device__ inline void begin(u32 segment, u32 chunk, Quad *to) const {
+            const u32 within = chunk * CHUNK + inner, from = segment * length + within;
+            if (is_whole) begin_whole(within, from, to);
+            else copy(within, from, to);
+        }
+
+        __device__ inline void begin_whole(u32 within, u32 from, Quad *to) const {
+            const bool is_first = has_first && within < length, is_second = has_second && within < length;
+            begin_copy(to + thread, is_first ? first + from : first, is_first);
+            begin_copy(to + thread + THREADS, is_second ? first + from + step : first, is_second);
+        }
+
+        __device__ inline void copy(u32 within, u32 from, Quad *to) const {
+            bf16 *place = (bf16 *)(to + thread);
+#pragma unroll 1
+            for (u32 element = 0; element < 8; element++, place++) {
+                const bool is_there = within + element < length;
+                const bf16 *of_row = first + from + element;
+                place[0] = has_first && is_there ? of_row[0] : bf16{0};
+                place[THREADS * 8] = has_second && is_there ? of_row[step] : bf16{0};
+            }
+        }
+    };
+
+    // A tile's blocks, read by a warp.
+    struct BlockReader : Reader<1, WARP> {
+        __device__ inline BlockReader(const ProductParameters &p, u32 tile)
+            : Reader<1, WARP>(p, tile, threadIdx.x % WARP) {}
+
+        __device__ inline void begin_block(u32 segment, u32 block, Quad *to) const {
+            const u32 within = block * CHUNKS * CHUNK + inner, from = segment * length + within;
+            if (is_whole) {
+#pragma unroll
+                for (u32 at = 0; at < CHUNKS; at++)
+                    begin_whole(within + at * CHUNK, from + at * CHUNK, to + at * QUADS);
+            } else {
+#pragma unroll 1
+                for (u32 at = 0; at < CHUNKS; at++) copy(within + at * CHUNK, from + at * CHUNK, to + at * QUADS);
+            }
+        }
+    };
 
     static __device__ inline Held read(const Quad *chunk) {
         const u32 lane = threadIdx.x % WARP;

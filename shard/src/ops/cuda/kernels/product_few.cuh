@@ -11,31 +11,62 @@
 // Groups of 64 chunks of inputs: 32 KiB of a block's memory.
 constexpr u32 INPUT_CHUNKS = 64;
 
+// How many chunks of its inputs a part has at once: a power of two.
+template <u32 GROUPS> __device__ inline u32 chunks_at_once(u32 parts) { return INPUT_CHUNKS / GROUPS >> parts / 2; }
+
+// Where four of the inputs come from and go to.
+template <class F, u32 GROUPS> struct Piece {
+    u32 inner, left; // the first element in a row, and how many there are of it in its segment: none, or one and more
+    u32 row, place;
+
+    __device__ inline Piece(const ProductParameters &p, u32 at, u32 first, u32 length) {
+        const u32 chunks = chunks_at_once<GROUPS>(p.parts), piece = at % 8, chunk = at / 8 & (chunks - 1);
+        const u32 line = at / 8 / chunks, part = line / p.rows, stream = first * CHUNKS + chunk;
+        const u32 padded = blocks_of(length) * CHUNKS, count = p.segments / p.parts, segment = stream / padded;
+        const u32 within = stream % padded * CHUNK + piece * 4;
+        row = line % p.rows;
+        inner = (part * count + segment) * length + within;
+        left = segment < count && within < length ? length - within : 0;
+        const u32 fragment = (part * chunks + chunk) * GROUPS + row / GROUP;
+        place = (fragment * 4 * GROUP + row % GROUP * 4) * 2 + place_of<F>(piece);
+    }
+
+    __device__ inline u64 read(const ProductParameters &p, bool is_whole) const {
+        const float *from = (const float *)p.input + (u64)row * p.inputs + inner;
+        float four[4] = {};
+        if (is_whole) {
+            if (left == 0) return 0;
+            const Quad quad = *(const Quad *)from;
+#pragma unroll
+            for (u32 element = 0; element < 4; element++) four[element] = from_bits(quad.words[element]);
+        } else {
+#pragma unroll
+            for (u32 element = 0; element < 4; element++)
+                if (element < left) four[element] = from[element];
+        }
+        return (u64)pack_bf16(four[0], four[1]) | (u64)pack_bf16(four[2], four[3]) << 32;
+    }
+};
+
 // Inputs of the stream's blocks from `first` on, of all parts: (part, chunk, group of rows, lane).
 template <class F, u32 GROUPS>
-__device__ void stage_inputs(const ProductParameters &p, u32 first, u32 chunks, u64 *to) {
-    const u32 length = segment_length(p), padded = blocks_of(length) * CHUNKS, count = p.segments / p.parts;
+__device__ void stage_inputs(const ProductParameters &p, u32 first, u64 *to) {
+    constexpr u32 TOGETHER = 4; // reads that are under way at once
+    const u32 length = segment_length(p), all = p.parts * p.rows * chunks_at_once<GROUPS>(p.parts) * 8;
     const bool is_whole = p.inputs % 4 == 0 && length % 4 == 0;
-    const float *input = (const float *)p.input;
-    for (u32 at = threadIdx.x; at < p.parts * p.rows * chunks * 8; at += blockDim.x) {
-        const u32 piece = at % 8, chunk = at / 8 % chunks, line = at / 8 / chunks;
-        const u32 row = line % p.rows, part = line / p.rows, stream = first * CHUNKS + chunk;
-        const u32 segment = stream / padded, inner = stream % padded * CHUNK + piece * 4;
-        float four[4] = {};
-        if (segment < count && inner < length) {
-            const float *from = input + (u64)row * p.inputs + (part * count + segment) * length + inner;
-            if (is_whole) {
-                const Quad quad = *(const Quad *)from;
-                for (u32 element = 0; element < 4; element++) four[element] = from_bits(quad.words[element]);
-            } else {
+#pragma unroll 1
+    for (u32 begin = threadIdx.x; begin < all; begin += TOGETHER * blockDim.x) {
+        u64 pieces[TOGETHER];
+        u32 places[TOGETHER];
 #pragma unroll
-                for (u32 element = 0; element < 4; element++)
-                    if (inner + element < length) four[element] = from[element];
-            }
+        for (u32 at = 0; at < TOGETHER; at++) {
+            const Piece<F, GROUPS> piece(p, begin + at * blockDim.x, first, length);
+            places[at] = piece.place;
+            pieces[at] = begin + at * blockDim.x < all ? piece.read(p, is_whole) : 0;
         }
-        const u32 fragment = (part * chunks + chunk) * GROUPS + row / GROUP;
-        to[(fragment * 4 * GROUP + row % GROUP * 4) * 2 + place_of<F>(piece)] =
-            (u64)pack_bf16(four[0], four[1]) | (u64)pack_bf16(four[2], four[3]) << 32;
+#pragma unroll
+        for (u32 at = 0; at < TOGETHER; at++)
+            if (begin + at * blockDim.x < all) to[places[at]] = pieces[at];
     }
 }
 
@@ -109,14 +140,16 @@ template <class F, u32 GROUPS> __device__ void multiply_few(const ProductParamet
     const u32 warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     const u32 part = warp % p.parts, tile = blockIdx.x * (warps / p.parts) + warp / p.parts;
     const u32 count = p.segments / p.parts, blocks = blocks_of(segment_length(p)), all = count * blocks;
-    const u32 chunks = INPUT_CHUNKS / (p.parts * GROUPS), piece = chunks / CHUNKS;
+    const u32 chunks = chunks_at_once<GROUPS>(p.parts), piece = chunks / CHUNKS;
+    const typename F::BlockReader weights(p, tile);
     Quad *ring = (Quad *)memory + warp * F::STAGES * STAGE, *inputs = (Quad *)memory + warps * F::STAGES * STAGE;
 
-    u32 begun = 0, begun_segment = part * count, begun_block = 0;
+    u32 begun = 0, begun_segment = part * count, begun_block = 0, to = 0;
     auto begin = [&]() {
-        if (begun < all) F::begin_block(p, tile, begun_segment, begun_block, ring + begun % F::STAGES * STAGE);
+        if (begun < all) weights.begin_block(begun_segment, begun_block, ring + to);
         end_copies();
         begun++;
+        to = to + STAGE == F::STAGES * STAGE ? 0 : to + STAGE;
         if (++begun_block == blocks) begun_block = 0, begun_segment++;
     };
     for (u32 stage = 0; stage + 1 < F::STAGES; stage++) begin();
@@ -124,18 +157,20 @@ template <class F, u32 GROUPS> __device__ void multiply_few(const ProductParamet
 
     Tree<GROUPS> tree;
     float sums[GROUPS][4] = {};
-    u32 segment = 0, block = 0;
+    u32 segment = 0, block = 0, from = 0;
     for (u32 at = 0; at < all; at++) {
-        if (at % piece == 0) {
+        const u32 staged = at & (piece - 1);
+        if (staged == 0) {
             __syncthreads();
-            stage_inputs<F, GROUPS>(p, at, chunks, (u64 *)inputs);
+            stage_inputs<F, GROUPS>(p, at, (u64 *)inputs);
             __syncthreads();
         }
         wait_for_copies<F::STAGES - 2>();
         wait_for_lanes();
         begin();
-        const u32 first = part * chunks + at % piece * CHUNKS;
-        multiply_block<F, GROUPS>(sums, ring + at % F::STAGES * STAGE, inputs + first * GROUPS * WARP);
+        const u32 first = part * chunks + staged * CHUNKS;
+        multiply_block<F, GROUPS>(sums, ring + from, inputs + first * GROUPS * WARP);
+        from = from + STAGE == F::STAGES * STAGE ? 0 : from + STAGE;
         if (++block < blocks) continue;
         F::finish(p, tile, part * count + segment, sums);
         tree.join(segment, sums);

@@ -7,7 +7,7 @@ constexpr u32 MY_TILES = 2;  // of a warp: of the widest part of the work, unpac
 constexpr u32 MY_GROUPS = 8;
 constexpr u32 STAGES = 4;
 constexpr u32 MANY_THREADS = 256;
-constexpr u32 INPUT_QUADS = GROUPS * WARP;
+constexpr u32 INPUT_QUADS = GROUPS * WARP, INPUT_COUNT = INPUT_QUADS / MANY_THREADS;
 
 typedef float Sums[MY_TILES][MY_GROUPS][4];
 
@@ -64,19 +64,21 @@ template <class F> __device__ void multiply_many(const ProductParameters &p) {
     const u32 first_tile = blockIdx.x * TILES, first_row = blockIdx.y * GROUPS * GROUP;
     const u32 chunks = blocks_of(segment_length(p)) * CHUNKS, all = p.segments * chunks;
 
+    const typename F::template Reader<TILES, MANY_THREADS> weights(p, first_tile, threadIdx.x);
+    // A thread has the same part of every 64th row.
+    const u32 my_row = first_row + threadIdx.x / 4;
+    const Quad *inputs = (const Quad *)p.input + (u64)my_row * all * 4 + threadIdx.x % 4;
     u32 begun = 0, begun_segment = 0, begun_chunk = 0;
     auto begin = [&]() {
         Quad *to = ring + begun % STAGES * STAGE;
         if (begun < all) {
-#pragma unroll 1
-            for (u32 at = threadIdx.x; at < WEIGHT_QUADS; at += MANY_THREADS)
-                F::begin(p, first_tile + at / F::QUADS, begun_segment, begun_chunk, at % F::QUADS, to + at);
-            const bf16 *input = (const bf16 *)p.input + (u64)begun * CHUNK;
-#pragma unroll 1
-            for (u32 at = threadIdx.x; at < INPUT_QUADS; at += MANY_THREADS) {
-                const u32 row = first_row + at / 4;
-                const u64 from = row < p.rows ? (u64)row * all * CHUNK + at % 4 * 8 : 0;
-                begin_copy(to + WEIGHT_QUADS + at, input + from, row < p.rows);
+            weights.begin(begun_segment, begun_chunk, to);
+#pragma unroll
+            for (u32 at = 0; at < INPUT_COUNT; at++) {
+                const u32 row = at * MANY_THREADS / 4;
+                const bool is_there = my_row + row < p.rows;
+                const Quad *from = is_there ? inputs + (u64)row * all * 4 + begun * 4 : (const Quad *)p.input;
+                begin_copy(to + WEIGHT_QUADS + threadIdx.x + at * MANY_THREADS, from, is_there);
             }
         }
         end_copies();

@@ -39,25 +39,61 @@ template <u32 BYTES, u32 TERMS> struct Chunks {
     static constexpr u32 QUADS = BYTES * WARP / 16 + TERMS * 2;
     static constexpr u32 STAGES = BYTES == 8 ? 8 : 7;
 
-    static __device__ inline const Quad *place(const ProductParameters &p, u32 tile, u32 segment, u32 chunk) {
-        const u64 before = ((u64)tile * p.segments + segment) * chunks_of(segment_length(p)) + chunk;
-        return (const Quad *)p.weights + before * QUADS;
-    }
+    // What each of THREADS threads copies of TILES tiles, a chunk at a time.
+    template <u32 TILES, u32 THREADS> struct Reader {
+        static constexpr u32 COUNT = (TILES * QUADS + THREADS - 1) / THREADS;
+        const Quad *tiles[COUNT];
+        bool are_there[COUNT];
+        u32 chunks, thread;
 
-    static __device__ inline void begin(const ProductParameters &p, u32 tile, u32 segment, u32 chunk, u32 quad, Quad *to) {
-        const bool is_there = tile < tiles_of(p) && chunk < chunks_of(segment_length(p));
-        begin_copy(to, is_there ? place(p, tile, segment, chunk) + quad : (const Quad *)p.weights, is_there);
-    }
-
-    static __device__ inline void begin_block(const ProductParameters &p, u32 tile, u32 segment, u32 block, Quad *to) {
-        const bool is_tile = tile < tiles_of(p);
-        const u32 quads = (chunks_of(segment_length(p)) - block * CHUNKS) * QUADS;
-        const Quad *from = is_tile ? place(p, tile, segment, block * CHUNKS) : (const Quad *)p.weights;
-        for (u32 at = threadIdx.x % WARP; at < CHUNKS * QUADS; at += WARP) {
-            const bool is_there = is_tile && at < quads;
-            begin_copy(to + at, is_there ? from + at : (const Quad *)p.weights, is_there);
+        __device__ inline Reader(const ProductParameters &p, u32 first_tile, u32 thread)
+            : chunks(chunks_of(segment_length(p))), thread(thread) {
+            const u32 count = tiles_of(p);
+#pragma unroll
+            for (u32 at = 0; at < COUNT; at++) {
+                const u32 quad = thread + at * THREADS, tile = first_tile + quad / QUADS;
+                are_there[at] = tile < count;
+                tiles[at] = (const Quad *)p.weights;
+                if (are_there[at]) tiles[at] += (u64)tile * p.segments * chunks * QUADS + quad % QUADS;
+            }
         }
-    }
+
+        // To where the chunk of the first tile is to be.
+        __device__ inline void begin(u32 segment, u32 chunk, Quad *to) const {
+            const u32 before = (segment * chunks + chunk) * QUADS;
+#pragma unroll
+            for (u32 at = 0; at < COUNT; at++) {
+                const u32 quad = thread + at * THREADS;
+                const bool is_there = are_there[at] && chunk < chunks;
+                if (quad < TILES * QUADS) begin_copy(to + quad, is_there ? tiles[at] + before : tiles[at], is_there);
+            }
+        }
+    };
+
+    // A tile's blocks, read by a warp: chunks lie one after the other.
+    struct BlockReader {
+        static constexpr u32 BLOCK_QUADS = CHUNKS * QUADS;
+        const Quad *tile;
+        bool is_tile;
+        u32 chunks;
+
+        __device__ inline BlockReader(const ProductParameters &p, u32 tile)
+            : tile((const Quad *)p.weights), is_tile(tile < tiles_of(p)), chunks(chunks_of(segment_length(p))) {
+            if (is_tile) this->tile += (u64)tile * p.segments * chunks * QUADS;
+        }
+
+        __device__ inline void begin_block(u32 segment, u32 block, Quad *to) const {
+            const u32 lane = threadIdx.x % WARP;
+            const u32 before = (segment * chunks + block * CHUNKS) * QUADS, left = (chunks - block * CHUNKS) * QUADS;
+            const Quad *from = tile + before;
+#pragma unroll
+            for (u32 at = 0; at < BLOCK_QUADS; at += WARP) {
+                const u32 quad = at + lane;
+                const bool is_there = is_tile && quad < left;
+                if (quad < BLOCK_QUADS) begin_copy(to + quad, is_there ? from + quad : tile, is_there);
+            }
+        }
+    };
 
     // A number of both rows of a lane.
     static __device__ inline void term(const Quad *chunk, u32 at, float (&of_rows)[2]) {
