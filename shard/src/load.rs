@@ -17,7 +17,7 @@ use crate::batch::{BLOCK_SIZE, Batch};
 use crate::comm::Nccl;
 use crate::comm::{CommError, Communicator, SharedMemory, Solo, Tcp, Timed};
 use crate::config::{CommunicatorAddress, Config};
-use crate::decoder::{self, Decoder, Hidden, Logits, ModelSpec, Quantize, SpecError};
+use crate::decoder::{self, Decoder, Hidden, Logits, ModelSpec, SpecError};
 #[cfg(feature = "cuda")]
 use crate::device::gpus;
 use crate::device::{DeviceError, DeviceKind, Target};
@@ -125,14 +125,8 @@ pub(crate) fn load(config: &Config, progress: Progress) -> Result<Engine<Loaded>
 
 /// What the device has not is refused before anything is loaded.
 fn check_precision(config: &Config, target: &Target) -> Result<(), DeviceError> {
-    config.kv_cache.held.check_on(target.kind())?;
-    match (target.kind(), config.precision.quantize) {
-        (DeviceKind::Cuda, Quantize::Int8 | Quantize::Int4) => Err(DeviceError::Unsupported {
-            option: "--quantize int8 or int4",
-            instead: "leave it out: blocks of GGUF files are widened",
-        }),
-        (DeviceKind::Cpu | DeviceKind::Cuda, _) => Ok(()),
-    }
+    config.precision.check(target.kind())?;
+    config.kv_cache.held.check_on(target.kind())
 }
 
 #[cfg(feature = "cuda")]

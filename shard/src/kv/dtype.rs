@@ -44,7 +44,7 @@ impl KvCacheDtype {
     pub fn check_on(self, kind: DeviceKind) -> Result<(), DeviceError> {
         match (self, kind) {
             (Self::Float8, DeviceKind::Cpu) => {
-                Err(DeviceError::NotOnCpu { option: "--kv-cache-dtype fp8", instead: "give int8" })
+                Err(DeviceError::GpusOnly { option: "--kv-cache-dtype fp8", instead: "give int8" })
             }
             (Self::Float8, DeviceKind::Cuda)
             | (Self::Auto | Self::Bfloat16 | Self::Int8, DeviceKind::Cpu | DeviceKind::Cuda) => Ok(()),

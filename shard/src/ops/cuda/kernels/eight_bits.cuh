@@ -55,20 +55,6 @@ inline u32 __byte_perm(u32 lower, u32 upper, u32 places) {
     return picked;
 }
 
-inline u32 multiply_add_bf16(u32 a, u32 b, u32 c) {
-    using emulation::bf16_in;
-    return pack_bf16(fmaf(bf16_in(a, 0), bf16_in(b, 0), bf16_in(c, 0)), fmaf(bf16_in(a, 1), bf16_in(b, 1), bf16_in(c, 1)));
-}
-
-#else
-
-// a b + c of two numbers of bf16 in a word.
-__device__ inline u32 multiply_add_bf16(u32 a, u32 b, u32 c) {
-    u32 d;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-    return d;
-}
-
 #endif
 
 // Four elements as two words of two numbers each. With the lower seven bits of an integer x as the mantissa of 128 there
