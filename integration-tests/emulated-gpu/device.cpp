@@ -1,13 +1,15 @@
 // Work in order, and what goes wrong with it.
 #include "device.h"
 
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
-#include <deque>
+#include <list>
 #include <mutex>
+#include <set>
 #include <unistd.h>
 
 #include "graph.h"
@@ -53,8 +55,13 @@ size_t this_thread() {
     return number;
 }
 
-// Work that waits, and how much of it there may be.
-static std::deque<Operation> queue;
+// Work that waits, in the order of calls, and how much of it there may be.
+struct Queued {
+    Stream *stream;
+    int device;
+    Operation operation;
+};
+static std::list<Queued> queue;
 constexpr size_t MOST_WAITING = 4096;
 
 // A test that wants a failure writes a file: its text is what fails next, a number of CUDA's, or "hang".
@@ -76,14 +83,44 @@ static void look_for_fault() {
     fail(atoi(text) ? atoi(text) : ILLEGAL_ADDRESS);
 }
 
+// Where a stream's work waits for another rank, that of other streams goes on. Whether anything was done.
+static bool run_once() {
+    std::set<Stream *> waiting;
+    bool is_any_done = false;
+    for (auto next = queue.begin(); next != queue.end() && failed_with == SUCCESS;) {
+        const Operation &operation = next->operation;
+        bool is_done = !waiting.count(next->stream);
+        if (is_done && operation.attempt) is_done = operation.attempt();
+        else if (is_done) operation.run();
+        if (!is_done) waiting.insert(next->stream);
+        is_any_done |= is_done;
+        next = is_done ? queue.erase(next) : std::next(next);
+    }
+    if (failed_with != SUCCESS) queue.clear();
+    return is_any_done;
+}
+
+int advance() {
+    look_for_fault();
+    while (run_once()) {
+    }
+    return failed_with;
+}
+
+static bool is_finished(int device) {
+    return std::none_of(queue.begin(), queue.end(), [device](const Queued &one) { return one.device == device; });
+}
+
 int finish() {
     look_for_fault();
-    while (!queue.empty() && failed_with == SUCCESS) {
-        Operation next = std::move(queue.front());
-        queue.pop_front();
-        next.run();
+    const int device = current_device();
+    while (failed_with == SUCCESS && !is_finished(device)) {
+        if (run_once()) continue;
+        // Another rank may be a thread of this process.
+        one_at_a_time.unlock();
+        usleep(20);
+        one_at_a_time.lock();
     }
-    queue.clear();
     return failed_with;
 }
 
@@ -94,8 +131,8 @@ int submit(Stream *stream, Operation operation) {
         stream->capture->operations.push_back(std::move(operation));
         return SUCCESS;
     }
-    queue.push_back(std::move(operation));
-    return queue.size() < MOST_WAITING ? SUCCESS : finish();
+    queue.push_back({stream, current_device(), std::move(operation)});
+    return queue.size() < MOST_WAITING ? SUCCESS : advance();
 }
 
 } // namespace gpu

@@ -32,6 +32,9 @@ int check_context();
 struct Operation {
     std::string name;
     std::function<void()> run;
+    // In place of `run`, where it may have to wait for other ranks: false until it is done. What it has got done so far
+    // is its own, and a copy of one that has not begun begins anew.
+    std::function<bool()> attempt = nullptr;
 };
 
 struct Graph;
@@ -47,8 +50,10 @@ Stream *stream_of(void *handle);
 // Queues an operation, or writes it down where the stream is being captured.
 int submit(Stream *stream, Operation operation);
 
-// Runs what was queued.
+// Runs what was queued for the current device, and what others wait for meanwhile.
 int finish();
+// Runs what can be run at once.
+int advance();
 
 // Of an operation that may not be done while this thread captures: breaks the capture.
 int check_no_capture(const char *name);

@@ -94,7 +94,8 @@ CUDA int cuCtxSynchronize() {
     return finish();
 }
 
-// ---- Streams. Work of all of them is done in the order of the calls, which is an order they allow ----
+// ---- Streams. Work of all of them is done in the order of the calls, which is an order they allow; but for what waits
+// for another rank ----
 
 CUDA int cuStreamCreate(void **stream, unsigned) {
     if (int error = check_context()) return error;
@@ -154,7 +155,7 @@ CUDA int cuEventQuery(void *handle) {
     if (event->is_captured) return CAPTURED_EVENT;
     if (event->is_done) return SUCCESS;
     // A device works on by itself: who asks often enough is told at last.
-    if (int error = finish()) return error;
+    if (int error = advance()) return error;
     return NOT_READY;
 }
 

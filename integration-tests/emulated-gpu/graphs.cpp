@@ -27,16 +27,9 @@ void release(Graph *graph) {
 }
 
 // What it allocated and did not give back is given back before it runs again.
-static void run(const Executable &executable) {
-    Graph &graph = *executable.graph;
-    for (const auto &own : graph.own) {
-        if (own.second.is_freed) continue;
-        unmap(own.first);
-    }
-    for (const Operation &operation : graph.operations) {
-        if (failure() != SUCCESS) return;
-        operation.run();
-    }
+static void begin(const Executable &executable) {
+    for (const auto &own : executable.graph->own)
+        if (!own.second.is_freed) unmap(own.first);
 }
 
 } // namespace gpu
@@ -109,7 +102,10 @@ CUDA int cuGraphLaunch(void *handle, void *on) {
     for (const auto &own : executable.graph->own) leaves_memory |= !own.second.is_freed;
     // Without it a graph runs but once.
     if (leaves_memory && !(executable.flags & AUTO_FREE_ON_LAUNCH)) return INVALID_VALUE;
-    return submit(stream, {"a graph", [executable] { run(executable); }});
+    int error = submit(stream, {"a graph", [executable] { begin(executable); }});
+    for (const Operation &operation : executable.graph->operations)
+        if (error == SUCCESS) error = submit(stream, operation);
+    return error;
 }
 
 CUDA int cuGraphExecDestroy(void *handle) {

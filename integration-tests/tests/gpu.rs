@@ -37,6 +37,16 @@ async fn answers(setup: &Setup) -> (Vec<Value>, Vec<Value>) {
     (alone, crowd.into_iter().map(|answer| answer.expect("it answers")).collect())
 }
 
+/// Two ranks: on one GPU, where they exchange through main memory, or by an NCCL that takes both; and on one each.
+fn two_ranks(gpu: &EmulatedGpu) -> [Setup; 3] {
+    let shared = || gpu.setup(LOCKSTEP).ranks(2).flags(&["--ranks-per-gpu", "2"]);
+    let by_nccl = shared().variable("NCCL_MULTI_RANK_GPU_ENABLE", "1");
+    [shared(), by_nccl, gpu.setup(LOCKSTEP).ranks(2).variable("EMULATED_GPUS", "2")]
+}
+
+/// How many ranks of a cluster of [`two_ranks`] have to say that they exchange by NCCL.
+const BY_NCCL: [usize; 3] = [0, 2, 2];
+
 #[tokio::test]
 async fn answers_are_the_same_alone_in_a_crowd_in_other_chunks_and_on_two_ranks() {
     let Some(gpu) = EmulatedGpu::find() else { return };
@@ -44,12 +54,16 @@ async fn answers_are_the_same_alone_in_a_crowd_in_other_chunks_and_on_two_ranks(
     for (index, answer) in crowd.iter().enumerate() {
         assert_eq!(answer, &reference[index % reference.len()], "in a crowd");
     }
-    let two =
-        gpu.setup(LOCKSTEP).ranks(2).flags(&["--ranks-per-gpu", "2", "--max-batch-prefill-tokens", "24"]);
-    let (alone, crowd) = answers(&two).await;
-    assert_eq!(alone, reference, "two ranks");
-    for (index, answer) in crowd.iter().enumerate() {
-        assert_eq!(answer, &reference[index % reference.len()], "two ranks, in a crowd");
+    for (two, by_nccl) in two_ranks(&gpu).into_iter().zip(BY_NCCL) {
+        let (alone, crowd) = answers(&two.flags(&["--max-batch-prefill-tokens", "24"])).await;
+        assert_eq!(alone, reference, "two ranks, {by_nccl} by NCCL");
+        for (index, answer) in crowd.iter().enumerate() {
+            assert_eq!(
+                answer,
+                &reference[index % reference.len()],
+                "two ranks, {by_nccl} by NCCL, in a crowd"
+            );
+        }
     }
 }
 
@@ -135,8 +149,11 @@ async fn a_stream_goes_on_after_an_error_of_cuda_and_its_reason_is_logged() {
 #[tokio::test]
 async fn a_stream_goes_on_after_a_rank_was_killed() {
     let Some(gpu) = EmulatedGpu::find() else { return };
-    let cluster = gpu.setup(LOCKSTEP).ranks(2).flags(&["--ranks-per-gpu", "2"]).start();
-    goes_on(&cluster, || faults::strike(faults::rank(&cluster, 1))).await;
+    for (two, by_nccl) in two_ranks(&gpu).into_iter().zip(BY_NCCL) {
+        let cluster = two.start();
+        assert_eq!(cluster.count_in_log("joined the group's devices"), by_nccl);
+        goes_on(&cluster, || faults::strike(faults::rank(&cluster, 1))).await;
+    }
 }
 
 #[tokio::test]

@@ -104,15 +104,7 @@ pub enum DeviceError {
     },
     /// An option that only GPUs have.
     #[error("compute on the CPU with {option}: it is there on GPUs only; {instead}")]
-    NotOnCpu {
-        /// The option.
-        option: &'static str,
-        /// What to give.
-        instead: &'static str,
-    },
-    /// An option that only the CPU has.
-    #[error("compute on GPUs with {option}: it is there on the CPU only; {instead}")]
-    Unsupported {
+    GpusOnly {
         /// The option.
         option: &'static str,
         /// What to give.

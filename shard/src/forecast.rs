@@ -8,6 +8,7 @@ use lockstep_proto::{Bytes, Rank, Tokens};
 use crate::batch::BLOCK_SIZE;
 use crate::decoder::split::Slice;
 use crate::decoder::{LayerMlp, ModelSpec, Split, SplitError};
+use crate::device::DeviceKind;
 use crate::kv::KvCacheDtype;
 use crate::plan::MemoryPlan;
 use crate::precision::Precision;
@@ -40,7 +41,8 @@ impl Forecast {
         let precision = precision.into();
         let rank = |rank| {
             let split = Split { rank, world_size };
-            let (slice, memory) = (Slice::of(&spec, split)?, MemoryPlan::of(&spec, precision, split)?);
+            let (slice, memory) =
+                (Slice::of(&spec, split)?, MemoryPlan::of(&spec, (precision, DeviceKind::Cpu), split)?);
             Ok(RankForecast { rank, slice, memory })
         };
         // Zero ranks are refused like any number that does not divide the model.

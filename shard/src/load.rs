@@ -17,12 +17,12 @@ use crate::batch::{BLOCK_SIZE, Batch};
 use crate::comm::Nccl;
 use crate::comm::{CommError, Communicator, SharedMemory, Solo, Tcp, Timed};
 use crate::config::{CommunicatorAddress, Config};
-use crate::decoder::{self, Decoder, Hidden, Logits, ModelSpec, Quantize, SpecError};
+use crate::decoder::{self, Decoder, Hidden, Logits, ModelSpec, SpecError};
 #[cfg(feature = "cuda")]
 use crate::device::gpus;
 use crate::device::{DeviceError, DeviceKind, Target};
 use crate::engine::{Engine, Group, LogitRows, Model, ModelError};
-use crate::kv::{KvCacheDtype, KvPool};
+use crate::kv::KvPool;
 #[cfg(feature = "cuda")]
 use crate::sampling::{RowAsk, RowFound};
 
@@ -125,16 +125,8 @@ pub(crate) fn load(config: &Config, progress: Progress) -> Result<Engine<Loaded>
 
 /// What the device has not is refused before anything is loaded.
 fn check_precision(config: &Config, target: &Target) -> Result<(), DeviceError> {
-    match (target.kind(), config.precision.quantize, config.kv_cache.held) {
-        (DeviceKind::Cpu, _, KvCacheDtype::Float8) => {
-            Err(DeviceError::NotOnCpu { option: "--kv-cache-dtype fp8", instead: "give int8" })
-        }
-        (DeviceKind::Cuda, Quantize::Int8 | Quantize::Int4, _) => Err(DeviceError::Unsupported {
-            option: "--quantize int8 or int4",
-            instead: "leave it out: blocks of GGUF files are widened",
-        }),
-        (DeviceKind::Cpu | DeviceKind::Cuda, _, _) => Ok(()),
-    }
+    config.precision.check(target.kind())?;
+    config.kv_cache.held.check_on(target.kind())
 }
 
 #[cfg(feature = "cuda")]
@@ -173,8 +165,10 @@ fn join_devices(
     if ranks == 1 {
         return Ok(host);
     }
-    if config.device.ranks_per_gpu > 1 {
-        tracing::warn!("ranks exchange through main memory: they share GPUs, which NCCL does not take");
+    if config.device.ranks_per_gpu > 1 && !gpus::does_nccl_share() {
+        tracing::warn!(
+            "ranks exchange through main memory: they share GPUs, which NCCL does not take by default"
+        );
         return Ok(host);
     }
     let mut with_nccl = [if gpus::have_nccl() { 1.0 } else { 0.0 }];

@@ -9,13 +9,14 @@ use crate::batch::BLOCK_SIZE;
 use crate::decoder::spec::{ExpertShape, ModelSpec};
 use crate::decoder::split::{Slice, Split, SplitError};
 use crate::decoder::stacks::Stacks;
+use crate::device::DeviceKind;
 use crate::dtype::Dtype;
 use crate::kv::KvCacheDtype;
 use crate::kv::layout::KvLayout;
 use crate::ops::cpu::panels::PanelShape;
 use crate::precision::Precision;
 
-/// The memory of one rank. The embedding table is not counted: it stays in the model's file.
+/// The memory of one rank. On the CPU the embedding table is not counted: it stays in the model's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
     /// Bytes of weights, packed, and of the tables computed beside them.
@@ -52,18 +53,28 @@ impl MemoryPlan {
         precision: impl Into<Precision>,
         world_size: u32,
     ) -> Result<Self, SplitError> {
-        Self::of(spec, precision.into(), Split { rank: Rank(0), world_size })
+        Self::of(spec, (precision.into(), DeviceKind::Cpu), Split { rank: Rank(0), world_size })
     }
 
-    pub(crate) fn of(spec: &ModelSpec, precision: Precision, split: Split) -> Result<Self, SplitError> {
+    /// With the weights as they are on a device. On GPUs the embedding table is beside them, where it is not the head.
+    pub(crate) fn of(
+        spec: &ModelSpec,
+        (precision, on): (Precision, DeviceKind),
+        split: Split,
+    ) -> Result<Self, SplitError> {
         let slice = Slice::of(spec, split)?;
         let products = Products::of(spec, &slice);
         let stacks = Stacks::new(spec, &slice);
-        let packed: u64 = stacks.runs(precision).map(|run| run.packing.bytes(run.shape) as u64).sum();
+        let packed: u64 = stacks.runs(precision).map(|run| run.packing.bytes(run.shape, on) as u64).sum();
+        let table = match on {
+            DeviceKind::Cpu => 0,
+            DeviceKind::Cuda if stacks.head_is_table(precision) => 0,
+            DeviceKind::Cuda => spec.shape.vocabulary * spec.shape.hidden * precision.dtype.bytes(),
+        };
         let kv =
             PlannedKv { layout: slice.kv_layout(), layers: spec.shape.layers, weights: precision.dtype };
         Ok(Self {
-            weights: Bytes(packed + 4 * spec.unpacked_elements() as u64),
+            weights: Bytes(packed + (table + 4 * spec.unpacked_elements()) as u64),
             block: kv.block(KvCacheDtype::Auto),
             kv,
             activations: Activations::of(spec, &slice, split.world_size as usize, &products),

@@ -5,6 +5,7 @@ use std::fmt;
 use candle_core::quantized::GgmlDType;
 use clap::ValueEnum;
 
+use crate::device::{DeviceError, DeviceKind};
 use crate::dtype::Dtype;
 use crate::ops::cpu::panels::PanelShape;
 use crate::ops::cpu::quantized::Format;
@@ -29,6 +30,9 @@ pub enum Quantize {
     /// To 4 bits, with a scale for 32 elements of a row.
     #[value(name = "int4")]
     Int4,
+    /// To floating-point numbers of 8 bits (e4m3), with a scale for a row of a virtual shard; on GPUs only.
+    #[value(name = "fp8")]
+    Fp8,
 }
 
 /// What weights and KV blocks are held in. A [`Dtype`] alone is one, with weights as they are stored.
@@ -47,6 +51,20 @@ impl From<Dtype> for Precision {
 }
 
 impl Precision {
+    /// Whether weights can be held so on a device.
+    ///
+    /// # Errors
+    /// When only other devices multiply by them.
+    pub fn check(self, on: DeviceKind) -> Result<(), DeviceError> {
+        match (self.quantize, on) {
+            (Quantize::Fp8, DeviceKind::Cpu) => {
+                Err(DeviceError::GpusOnly { option: "--quantize fp8", instead: "give int8" })
+            }
+            (Quantize::Fp8, DeviceKind::Cuda)
+            | (Quantize::AsStored | Quantize::None | Quantize::Int8 | Quantize::Int4, _) => Ok(()),
+        }
+    }
+
     /// How a matrix of a linear layer is held that is this rank's part of rows of `row` elements, which a GGUF
     /// file holds in blocks of the type `stored`. On all ranks of any group it is the same.
     pub(crate) fn packing(self, (shape, row): (PanelShape, usize), stored: Option<GgmlDType>) -> Packing {
@@ -55,6 +73,7 @@ impl Precision {
             (Quantize::None, _) | (Quantize::AsStored, Dtype::Float32) => elements,
             (Quantize::Int8, _) => Packing::Quantized(Format::Bytes),
             (Quantize::Int4, _) => Packing::Quantized(Format::Nibbles),
+            (Quantize::Fp8, _) => Packing::Float8,
             (Quantize::AsStored, Dtype::Bfloat16) => {
                 let format = stored.and_then(weights::format_of);
                 let segment = shape.inputs / shape.segments;
@@ -73,6 +92,7 @@ impl fmt::Display for Quantize {
             Self::None => "none",
             Self::Int8 => "int8",
             Self::Int4 => "int4",
+            Self::Fp8 => "fp8",
         })
     }
 }
@@ -82,7 +102,9 @@ impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.quantize {
             Quantize::AsStored | Quantize::None => write!(f, "{}", self.dtype),
-            Quantize::Int8 | Quantize::Int4 => write!(f, "{}, weights {}", self.dtype, self.quantize),
+            Quantize::Int8 | Quantize::Int4 | Quantize::Fp8 => {
+                write!(f, "{}, weights {}", self.dtype, self.quantize)
+            }
         }
     }
 }

@@ -22,9 +22,7 @@ use super::stacks::{Part, Run, Stack, Stacks};
 use super::stream::Norm;
 use super::{Decoder, LoadError, Precision, Quantize, names, rope};
 use crate::comm::Communicator;
-#[cfg(not(feature = "cuda"))]
-use crate::device::DeviceError;
-use crate::device::{DeviceKind, Target};
+use crate::device::{DeviceError, DeviceKind, Target};
 use crate::kv::KvCacheDtype;
 use crate::ops::activation::Activation;
 use crate::ops::attention::AttentionShape;
@@ -46,9 +44,10 @@ pub(super) fn load(
     (spec, precision): (&ModelSpec, Precision),
     told: reports::Progress,
 ) -> Result<Decoder, LoadError> {
+    precision.check(target.kind())?;
     let split = Split { rank: communicator.rank(), world_size: communicator.world_size() };
     let slice = Slice::of(spec, split)?;
-    let plan = MemoryPlan::of(spec, precision, split)?;
+    let plan = MemoryPlan::of(spec, (precision, target.kind()), split)?;
     let checkpoint = open(files, spec)?;
     let loader = Loader {
         checkpoint: &checkpoint,
@@ -117,6 +116,11 @@ fn open(files: &ModelFiles, spec: &ModelSpec) -> Result<Checkpoint, WeightsError
 /// When there are no weight files, one is damaged, or a tensor is missing, mis-shaped or unused.
 pub fn check_weights(files: &ModelFiles, spec: &ModelSpec) -> Result<(), WeightsError> {
     open(files, spec).map(|_| ())
+}
+
+/// Of weights that [`Precision::check`] refuses.
+fn not_on_the_cpu() -> LoadError {
+    DeviceError::GpusOnly { option: "weights of fp8", instead: "give --quantize int8" }.into()
 }
 
 /// What loading reads from and how it cuts.
@@ -188,10 +192,10 @@ impl Loader<'_> {
 
     /// A gate's rows and the same of what it gates, where they are held element by element and fill whole panels.
     fn gated(&self, stack: &Stack, activation: Activation) -> Result<Option<GatedLinear>, LoadError> {
-        if self.target.kind() == DeviceKind::Cuda {
-            return Ok(None);
-        }
         let runs = stack.runs(self.spec, self.precision);
+        if self.target.kind() == DeviceKind::Cuda {
+            return self.gate_on_device(stack, &runs, activation);
+        }
         let [Run { packing: Packing::Elements(dtype), shape, parts }] = runs.as_slice() else {
             return Ok(None);
         };
@@ -201,7 +205,7 @@ impl Loader<'_> {
         let rows = GateBesideUp::new(self.rows(stack, parts.clone())?, shape.outputs / 2);
         let panels = Panels::pack(*shape, *dtype, &rows)?;
         self.progress.add(shape.bytes(*dtype));
-        Ok(Some(GatedLinear { panels: Arc::new(panels), activation, isa: self.isa }))
+        Ok(Some(GatedLinear::new(panels, activation, self.isa)))
     }
 
     fn rows(&self, stack: &Stack, parts: Range<usize>) -> Result<StackedRows, WeightsError> {
@@ -217,15 +221,19 @@ impl Loader<'_> {
         let rows = self.rows(stack, run.parts.clone())?;
         let packed = match (run.packing, self.precision.quantize) {
             (Packing::Elements(dtype), _) => Packed::Elements(Panels::pack(run.shape, dtype, &rows)?),
+            (Packing::Float8, _) => return Err(not_on_the_cpu()),
             (Packing::Quantized(format), Quantize::AsStored) => {
                 Packed::Quantized(QuantizedPanels::pack(run.shape, format, &rows)?)
             }
-            (Packing::Quantized(format), Quantize::None | Quantize::Int8 | Quantize::Int4) => {
+            (
+                Packing::Quantized(format),
+                Quantize::None | Quantize::Int8 | Quantize::Int4 | Quantize::Fp8,
+            ) => {
                 let rows = Quantizing::of_this_machine(&rows, format);
                 Packed::Quantized(QuantizedPanels::pack(run.shape, format, &rows)?)
             }
         };
-        self.progress.add(run.packing.bytes(run.shape));
+        self.progress.add(run.packing.bytes(run.shape, DeviceKind::Cpu));
         Ok(packed)
     }
 
@@ -250,6 +258,15 @@ impl Loader<'_> {
 #[cfg(not(feature = "cuda"))]
 impl Loader<'_> {
     fn linear_on_device(&self, _: &Stack) -> Result<Linear, LoadError> {
+        Err(LoadError::Device(DeviceError::NotBuilt))
+    }
+
+    fn gate_on_device(
+        &self,
+        _: &Stack,
+        _: &[Run],
+        _: Activation,
+    ) -> Result<Option<GatedLinear>, LoadError> {
         Err(LoadError::Device(DeviceError::NotBuilt))
     }
 

@@ -202,16 +202,16 @@ impl Decoder {
         let weights = match quantize {
             Quantize::None => String::new(),
             Quantize::AsStored if dtype == Dtype::Float32 || self.spec.stored.is_empty() => String::new(),
-            Quantize::AsStored | Quantize::Int8 | Quantize::Int4 => format!("/{quantize}"),
+            Quantize::AsStored | Quantize::Int8 | Quantize::Int4 | Quantize::Fp8 => format!("/{quantize}"),
         };
         let kv = self.kv_cache.arithmetic(dtype);
         let virtual_shards = self.spec.virtual_shards();
         match self.target.kind() {
             DeviceKind::Cpu => format!("{dtype}{weights}{kv}/{}/v{virtual_shards}/r{REVISION}", self.isa),
             DeviceKind::Cuda if self.target.exact => {
-                format!("{dtype}{kv}/cuda-exact/v{virtual_shards}/r{REVISION}")
+                format!("{dtype}{weights}{kv}/cuda-exact/v{virtual_shards}/r{REVISION}")
             }
-            DeviceKind::Cuda => format!("{dtype}{kv}/cuda/r{REVISION}"),
+            DeviceKind::Cuda => format!("{dtype}{weights}{kv}/cuda/r{REVISION}"),
         }
     }
 

@@ -150,6 +150,15 @@ impl<'a> Stacks<'a> {
         self.whole(self.products.head, parts)
     }
 
+    /// Whether the head's rows are the embedding table: they are the same, all here and not quantized.
+    pub(crate) fn head_is_table(&self, precision: Precision) -> bool {
+        let is_here = self.slice.vocabulary.len() == self.spec.shape.vocabulary;
+        let is_plain = |run: &Run| matches!(run.packing, Packing::Elements(_));
+        self.spec.choices.head == Head::Tied
+            && is_here
+            && self.head().runs(self.spec, precision).iter().all(is_plain)
+    }
+
     /// Rows of this rank, all of them of the whole hidden size.
     fn whole(&self, shape: PanelShape, parts: Vec<Part>) -> Stack {
         let row = self.spec.shape.hidden;

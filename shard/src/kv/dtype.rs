@@ -6,6 +6,7 @@ use candle_core::DType;
 use clap::ValueEnum;
 
 use super::layout::KvLayout;
+use crate::device::{DeviceError, DeviceKind};
 use crate::dtype::Dtype;
 use crate::ops::cpu::kv_element::KvElement;
 
@@ -36,6 +37,20 @@ pub(crate) enum KvDtype {
 }
 
 impl KvCacheDtype {
+    /// Whether devices of this kind hold keys and values so.
+    ///
+    /// # Errors
+    /// When they do not.
+    pub fn check_on(self, kind: DeviceKind) -> Result<(), DeviceError> {
+        match (self, kind) {
+            (Self::Float8, DeviceKind::Cpu) => {
+                Err(DeviceError::GpusOnly { option: "--kv-cache-dtype fp8", instead: "give int8" })
+            }
+            (Self::Float8, DeviceKind::Cuda)
+            | (Self::Auto | Self::Bfloat16 | Self::Int8, DeviceKind::Cpu | DeviceKind::Cuda) => Ok(()),
+        }
+    }
+
     pub(crate) fn beside(self, weights: Dtype) -> KvDtype {
         match (self, weights) {
             (Self::Int8, _) => KvDtype::Int8,
@@ -108,5 +123,39 @@ impl KvDtype {
     pub(crate) fn tile_bytes(self, layout: KvLayout) -> usize {
         let (elements, bytes) = self.tile(layout);
         elements * bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floats_of_eight_bits_are_refused_on_the_cpu_alone() {
+        let all = KvCacheDtype::value_variants();
+        let refused = |kind| -> Vec<KvCacheDtype> {
+            all.iter().copied().filter(|held| held.check_on(kind).is_err()).collect()
+        };
+        assert_eq!(refused(DeviceKind::Cpu), [KvCacheDtype::Float8]);
+        assert_eq!(refused(DeviceKind::Cuda), []);
+        let error = KvCacheDtype::Float8.check_on(DeviceKind::Cpu).unwrap_err().to_string();
+        assert!(error.contains("--kv-cache-dtype fp8") && error.contains("give int8"), "{error}");
+    }
+
+    #[test]
+    fn what_is_typed_is_what_is_told() {
+        for held in KvCacheDtype::value_variants() {
+            let typed = held.to_possible_value().map(|value| value.get_name().to_owned());
+            assert_eq!(typed.as_deref(), Some(held.to_string().as_str()));
+        }
+    }
+
+    #[test]
+    fn eight_bits_have_a_byte_and_a_share_of_a_scale() {
+        let layout = KvLayout { kv_heads: 1, head_width: 128 };
+        let bytes = |held: KvDtype| held.tile_bytes(layout) / KvLayout::SLOTS;
+        assert_eq!(bytes(KvDtype::Float32), 512);
+        assert_eq!(bytes(KvDtype::Bfloat16), 256);
+        assert_eq!((bytes(KvDtype::Int8), bytes(KvDtype::Float8)), (132, 132));
     }
 }

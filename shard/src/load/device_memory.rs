@@ -7,7 +7,7 @@ use super::{LoadError, Loaded, boxed};
 use crate::batch::{BLOCK_SIZE, Batch, BatchSequence};
 use crate::config::Config;
 use crate::decoder::{LoadError as WeightsError, MOST_ROWS, ModelSpec, Split};
-use crate::device::{DeviceError, Target, gpus};
+use crate::device::{DeviceError, DeviceKind, Target, gpus};
 use crate::engine::{Model, ModelError};
 use crate::ops::cuda::recording::MOST_KEPT;
 use crate::plan::MemoryPlan;
@@ -28,7 +28,8 @@ pub(super) fn check_weights_fit(
     let Some(device) = target.gpu() else { return Ok(()) };
     let membership = config.joining.membership;
     let split = Split { rank: membership.rank(), world_size: membership.world_size() };
-    let plan = MemoryPlan::of(spec, config.precision, split).map_err(WeightsError::Split)?;
+    let plan =
+        MemoryPlan::of(spec, (config.precision, DeviceKind::Cuda), split).map_err(WeightsError::Split)?;
     let (free, total) = gpus::memory(device)?;
     let (weights, free, total) = (plan.weights, Bytes(free), Bytes(total));
     if weights > free { Err(LoadError::NoRoomForWeights { weights, free, total }) } else { Ok(()) }

@@ -5,6 +5,8 @@ use super::cpu::linear;
 use super::cpu::panels::{PanelShape, Panels};
 use super::cpu::quantized::{self, Columns, Format, QuantizedPanels};
 use super::cpu::unwritten::{Unwritten, written};
+use super::tiles::TileFormat;
+use crate::device::DeviceKind;
 use crate::dtype::Dtype;
 #[cfg(feature = "cuda")]
 use crate::ops::cuda::product::DeviceMatrix;
@@ -16,14 +18,19 @@ pub(crate) enum Packing {
     Elements(Dtype),
     /// In groups with scales.
     Quantized(Format),
+    /// In floating-point numbers of 8 bits with a scale for a row, which only GPUs multiply by.
+    Float8,
 }
 
 impl Packing {
-    /// Bytes a matrix takes.
-    pub(crate) fn bytes(self, shape: PanelShape) -> usize {
-        match self {
-            Self::Elements(dtype) => shape.bytes(dtype),
-            Self::Quantized(format) => format.bytes(shape),
+    /// Bytes a matrix takes on a device.
+    pub(crate) fn bytes(self, shape: PanelShape, on: DeviceKind) -> usize {
+        match (self, on) {
+            (Self::Elements(dtype), DeviceKind::Cpu) => shape.bytes(dtype),
+            (Self::Elements(dtype), DeviceKind::Cuda) => shape.outputs * shape.inputs * dtype.bytes(),
+            (Self::Quantized(format), DeviceKind::Cpu) => format.bytes(shape),
+            (Self::Quantized(format), DeviceKind::Cuda) => TileFormat::from(format).bytes(shape),
+            (Self::Float8, _) => TileFormat::Float8.bytes(shape),
         }
     }
 }

@@ -23,6 +23,7 @@ pub(crate) mod projection_norm;
 pub(crate) mod reference;
 pub(crate) mod rope;
 pub(crate) mod select_rows;
+pub(crate) mod tiles;
 pub(crate) mod write_heads;
 pub(crate) mod write_kv;
 

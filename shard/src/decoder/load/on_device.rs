@@ -1,5 +1,6 @@
-//! A rank's matrices as plain rows on its device.
+//! A rank's matrices on its device: as plain rows, or quantized as tiles.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, WithDType};
@@ -8,15 +9,20 @@ use lockstep_proto::Bytes;
 use rayon::prelude::*;
 
 use super::Loader;
-use crate::decoder::LoadError;
-use crate::decoder::choices::Head;
 use crate::decoder::embedding::Table;
-use crate::decoder::stacks::Stack;
+use crate::decoder::stacks::{Run, Stack};
+use crate::decoder::{LoadError, Quantize};
+use crate::device::DeviceKind;
 use crate::dtype::Dtype;
+use crate::ops::activation::Activation;
 use crate::ops::cpu::panels::RowSource;
-use crate::ops::cuda::product::DeviceMatrix;
+use crate::ops::cpu::quantized::Quantizing;
+use crate::ops::cuda::product::tiles::{TileRows, TileSource, Tiling, by_segment};
+use crate::ops::cuda::product::{DeviceGate, DeviceMatrix, DevicePart, DeviceWeights};
+use crate::ops::gated_linear::GatedLinear;
 use crate::ops::linear::Linear;
-use crate::ops::matrix::Matrix;
+use crate::ops::matrix::{Matrix, Packing};
+use crate::ops::tiles::{TILE, TileFormat, tiles};
 use crate::weights::{StackedRows, StoredTensor};
 
 /// What main memory holds at once of what goes to the device.
@@ -25,42 +31,95 @@ const AT_ONCE: Bytes = Bytes(256 << 20);
 impl Loader<'_> {
     /// As on the CPU, its rows below each other, rows of padding zero.
     pub(super) fn linear_on_device(&self, stack: &Stack) -> Result<Linear, LoadError> {
-        let shape = stack.shape;
-        let rows = self.rows(stack, 0..stack.parts.len())?;
-        let weights = self.rows_on_device(&rows, (shape.outputs, shape.inputs))?;
-        self.progress.add(shape.outputs * shape.inputs * self.precision.dtype.bytes());
-        let order = self.target.order();
-        let matrix = DeviceMatrix { weights, segments: shape.segments, order };
+        let runs = stack.runs(self.spec, self.precision);
+        let part = |run| self.part_on_device(stack, run, TileRows::InOrder);
+        let parts = runs.iter().map(part).collect::<Result<_, _>>()?;
+        let matrix = DeviceMatrix { parts, order: self.target.order() };
         Ok(Linear { matrix: Arc::new(Matrix::of_device(matrix)), isa: self.isa })
     }
 
-    /// The embedding table; the head's rows where they are the same and all here.
-    pub(super) fn table_on_device(&self, table: &StoredTensor, head: &Linear) -> Result<Table, LoadError> {
-        let shape = &self.spec.shape;
-        let is_here =
-            self.spec.choices.head == Head::Tied && self.slice.vocabulary.len() == shape.vocabulary;
-        if let (true, Some(head)) = (is_here, head.matrix.on_device()) {
-            return Ok(Table::OnDevice(head.weights.clone()));
-        }
-        let rows = StackedRows::new(vec![(table.clone(), 0..shape.vocabulary)], 0..shape.hidden);
-        Ok(Table::OnDevice(self.rows_on_device(&rows, (shape.vocabulary, shape.hidden))?))
+    /// Gate and up as one, where they are held alike.
+    pub(super) fn gate_on_device(
+        &self,
+        stack: &Stack,
+        runs: &[Run],
+        activation: Activation,
+    ) -> Result<Option<GatedLinear>, LoadError> {
+        let [run] = runs else { return Ok(None) };
+        let weights = self.part_on_device(stack, run, TileRows::GateBesideUp)?;
+        let gate = DeviceGate { weights, order: self.target.order() };
+        Ok(Some(GatedLinear::of_device(gate, activation, self.isa)))
     }
 
-    fn rows_on_device(&self, rows: &StackedRows, shape: (usize, usize)) -> Result<Tensor, LoadError> {
+    /// The embedding table; the head's rows where they are the same.
+    pub(super) fn table_on_device(&self, table: &StoredTensor, head: &Linear) -> Result<Table, LoadError> {
+        let head = head.matrix.on_device().and_then(DeviceMatrix::plain_rows);
+        if let (true, Some(rows)) = (self.stacks.head_is_table(self.precision), head) {
+            // Rows of padding come after those of the vocabulary.
+            return Ok(Table::OnDevice(rows.clone()));
+        }
+        let shape = (self.spec.shape.vocabulary, self.spec.shape.hidden);
+        let rows = StackedRows::new(vec![(table.clone(), 0..shape.0)], 0..shape.1);
+        Ok(Table::OnDevice(self.rows_on_device(&rows, shape, self.precision.dtype)?))
+    }
+
+    fn part_on_device(
+        &self,
+        stack: &Stack,
+        run: &Run,
+        tile_rows: TileRows,
+    ) -> Result<DevicePart, LoadError> {
+        let (rows, shape) = (self.rows(stack, run.parts.clone())?, run.shape);
+        let tiling = |source| Tiling { source, shape, rows: tile_rows };
+        let weights = match (run.packing, self.precision.quantize) {
+            (Packing::Elements(dtype), _) => {
+                let size = (shape.outputs, shape.inputs);
+                DeviceWeights::Rows(self.rows_on_device(&rows, size, dtype)?)
+            }
+            (Packing::Quantized(format), Quantize::AsStored) => {
+                self.tiles_on_device(&tiling(TileSource::Groups { rows: &rows, format }))?
+            }
+            (Packing::Quantized(format), _) => {
+                let rows = Quantizing::of_this_machine(&rows, format);
+                self.tiles_on_device(&tiling(TileSource::Groups { rows: &rows, format }))?
+            }
+            (Packing::Float8, _) => self.tiles_on_device(&tiling(TileSource::Float8(&rows)))?,
+        };
+        self.progress.add(run.packing.bytes(shape, DeviceKind::Cuda));
+        Ok(DevicePart { weights, shape })
+    }
+
+    fn rows_on_device(
+        &self,
+        rows: &StackedRows,
+        shape: (usize, usize),
+        dtype: Dtype,
+    ) -> Result<Tensor, LoadError> {
         let device = &self.target.device;
-        let tensor = match self.precision.dtype {
+        let tensor = match dtype {
             Dtype::Bfloat16 => copied::<bf16>(rows, shape, device, bf16::from_f32),
             Dtype::Float32 => copied::<f32>(rows, shape, device, |value| value),
         };
-        tensor.map_err(|error| self.out_of_memory(error, shape))
+        tensor.map_err(|error| out_of_memory(&error, shape.0 * shape.1 * dtype.bytes()))
     }
 
-    /// What the device says, and what was to be put there.
-    fn out_of_memory(&self, error: candle_core::Error, (rows, columns): (usize, usize)) -> LoadError {
-        let bytes = Bytes((rows * columns * self.precision.dtype.bytes()) as u64);
-        let advice = "where its memory is full, split the model over more GPUs with --num-shard";
-        candle_core::Error::msg(format!("put {bytes} of weights on the GPU: {error}; {advice}")).into()
+    fn tiles_on_device(&self, tiling: &Tiling<'_>) -> Result<DeviceWeights, LoadError> {
+        let bytes = tiling.format().bytes(tiling.shape);
+        tiled(tiling, &self.target.device).map_err(|error| out_of_memory(&error, bytes))
     }
+}
+
+/// What the device says, and what was to be put there.
+fn out_of_memory(error: &candle_core::Error, bytes: usize) -> LoadError {
+    let bytes = Bytes(bytes as u64);
+    let advice = "where its memory is full, split the model over more GPUs with --num-shard";
+    candle_core::Error::msg(format!("put {bytes} of weights on the GPU: {error}; {advice}")).into()
+}
+
+/// Pieces of a matrix of `rows` rows that main memory has room for.
+fn pieces(rows: usize, row_bytes: usize) -> impl Iterator<Item = Range<usize>> {
+    let at_once = usize::try_from(AT_ONCE.0).map_or(1, |bytes| bytes / row_bytes.max(1)).max(1);
+    (0..rows).step_by(at_once).map(move |first| first..rows.min(first + at_once))
 }
 
 /// (rows, columns), a piece at a time.
@@ -70,21 +129,44 @@ fn copied<T: WithDType>(
     device: &Device,
     round: fn(f32) -> T,
 ) -> candle_core::Result<Tensor> {
-    let row_bytes = columns.max(1) * size_of::<T>();
-    let at_once = usize::try_from(AT_ONCE.0).map_or(1, |bytes| bytes / row_bytes).max(1);
     let target = Tensor::zeros((rows, columns), T::DTYPE, device)?;
-    for first in (0..rows).step_by(at_once) {
-        let count = at_once.min(rows - first);
-        let mut values = vec![T::zero(); count * columns];
+    for piece in pieces(rows, columns * size_of::<T>()) {
+        let mut values = vec![T::zero(); piece.len() * columns];
         values.par_chunks_mut(columns.max(1)).enumerate().for_each_init(
             || vec![0.0; columns],
             |widened, (row, values)| {
-                source.read_row(first + row, widened);
+                source.read_row(piece.start + row, widened);
                 values.iter_mut().zip(widened).for_each(|(value, widened)| *value = round(*widened));
             },
         );
-        target.slice_set(&Tensor::from_vec(values, (count, columns), device)?, 0, first)?;
-        RowSource::release(source, first..first + count);
+        target.slice_set(&Tensor::from_vec(values, (piece.len(), columns), device)?, 0, piece.start)?;
+        RowSource::release(source, piece);
     }
     Ok(target)
+}
+
+/// Tiles, a piece at a time.
+fn tiled(tiling: &Tiling<'_>, device: &Device) -> candle_core::Result<DeviceWeights> {
+    let (shape, format) = (tiling.shape, tiling.format());
+    let (count, tile_bytes) = (tiles(shape), format.tile_bytes(shape));
+    let target = Tensor::zeros((count, tile_bytes), candle_core::DType::U8, device)?;
+    let mut scales = Vec::new();
+    for piece in pieces(count, tile_bytes) {
+        let (bytes, of_piece) = tiling.pack(piece.clone());
+        scales.extend(of_piece);
+        target.slice_set(&Tensor::from_vec(bytes, (piece.len(), tile_bytes), device)?, 0, piece.start)?;
+        tiling.release(piece);
+    }
+    let scales = match format {
+        TileFormat::Float8 => {
+            let scales = by_segment(&scales, shape.segments);
+            Some(Tensor::from_vec(scales, (shape.segments, count, TILE), device)?)
+        }
+        TileFormat::Int8
+        | TileFormat::Int8Minimum
+        | TileFormat::Int8Short
+        | TileFormat::Int4
+        | TileFormat::Int4Minimum => None,
+    };
+    Ok(DeviceWeights::Tiles { format, bytes: target, scales })
 }

@@ -11,7 +11,7 @@ use candle_core::{CudaDevice, Error, Result};
 
 use super::kernel::{Executor, Grid, Kernel, Module};
 
-/// Bytes of memory a block of attention may have beside what is declared: what the smallest of the devices has,
+/// Bytes of memory a block of attention or of a product may have beside what is declared: what the smallest of the devices has,
 /// less a margin. It is asked for once, since a launch may not ask for more than the usual 48 KiB by itself.
 const SHARED_BYTES: i32 = 96 << 10;
 
@@ -26,6 +26,9 @@ fn image(module: Module) -> &'static [u8] {
         Module::Norms => fatbin!("norm"),
         Module::Rows => fatbin!("rows"),
         Module::Products => fatbin!("product"),
+        Module::FewProducts => fatbin!("product_few"),
+        Module::FewQuantized => fatbin!("quantized_few"),
+        Module::ManyProducts => fatbin!("product_many"),
         Module::Attention => fatbin!("attention"),
         Module::Sampling => fatbin!("sampling"),
     }
@@ -64,13 +67,21 @@ fn load(context: &Arc<CudaContext>) -> Result<Loaded> {
             }
         };
         let function = module.load_function(kernel.name()).map_err(Error::wrap)?;
-        if kernel.module() == Module::Attention {
+        if takes_much_memory(kernel.module()) {
             let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(most, SHARED_BYTES).map_err(Error::wrap)?;
         }
         functions.insert(*kernel, function);
     }
     Ok(Loaded { functions })
+}
+
+/// Whether blocks of a module's kernels have more memory than is usual.
+fn takes_much_memory(module: Module) -> bool {
+    match module {
+        Module::Attention | Module::FewProducts | Module::FewQuantized | Module::ManyProducts => true,
+        Module::Norms | Module::Rows | Module::Products | Module::Sampling => false,
+    }
 }
 
 /// A device and its stream.

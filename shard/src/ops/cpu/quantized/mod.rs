@@ -19,7 +19,7 @@ mod product;
 mod quantize;
 
 pub(crate) use format::Format;
-#[cfg(test)]
+#[cfg(any(test, feature = "cuda"))]
 pub(crate) use format::Scales;
 pub(crate) use pack::{Group, PackedRow, QuantizedPanels, QuantizedRows};
 pub(crate) use product::{Columns, multiply};

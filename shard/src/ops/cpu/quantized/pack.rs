@@ -3,6 +3,8 @@
 use std::io;
 use std::ops::Range;
 
+#[cfg(feature = "cuda")]
+use half::f16;
 use rayon::prelude::*;
 
 use super::format::{Format, Layout, STEP, Scales};
@@ -56,7 +58,7 @@ pub(crate) struct Group<'a> {
 }
 
 impl PackedRow {
-    fn new(shape: PanelShape, layout: Layout) -> Self {
+    pub(crate) fn new(shape: PanelShape, layout: Layout) -> Self {
         let blocks = layout.panel_blocks(shape);
         Self {
             shape,
@@ -79,6 +81,28 @@ impl PackedRow {
             let columns = column(within)..column(within + layout.group);
             let factors = &mut self.factors[index / layout.groups];
             write(&self.values, Group { columns, elements, terms, factors });
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl PackedRow {
+    /// The elements of a segment, padding included.
+    pub(crate) fn elements(&self, segment: usize) -> &[u8] {
+        let length = self.layout.segment_blocks(self.shape) * self.layout.block();
+        &self.elements[segment * length..][..length]
+    }
+
+    /// Scale and minimum of a group of a segment as f16. Nested ones are multiplied out and rounded.
+    pub(crate) fn terms(&self, segment: usize, group: usize) -> [u16; 2] {
+        let group = segment * self.layout.segment_blocks(self.shape) * self.layout.groups + group;
+        let (terms, factors) = (self.terms[group], self.factors[group / self.layout.groups]);
+        match self.layout.scales {
+            Scales::Plain => terms,
+            Scales::Nested => std::array::from_fn(|at| {
+                let small = f32::from(terms[at].to_le_bytes()[0].cast_signed());
+                f16::from_f32(small * f16::from_bits(factors[at]).to_f32()).to_bits()
+            }),
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::decoder::{Decoder, Dtype, ModelSpec, Precision, Quantize};
 use crate::device::{DeviceError, Target, gpus, visible_gpus};
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::panels::PanelShape;
-use crate::ops::cuda::product::{DeviceMatrix, Order};
+use crate::ops::cuda::product::{DeviceMatrix, DevicePart, DeviceWeights, Order};
 use crate::ops::linear::Linear;
 use crate::ops::matrix::Matrix;
 use crate::testing::TinyLlama;
@@ -61,7 +61,9 @@ fn product(target: &Target, (rows, inputs, outputs): (usize, usize, usize), held
     let (input, weights) = (numbers.values(rows * inputs), numbers.values(outputs * inputs));
     let on_device = || {
         let matrix = Tensor::from_slice(&weights, (outputs, inputs), &target.device)?.to_dtype(held)?;
-        let matrix = DeviceMatrix { weights: matrix, segments: 1, order: Order::Fastest };
+        let shape = PanelShape { outputs, inputs, segments: 1 };
+        let parts = vec![DevicePart { weights: DeviceWeights::Rows(matrix), shape }];
+        let matrix = DeviceMatrix { parts, order: Order::Fastest };
         let linear = Linear { matrix: Arc::new(Matrix::of_device(matrix)), isa: Isa::of_this_machine() };
         let input = Tensor::from_slice(&input, (rows, inputs), &target.device)?;
         input.apply_op1_no_bwd(&linear)?.flatten_all()?.to_vec1()
@@ -206,7 +208,7 @@ fn lost_rank(gpus: usize) -> Checked<Error> {
             nccl.abort();
             return Ok(true);
         }
-        let values = Tensor::ones(1 << 20, DType::F32, &target.device).map_err(broken)?;
+        let values = Tensor::from_vec(vec![1.0_f32; 1 << 20], 1 << 20, &target.device).map_err(broken)?;
         let reduce = crate::ops::all_reduce::AllReduce::over(nccl);
         let outcome = values.inplace_op1(&reduce).map_err(|error| error.to_string());
         Ok(outcome.is_err() || nccl.wait().is_err())

@@ -9,6 +9,7 @@ mod heads;
 mod machine;
 mod norms;
 mod products;
+mod quantized;
 mod recordings;
 mod rows;
 mod sampling;
@@ -155,6 +156,7 @@ pub fn kernels(machine: &mut Machine, tell: &mut dyn FnMut(Outcome)) {
     rows::check(machine, &mut checks);
     heads::check(machine, &mut checks);
     products::check(machine, &mut checks);
+    quantized::check(machine, &mut checks);
     attention::check(machine, &mut checks);
     sampling::check(machine, &mut checks);
 }

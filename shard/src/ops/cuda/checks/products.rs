@@ -1,19 +1,27 @@
-//! Products by the exact kernel.
+//! Products in one order of sums, with weights of f32 and bf16.
 
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 use half::bf16;
 
-use super::{BF16, Checks, EXACT, Error, F32, Machine, Numbers};
+use super::{Checks, EXACT, Error, F32, Machine, Numbers};
 use crate::dtype::Dtype;
+use crate::ops::activation::Activation;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::panels::{PanelShape, Panels, RowSource};
 use crate::ops::cuda::kernel::Address;
-use crate::ops::cuda::product::{ProductParameters, product_parts};
-use crate::ops::cuda::rows::{TreeParameters, sum_parts};
+use crate::ops::cuda::product::kernels::{
+    ArrangeParameters, Coding, FEW_ROWS, ProductParameters, arrange_inputs, arranged_elements, few, many,
+    product_f32, waiting_elements,
+};
+use crate::ops::cuda::rows::{ActivationParameters, activation, number_of};
 use crate::ops::linear::Linear;
 use crate::ops::matrix::{Matrix, Packed};
+
+/// Largest error of sums of products of bf16, relative to the largest number: tensor cores round sums in a way of their
+/// own.
+pub(super) const TENSOR_CORES: f32 = 1e-4;
 
 /// Rows of weights in main memory.
 pub(super) struct Weights {
@@ -30,84 +38,270 @@ impl RowSource for Weights {
 /// The CPU's product.
 pub(super) fn twin(input: &[f32], weights: Weights, shape: PanelShape, held: DType) -> Result<Vec<f32>> {
     let dtype = if held == DType::BF16 { Dtype::Bfloat16 } else { Dtype::Float32 };
-    let packed = Panels::pack(shape, dtype, &weights).map(Packed::Elements);
-    let matrix = Matrix::new(std::iter::once(packed)).map_err(candle_core::Error::wrap)?;
+    packed_twin(input, Packed::Elements(Panels::pack(shape, dtype, &weights)?))
+}
+
+/// The CPU's product with any weights.
+pub(super) fn packed_twin(input: &[f32], packed: Packed) -> Result<Vec<f32>> {
+    let inputs = packed.shape().inputs;
+    let matrix = Matrix::new(std::iter::once(Ok::<_, candle_core::Error>(packed)))?;
     let linear = Linear { matrix: Arc::new(matrix), isa: Isa::of_this_machine() };
-    let rows = input.len() / shape.inputs;
-    Tensor::from_slice(input, (rows, shape.inputs), &Device::Cpu)?
+    Tensor::from_slice(input, (input.len() / inputs, inputs), &Device::Cpu)?
         .apply_op1_no_bwd(&linear)?
         .flatten_all()?
         .to_vec1()
 }
 
-pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
-    let shapes = [(1, 1, 1, 1), (3, 96, 70, 2), (65, 40, 129, 1), (130, 128, 33, 8)];
-    for held in [DType::F32, DType::BF16] {
-        for (rows, inputs, outputs, segments) in shapes {
-            let shape = PanelShape { outputs, inputs, segments };
-            let name = format!(
-                "exact product, {rows} x {inputs} by {inputs} x {outputs} in {segments}, {}",
-                held.as_str()
-            );
-            checks.check(name, || product(machine, rows, shape, held));
-            machine.clear();
+/// Weights in a machine's memory.
+#[derive(Clone, Copy)]
+pub(super) struct Held {
+    pub(super) shape: PanelShape,
+    pub(super) reading: Reading,
+    pub(super) weights: Address,
+    pub(super) scales: Address,
+}
+
+/// How a kernel reads weights.
+#[derive(Clone, Copy)]
+pub(super) enum Reading {
+    F32,
+    TensorCores(Coding),
+}
+
+/// Which kernel multiplies.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Rows {
+    Few,
+    Many,
+}
+
+impl Rows {
+    /// What multiplies so many rows.
+    pub(super) fn of(count: usize) -> Self {
+        if count <= FEW_ROWS { Self::Few } else { Self::Many }
+    }
+}
+
+impl Held {
+    /// Rows of f32 or bf16.
+    pub(super) fn rows(
+        machine: &mut Machine,
+        (values, held): (&[f32], DType),
+        shape: PanelShape,
+    ) -> Result<Self> {
+        let rounded: Vec<bf16> = values.iter().copied().map(bf16::from_f32).collect();
+        let (weights, reading) = if held == DType::BF16 {
+            (machine.put(&rounded)?, Reading::TensorCores(Coding::Bf16))
+        } else {
+            (machine.put(values)?, Reading::F32)
+        };
+        Ok(Self { shape, reading, weights, scales: Address::NULL })
+    }
+
+    /// (rows, inputs) → (rows, outputs), or half as many where a function gates.
+    pub(super) fn multiply(
+        &self,
+        machine: &mut Machine,
+        (input, with): (&[f32], Rows),
+        function: Option<Activation>,
+    ) -> Result<Vec<f32>> {
+        let PanelShape { outputs, inputs, segments } = self.shape;
+        let rows = input.len() / inputs;
+        let width = if function.is_some() { outputs / 2 } else { outputs };
+        // Between the rows of the result there is something else's place.
+        let stride = width + 3;
+        let output = machine.room::<f32>(rows * stride)?;
+        let call = ProductParameters {
+            input: machine.put(input)?,
+            weights: self.weights,
+            scales: self.scales,
+            output,
+            waiting: machine.room::<f32>(waiting_elements((rows, outputs), segments))?,
+            rows: rows as u32,
+            inputs: inputs as u32,
+            outputs: outputs as u32,
+            segments: segments as u32,
+            stride: stride as u32,
+            function: function.map_or(0, |function| 1 + number_of(function)),
+            parts: 0,
+        };
+        match (self.reading, with) {
+            (Reading::F32, _) => machine.run(|on| product_f32(on, &call))?,
+            (Reading::TensorCores(coding), Rows::Few) => machine.run(|on| few(on, coding, &call))?,
+            (Reading::TensorCores(coding), Rows::Many) => multiply_many(machine, coding, call)?,
         }
-        let name = format!("exact product of a row alone and among others, {}", held.as_str());
-        checks.check(name, || alone(machine, held));
+        let found = machine.get::<f32>(output, rows * stride)?;
+        let (mut values, mut between) = (Vec::new(), true);
+        for row in found.chunks_exact(stride) {
+            values.extend_from_slice(&row[..width]);
+            between &= row[width..].iter().all(|value| value.is_nan());
+        }
+        if !between {
+            candle_core::bail!("a product wrote beside its columns");
+        }
+        Ok(values)
+    }
+}
+
+fn multiply_many(machine: &mut Machine, coding: Coding, call: ProductParameters) -> Result<()> {
+    let elements = call.rows as usize * arranged_elements(call.inputs as usize, call.segments as usize);
+    let arranged = machine.room::<bf16>(elements)?;
+    let arrange = ArrangeParameters {
+        input: call.input,
+        output: arranged,
+        pieces: (elements / 4) as u64,
+        inputs: call.inputs,
+        segments: call.segments,
+        is_spread: coding.is_spread(),
+    };
+    machine.run(|on| {
+        arrange_inputs(on, &arrange)?;
+        many(on, coding, &ProductParameters { input: arranged, ..call })
+    })
+}
+
+pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
+    for (rows, inputs, outputs, segments) in
+        [(1, 1, 1, 1), (3, 96, 70, 2), (65, 40, 129, 1), (130, 128, 33, 8)]
+    {
+        let shape = PanelShape { outputs, inputs, segments };
+        checks.check(name(rows, shape, "f32"), || product(machine, (rows, Rows::Many), shape, DType::F32));
+        machine.clear();
+    }
+    // Rows that fill groups and not, segments that fill blocks and not, and lengths that no 16 bytes divide.
+    let few = [
+        (1, 1, 1, 1),
+        (3, 96, 70, 2),
+        (8, 1152, 40, 2),
+        (9, 136, 16, 1),
+        (16, 1024, 33, 8),
+        (23, 40, 129, 1),
+    ];
+    let few_more = [(33, 264, 20, 4), (64, 320, 24, 8), (5, 33, 17, 1), (2, 4224, 16, 4)];
+    for (rows, inputs, outputs, segments) in few.into_iter().chain(few_more) {
+        let shape = PanelShape { outputs, inputs, segments };
+        checks.check(name(rows, shape, "bf16"), || product(machine, (rows, Rows::Few), shape, DType::BF16));
+        machine.clear();
+    }
+    for (rows, inputs, outputs, segments) in
+        [(65, 40, 129, 1), (130, 128, 33, 8), (67, 33, 20, 1), (129, 608, 70, 2)]
+    {
+        let shape = PanelShape { outputs, inputs, segments };
+        checks
+            .check(name(rows, shape, "bf16"), || product(machine, (rows, Rows::Many), shape, DType::BF16));
+        machine.clear();
+    }
+    for held in [DType::F32, DType::BF16] {
+        let name = format!("product of a row alone and among others, {}", held.as_str());
+        checks.check(name, || {
+            let shape = PanelShape { outputs: 75, inputs: 120, segments: 4 };
+            let weights = Numbers::new(77).values(shape.outputs * shape.inputs);
+            let held = Held::rows(machine, (&weights, held), shape)?;
+            alone(machine, &held)
+        });
+        machine.clear();
+        let name = format!("product on one rank and on two, {}", held.as_str());
+        checks.check(name, || on_two_ranks(machine, held));
+        machine.clear();
+    }
+    for (width, function) in [(37, Activation::Silu), (16, Activation::GeluTanh)] {
+        checks.check(format!("product and {function:?} of {width} gates at once and apart, bf16"), || {
+            let shape = PanelShape { outputs: 2 * width, inputs: 72, segments: 1 };
+            let weights = Numbers::new(5).values(shape.outputs * shape.inputs);
+            let held = Held::rows(machine, (&weights, DType::BF16), shape)?;
+            gated(machine, (&held, &held), function)
+        });
         machine.clear();
     }
 }
 
-fn product(machine: &mut Machine, rows: usize, shape: PanelShape, held: DType) -> Result<Error> {
+fn name(rows: usize, PanelShape { outputs, inputs, segments }: PanelShape, held: &str) -> String {
+    format!("product, {rows} x {inputs} by {inputs} x {outputs} in {segments}, {held}")
+}
+
+fn product(
+    machine: &mut Machine,
+    (rows, with): (usize, Rows),
+    shape: PanelShape,
+    held: DType,
+) -> Result<Error> {
     let mut numbers = Numbers::new((rows * shape.outputs) as u64);
     let input = numbers.values(rows * shape.inputs);
     let weights = numbers.values(shape.outputs * shape.inputs);
-    let found = on_machine(machine, &input, (&weights, held), shape)?;
+    let found = Held::rows(machine, (&weights, held), shape)?.multiply(machine, (&input, with), None)?;
     let expected = twin(&input, Weights { values: weights, inputs: shape.inputs }, shape, held)?;
-    let allowed = if held == DType::BF16 { BF16 } else { F32 };
-    Ok(Error::of(&found, &expected, allowed))
+    Ok(Error::of(&found, &expected, if held == DType::BF16 { TENSOR_CORES } else { F32 }))
 }
 
-fn alone(machine: &mut Machine, held: DType) -> Result<Error> {
-    let shape = PanelShape { outputs: 75, inputs: 120, segments: 4 };
-    let mut numbers = Numbers::new(77);
-    let (input, weights) =
-        (numbers.values(67 * shape.inputs), numbers.values(shape.outputs * shape.inputs));
-    let all = on_machine(machine, &input, (&weights, held), shape)?;
+/// Every kernel's bits, with rows among as many as each takes, against those of the row alone. What hardware makes of
+/// one column of an instruction must not depend on the others, nor on which it is.
+pub(super) fn alone(machine: &mut Machine, held: &Held) -> Result<Error> {
+    let PanelShape { inputs, outputs, .. } = held.shape;
+    let input = Numbers::new(78).values(67 * inputs);
     let mut error = Error::unless(true);
-    for row in [0, 13, 66] {
-        let one =
-            on_machine(machine, &input[row * shape.inputs..][..shape.inputs], (&weights, held), shape)?;
-        error = error.max(Error::of(&one, &all[row * shape.outputs..][..shape.outputs], EXACT));
+    for rows in [7, 13, 29, 64, 67] {
+        let all = held.multiply(machine, (&input[..rows * inputs], Rows::of(rows)), None)?;
+        for row in [0, rows / 2, rows - 1] {
+            let one = held.multiply(machine, (&input[row * inputs..][..inputs], Rows::Few), None)?;
+            error = error.max(Error::of(&one, &all[row * outputs..][..outputs], EXACT));
+        }
+    }
+    let many = held.multiply(machine, (&input[..9 * inputs], Rows::Many), None)?;
+    let few = held.multiply(machine, (&input[..9 * inputs], Rows::Few), None)?;
+    Ok(error.max(Error::of(&many, &few, EXACT)))
+}
+
+/// A rank has half of the segments, and so half of each row of inputs and of weights.
+fn on_two_ranks(machine: &mut Machine, held: DType) -> Result<Error> {
+    let shape = PanelShape { outputs: 35, inputs: 320, segments: 4 };
+    let half = PanelShape { inputs: 160, segments: 2, ..shape };
+    let mut numbers = Numbers::new(79);
+    let (input, weights) = (numbers.values(66 * 320), numbers.values(35 * 320));
+    let mut error = Error::unless(true);
+    for rows in [3, 66] {
+        let input = &input[..rows * 320];
+        let whole = Held::rows(machine, (&weights, held), shape)?.multiply(
+            machine,
+            (input, Rows::of(rows)),
+            None,
+        )?;
+        let mut parts = Vec::new();
+        for rank in [0, 1] {
+            let of_rank = |values: &[f32]| -> Vec<f32> {
+                values.chunks_exact(160).skip(rank).step_by(2).flatten().copied().collect()
+            };
+            let part = Held::rows(machine, (&of_rank(&weights), held), half)?;
+            parts.push(part.multiply(machine, (&of_rank(input), Rows::of(rows)), None)?);
+        }
+        let sums: Vec<f32> = parts[0].iter().zip(&parts[1]).map(|(left, right)| left + right).collect();
+        error = error.max(Error::of(&sums, &whole, EXACT));
     }
     Ok(error)
 }
 
-fn on_machine(
+/// What is gated as it is written, against a product and an activation one after the other.
+pub(super) fn gated(
     machine: &mut Machine,
-    input: &[f32],
-    (weights, held): (&[f32], DType),
-    shape: PanelShape,
-) -> Result<Vec<f32>> {
-    let PanelShape { outputs, inputs, segments } = shape;
-    let rows = input.len() / inputs;
-    let rounded: Vec<bf16> = weights.iter().copied().map(bf16::from_f32).collect();
-    let parts: Address = machine.room::<f32>(segments * rows * outputs)?;
-    let output = machine.room::<f32>(rows * outputs)?;
-    let call = ProductParameters {
-        input: machine.put(input)?,
-        weights: if held == DType::BF16 { machine.put(&rounded)? } else { machine.put(weights)? },
-        parts,
-        rows: rows as u32,
-        inputs: inputs as u32,
-        outputs: outputs as u32,
-        segments: segments as u32,
-    };
-    let sum =
-        TreeParameters { parts, sum: output, elements: (rows * outputs) as u64, count: segments as u32 };
-    machine.run(|on| {
-        product_parts(on, held, &call)?;
-        sum_parts(on, &sum)
-    })?;
-    machine.get(output, rows * outputs)
+    (gate, plain): (&Held, &Held),
+    function: Activation,
+) -> Result<Error> {
+    let PanelShape { inputs, outputs, .. } = gate.shape;
+    let mut error = Error::unless(true);
+    for rows in [5, 70] {
+        let input = Numbers::new(80).values(rows * inputs);
+        let found = gate.multiply(machine, (&input, Rows::of(rows)), Some(function))?;
+        let both = plain.multiply(machine, (&input, Rows::of(rows)), None)?;
+        let output = machine.room::<f32>(found.len())?;
+        let call = ActivationParameters {
+            input: machine.put(&both)?,
+            output,
+            elements: found.len() as u64,
+            width: (outputs / 2) as u32,
+            function: number_of(function),
+            is_gated: 1,
+        };
+        machine.run(|on| activation(on, &call))?;
+        error = error.max(Error::of(&found, &machine.get(output, found.len())?, EXACT));
+    }
+    Ok(error)
 }

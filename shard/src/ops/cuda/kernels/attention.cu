@@ -12,16 +12,17 @@
 KERNEL(attend_f32_64, AttentionParameters, 256) { attend_plainly<2>(p); }
 KERNEL(attend_f32_128, AttentionParameters, 256) { attend_plainly<4>(p); }
 KERNEL(attend_f32_256, AttentionParameters, 256) { attend_plainly<8>(p); }
-KERNEL(attend_bf16_64, AttentionParameters, 256) { attend_on_tensor_cores<bf16, 64>(p); }
-KERNEL(attend_bf16_96, AttentionParameters, 256) { attend_on_tensor_cores<bf16, 96>(p); }
+// Sums of earlier splits are touched once in a split: they leave their registers to a second block where that is enough.
+KERNEL_BESIDE(attend_bf16_64, AttentionParameters, 256, 2) { attend_on_tensor_cores<bf16, 64>(p); }
+KERNEL_BESIDE(attend_bf16_96, AttentionParameters, 256, 2) { attend_on_tensor_cores<bf16, 96>(p); }
 KERNEL(attend_bf16_128, AttentionParameters, 256) { attend_on_tensor_cores<bf16, 128>(p); }
 KERNEL(attend_bf16_256, AttentionParameters, 256) { attend_on_tensor_cores<bf16, 256>(p); }
-KERNEL(attend_int8_64, AttentionParameters, 256) { attend_on_tensor_cores<Integer8, 64>(p); }
-KERNEL(attend_int8_96, AttentionParameters, 256) { attend_on_tensor_cores<Integer8, 96>(p); }
+KERNEL_BESIDE(attend_int8_64, AttentionParameters, 256, 2) { attend_on_tensor_cores<Integer8, 64>(p); }
+KERNEL_BESIDE(attend_int8_96, AttentionParameters, 256, 2) { attend_on_tensor_cores<Integer8, 96>(p); }
 KERNEL(attend_int8_128, AttentionParameters, 256) { attend_on_tensor_cores<Integer8, 128>(p); }
 KERNEL(attend_int8_256, AttentionParameters, 256) { attend_on_tensor_cores<Integer8, 256>(p); }
-KERNEL(attend_fp8_64, AttentionParameters, 256) { attend_on_tensor_cores<Float8, 64>(p); }
-KERNEL(attend_fp8_96, AttentionParameters, 256) { attend_on_tensor_cores<Float8, 96>(p); }
+KERNEL_BESIDE(attend_fp8_64, AttentionParameters, 256, 2) { attend_on_tensor_cores<Float8, 64>(p); }
+KERNEL_BESIDE(attend_fp8_96, AttentionParameters, 256, 2) { attend_on_tensor_cores<Float8, 96>(p); }
 KERNEL(attend_fp8_128, AttentionParameters, 256) { attend_on_tensor_cores<Float8, 128>(p); }
 KERNEL(attend_fp8_256, AttentionParameters, 256) { attend_on_tensor_cores<Float8, 256>(p); }
 

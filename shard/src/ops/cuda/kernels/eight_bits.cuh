@@ -46,38 +46,24 @@ __device__ inline void store(Float8 *place, float x) {
     place->bits = (uint8_t)(element > 0x7e ? 0x7e | sign : element | sign);
 }
 
-__device__ inline float widen(Integer8 x) { return (float)(int8_t)x.bits; }
-
-__device__ inline float widen(Float8 x) {
-    const u32 size = x.bits & 0x7fu;
-    const float number = size < 8 ? (float)size * 0.001953125f : from_bits((size << 20) + ((127 - 7) << 23));
-    return x.bits & 0x80u ? -number : number;
-}
-
 #ifdef LOCKSTEP_EMULATED
 
-template <class HELD> inline void widen_four(const HELD *, u32 four, u32 (&pairs)[2]) {
-    for (u32 pair = 0; pair < 2; pair++)
-        pairs[pair] = pack_bf16(widen(HELD{(uint8_t)(four >> 16 * pair)}), widen(HELD{(uint8_t)(four >> (16 * pair + 8))}));
+inline u32 __byte_perm(u32 lower, u32 upper, u32 places) {
+    const u64 both = lower | (u64)upper << 32;
+    u32 picked = 0;
+    for (u32 at = 0; at < 4; at++) picked |= (u32)(both >> 8 * (places >> 4 * at & 7) & 0xff) << 8 * at;
+    return picked;
 }
 
-#else
+#endif
 
-// a b + c of two numbers of bf16 in a word.
-__device__ inline u32 multiply_add_bf16(u32 a, u32 b, u32 c) {
-    u32 d;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-    return d;
-}
-
-// Four elements as two words of two numbers each. With seven bits of an integer x as a mantissa beside 128 there is
-// 128 + (x mod 128), and 128 or 256 is to be taken off it, as the sign bit says in the same place.
+// Four elements as two words of two numbers each. With the lower seven bits of an integer x as the mantissa of 128 there
+// is 128 + (x mod 128); of that 128 or 256 is to be taken, as the eighth bit says, being the last of its exponent.
 __device__ inline void widen_four(const Integer8 *, u32 four, u32 (&pairs)[2]) {
 #pragma unroll
     for (u32 pair = 0; pair < 2; pair++) {
-        const u32 spread = __byte_perm(four, 0, pair == 0 ? 0x4140 : 0x4342);
-        const u32 lower = (spread & 0x007f007fu) | 0x43004300u, off = (spread & 0x00800080u) | 0xc300c300u;
-        pairs[pair] = multiply_add_bf16(lower, 0x3f803f80u, off);
+        const u32 both = __byte_perm(four, 0x43434343u, pair == 0 ? 0x4140 : 0x4342);
+        pairs[pair] = multiply_add_bf16(both & 0xff80ff80u, 0xbf80bf80u, both & 0xff7fff7fu);
     }
 }
 
@@ -90,5 +76,3 @@ __device__ inline void widen_four(const Float8 *, u32 four, u32 (&pairs)[2]) {
         pairs[pair] = multiply_add_bf16(small, 0x7b807b80u, 0x80008000u);
     }
 }
-
-#endif

@@ -118,6 +118,17 @@ inline void begin_copy(void *to, const void *from, bool is_there) {
     groups.back().push_back({to, is_there ? from : nullptr});
 }
 
+inline void wait_for_lanes() { emulation::wait_for_warp(); }
+
+inline u32 multiply_add_bf16(u32 a, u32 b, u32 c) {
+    auto half = [&](u32 at) {
+        return fmaf(emulation::bf16_in(a, at), emulation::bf16_in(b, at), emulation::bf16_in(c, at));
+    };
+    return pack_bf16(half(0), half(1));
+}
+
+inline float widen_f16(u32 word) { return emulation::f16_in(word, 0); }
+
 inline void end_copies() {
     auto &groups = emulation::copies();
     if (groups.empty()) groups.emplace_back();

@@ -208,6 +208,7 @@ inline void run(const uint32_t *grid, uint32_t threads, size_t shared_bytes, voi
 #define WARP_ANY(IS) emulation::any(IS)
 #define WARP_SYNC() emulation::wait_for_warp()
 #define DYNAMIC_SHARED(NAME) float *NAME = (float *)emulation::block()->shared.data()
+#define KERNEL_BESIDE(NAME, PARAMETERS, THREADS, BLOCKS) KERNEL(NAME, PARAMETERS, THREADS)
 // `emulated_` is what the host calls, `declared_` what an emulated driver finds by name.
 #define KERNEL(NAME, PARAMETERS, THREADS)                                                                         \
     static void NAME##_body(const PARAMETERS &p);                                                                 \

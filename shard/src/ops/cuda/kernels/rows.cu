@@ -1,5 +1,6 @@
 // What is done to rows: heads on their way to attention, activations, biases, rounding, and rows that are picked, spread
 // and put together. One thread an element unless said otherwise, 256 a block, blocks counted along x.
+#include "activate.cuh"
 #include "heads.cuh"
 
 __device__ inline u64 my_element() { return (u64)blockIdx.x * blockDim.x + threadIdx.x; }
@@ -17,11 +18,6 @@ struct ActivationParameters {
     u32 function; // 0: silu, 1: gelu by tanh
     u32 is_gated;
 };
-
-__device__ inline float activate(u32 function, float x) {
-    if (function == 0) return x / (1.0f + expf(-x));
-    return 0.5f * x * (1.0f + tanhf(0.797884583f * (x + 0.044715f * x * x * x)));
-}
 
 KERNEL(activation, ActivationParameters, 256) {
     const u64 at = my_element();

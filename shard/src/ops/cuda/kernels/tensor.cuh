@@ -68,6 +68,23 @@ __device__ inline void begin_copy(void *to, const void *from, bool is_there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(bytes) : "memory");
 }
 
+// Waits for the other lanes of the warp: what they wrote to the block's memory is there.
+__device__ inline void wait_for_lanes() { __syncwarp(); }
+
+// a b + c of two numbers of bf16 each, rounded once.
+__device__ inline u32 multiply_add_bf16(u32 a, u32 b, u32 c) {
+    u32 sum;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+    return sum;
+}
+
+// The number of f16 in the lower half of a word.
+__device__ inline float widen_f16(u32 word) {
+    float number;
+    asm("{.reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, low;}" : "=f"(number) : "r"(word));
+    return number;
+}
+
 // Ends a group of this thread's copies.
 __device__ inline void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

@@ -21,7 +21,7 @@
 constexpr u32 ROWS = 16;          // of a product
 constexpr u32 STEP_ELEMENTS = 4096; // of keys, or values, that are copied together
 
-// x as a power of two, within 2 units of the last place.
+// Two to the power of x, and one by x, within 2 units of the last place.
 __device__ inline float power_of_two(float x) {
 #ifdef LOCKSTEP_EMULATED
     return exp2f(x);
@@ -29,6 +29,16 @@ __device__ inline float power_of_two(float x) {
     float power;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
     return power;
+#endif
+}
+
+__device__ inline float one_by(float x) {
+#ifdef LOCKSTEP_EMULATED
+    return 1.0f / x;
+#else
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+    return inverse;
 #endif
 }
 
@@ -50,6 +60,7 @@ template <class HELD, u32 WIDTH> struct Sizes {
 
     static constexpr u32 IN_QUAD = 16 / sizeof(HELD); // elements
     static constexpr u32 QUADS = STRIDE / IN_QUAD;    // of a row
+    static constexpr u32 TOGETHER = WARP / QUADS;     // rows of which a warp copies a quad a lane
     static constexpr u32 STEP_BYTES = STEP_ELEMENTS * sizeof(HELD);
     // Where in the block's memory what is copied is, for keys and values, for even and odd steps.
     static constexpr u32 SCALES = 4 * STEP_BYTES;
@@ -76,37 +87,47 @@ enum Which { KEYS = 0, VALUES = 1 };
 
 __device__ inline u32 swapped(u32 row, u32 quad) { return quad ^ (row & 7); }
 
+// Has this thread do `work` on the rows of a step of which it copies a quad: `turn` rows from its first, which a tile may
+// begin with. Where the block is one warp, which then has all to copy, turns are known when this is compiled.
+template <class IS, class WORK> __device__ inline void for_my_rows(WORK work) {
+    constexpr u32 TURNS = IS::STEP / IS::TOGETHER;
+    const u32 warps = blockDim.x / WARP;
+    if (warps == 1) {
+#pragma unroll
+        for (u32 turn = 0; turn < TURNS; turn++) work(turn * IS::TOGETHER, turn * IS::TOGETHER % SLOTS == 0);
+    } else {
+        for (u32 turn = threadIdx.x / WARP; turn < TURNS; turn += warps) work(turn * IS::TOGETHER, true);
+    }
+}
+
 // Begins to copy a step's keys or values and ends their group, which is empty beyond the end.
 template <class HELD, u32 WIDTH>
 __device__ inline void begin_step(const AttentionParameters &p, const Source &source, char *memory, Which which, u32 first) {
     typedef Sizes<HELD, WIDTH> Is;
     if (first < source.end) {
-        const char *pool = (const char *)(which == KEYS ? p.keys : p.values);
         const u32 place = which * 2 + first / Is::STEP % 2;
-        const u64 row_bytes = p.padded_width * sizeof(HELD), scale_bytes = Is::SCALED ? sizeof(float) : 0;
-        const u64 tile_bytes = SLOTS * (row_bytes + scale_bytes);
-        HELD *to = (HELD *)(memory + place * Is::STEP_BYTES);
-        const u32 quad = threadIdx.x % Is::QUADS;
-        for (u32 row = threadIdx.x / Is::QUADS; row < Is::STEP; row += blockDim.x / Is::QUADS) {
-            const u32 position = first + row;
-            const u64 block = WARP_SHUFFLE(source.numbers, position / SLOTS % WARP);
-            const char *tile = pool + (block * p.kv_heads + blockIdx.y) * tile_bytes;
-            if (quad * Is::IN_QUAD >= WIDTH) continue;
-            const bool is_there = position < source.end && quad * Is::IN_QUAD < p.padded_width;
-            const u64 from = position % SLOTS * row_bytes + quad * sizeof(Quad);
+        const u32 quad = threadIdx.x % Is::QUADS, row = threadIdx.x % WARP / Is::QUADS;
+        const u32 row_bytes = p.padded_width * sizeof(HELD);
+        const u32 tile_bytes = SLOTS * (row_bytes + (Is::SCALED ? (u32)sizeof(float) : 0)), block_bytes = p.kv_heads * tile_bytes;
+        const char *tiles = (const char *)(which == KEYS ? p.keys : p.values) + (u64)blockIdx.y * tile_bytes;
+        const char *quads = tiles + (quad * (u32)sizeof(Quad) + row * row_bytes), *from = quads;
+        char *to = memory + place * Is::STEP_BYTES + row * Is::STRIDE * sizeof(HELD);
+        const bool is_within = quad * Is::IN_QUAD < p.padded_width;
+        for_my_rows<Is>([&](u32 turn, bool is_tile) {
+            if (is_tile) from = quads + (u64)WARP_SHUFFLE(source.numbers, (first + turn) / SLOTS % WARP) * block_bytes;
             // Of eight bits each thread widens what it copied, in the order in which it was.
-            const u32 at = Is::SCALED ? quad : swapped(row, quad);
-            begin_copy(to + row * Is::STRIDE + at * Is::IN_QUAD, is_there ? tile + from : pool, is_there);
-        }
+            const u32 at = Is::SCALED ? quad : swapped(row, quad) ^ (turn & 7);
+            if (WIDTH == Is::STRIDE || quad * Is::IN_QUAD < WIDTH)
+                begin_copy(to + at * sizeof(Quad) + turn * Is::STRIDE * sizeof(HELD), from + turn % SLOTS * row_bytes,
+                           is_within && first + row + turn < source.end);
+        });
         if (Is::SCALED && threadIdx.x < WARP) {
-            // Four slots a thread. What is past the end within them was never written.
+            // Four slots a lane. What is past the end within them was never written.
             const u32 row = threadIdx.x * 4, position = first + row;
             const u64 block = WARP_SHUFFLE(source.numbers, position / SLOTS % WARP);
-            const char *tile = pool + (block * p.kv_heads + blockIdx.y) * tile_bytes;
+            const char *from = tiles + block * block_bytes + SLOTS * row_bytes + position % SLOTS * sizeof(float);
             float *scales = (float *)(memory + Is::SCALES) + place * Is::STEP;
-            const u64 from = SLOTS * row_bytes + position % SLOTS * sizeof(float);
-            const bool is_there = position < source.end;
-            if (row < Is::STEP) begin_copy(scales + row, is_there ? tile + from : pool, is_there);
+            if (row < Is::STEP) begin_copy(scales + row, from, position < source.end);
         }
     }
     end_copies();
@@ -115,28 +136,29 @@ __device__ inline void begin_step(const AttentionParameters &p, const Source &so
 // A step's keys or values as bf16, once every thread has called it and waited: what this thread copied is there.
 template <class HELD, u32 WIDTH> __device__ inline const bf16 *step_of(char *memory, Which which, u32 first) {
     typedef Sizes<HELD, WIDTH> Is;
-    char *copied = memory + (which * 2 + first / Is::STEP % 2) * Is::STEP_BYTES;
+    const char *copied = memory + (which * 2 + first / Is::STEP % 2) * Is::STEP_BYTES;
     if constexpr (!Is::SCALED) {
         return (const bf16 *)copied;
     } else {
         Quad *widened = (Quad *)(memory + Is::WIDENED + which * STEP_ELEMENTS * sizeof(bf16));
         const u32 quad = threadIdx.x % Is::QUADS;
-        if (quad * Is::IN_QUAD >= WIDTH) return (const bf16 *)widened;
-        for (u32 row = threadIdx.x / Is::QUADS; row < Is::STEP; row += blockDim.x / Is::QUADS) {
-            const Quad from = ((const Quad *)copied)[row * Is::QUADS + quad];
+        if (WIDTH == Is::STRIDE || quad * Is::IN_QUAD < WIDTH)
+            for_my_rows<Is>([&](u32 turn, bool) {
+                const u32 row = turn + threadIdx.x % WARP / Is::QUADS;
+                const Quad from = ((const Quad *)copied)[row * Is::QUADS + quad];
 #pragma unroll
-            for (u32 half = 0; half < 2; half++) {
-                Quad to;
+                for (u32 half = 0; half < 2; half++) {
+                    Quad to;
 #pragma unroll
-                for (u32 word = 0; word < 2; word++) {
-                    u32 pairs[2];
-                    widen_four((const HELD *)nullptr, from.words[half * 2 + word], pairs);
-                    to.words[word * 2] = pairs[0];
-                    to.words[word * 2 + 1] = pairs[1];
+                    for (u32 word = 0; word < 2; word++) {
+                        u32 pairs[2];
+                        widen_four((const HELD *)nullptr, from.words[half * 2 + word], pairs);
+                        to.words[word * 2] = pairs[0];
+                        to.words[word * 2 + 1] = pairs[1];
+                    }
+                    widened[row * (Is::STRIDE / 8) + swapped(row, quad * 2 + half)] = to;
                 }
-                widened[row * (Is::STRIDE / 8) + swapped(row, quad * 2 + half)] = to;
-            }
-        }
+            });
         return (const bf16 *)widened;
     }
 }
@@ -246,17 +268,22 @@ template <class HELD, u32 WIDTH>
 __device__ inline float scale_scores(const AttentionParameters &p, const char *memory, u32 first,
                                      float (&scores)[Sizes<HELD, WIDTH>::KEYS][4]) {
     typedef Sizes<HELD, WIDTH> Is;
-    const float *scales = (const float *)(memory + Is::SCALES) + (KEYS * 2 + first / Is::STEP % 2) * Is::STEP;
+    if (Is::SCALED) {
+        const float *scales = (const float *)(memory + Is::SCALES) + (KEYS * 2 + first / Is::STEP % 2) * Is::STEP;
+#pragma unroll
+        for (u32 key = 0; key < Is::KEYS; key++)
+#pragma unroll
+            for (u32 at = 0; at < 4; at++) scores[key][at] *= scales[key * 8 + threadIdx.x % 4 * 2 + at % 2];
+    }
+    if (p.softcap == 0.0f) return p.scale * LOG2_E;
+    // tanh(x) = 1 - 2 / (e^2x + 1)
+    const float exponent = 2.0f * LOG2_E * p.scale / p.softcap;
 #pragma unroll
     for (u32 key = 0; key < Is::KEYS; key++)
 #pragma unroll
-        for (u32 at = 0; at < 4; at++) {
-            float score = scores[key][at];
-            if (Is::SCALED) score *= scales[key * 8 + threadIdx.x % 4 * 2 + at % 2];
-            if (p.softcap != 0.0f) score = p.softcap * tanhf(score * p.scale / p.softcap);
-            scores[key][at] = score;
-        }
-    return p.softcap != 0.0f ? LOG2_E : p.scale * LOG2_E;
+        for (u32 at = 0; at < 4; at++)
+            scores[key][at] = fmaf(-2.0f, one_by(power_of_two(scores[key][at] * exponent) + 1.0f), 1.0f);
+    return p.softcap * LOG2_E;
 }
 
 // Leaves scores of what rows do not see out.
@@ -410,11 +437,12 @@ template <class HELD, u32 WIDTH> __device__ void attend_on_tensor_cores(const At
         know_blocks(source, next / SPLIT);
     }
     if (!queries.is_any) return;
+    // Read again: as many registers are free for as long as steps are walked.
     if (p.splits == 0) {
-        write_sums(p, tile, all);
+        write_sums(p, p.tiles[blockIdx.x], all);
         return;
     }
 #pragma unroll
     for (u32 half = 0; half < 2; half++) split.mass[half] = sum_of_row(split.mass[half]);
-    write_sums(p, tile, split);
+    write_sums(p, p.tiles[blockIdx.x], split);
 }

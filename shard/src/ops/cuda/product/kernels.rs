@@ -1,0 +1,223 @@
+//! The kernels of products, and the shapes of their launches.
+
+use candle_core::Result;
+use half::bf16;
+
+use crate::ops::cuda::kernel::{Address, Executor, Grid, Kernel, Parameters, THREADS, launch};
+use crate::ops::tiles::{CHUNK, TILE, TileFormat};
+
+/// The most rows the kernel of few rows takes. Up to here its tiles of eight rows cost less than the 128 rows of the
+/// other's.
+pub(crate) const FEW_ROWS: usize = 64;
+
+/// Warps of a block of the kernel of few rows: what 96 KiB, the memory of a block of the smallest devices, have room
+/// for beside the inputs.
+const WARPS: usize = 4;
+
+/// Multiprocessors that should have something to do: those of an H100 or H200. Tiles of a block are fewer rather than
+/// that any is idle; no bit depends on it. To be tuned on a card.
+const MULTIPROCESSORS: usize = 132;
+
+/// Chunks of inputs of eight rows that a block of the kernel of few rows has in its memory, and bytes of one.
+const INPUT_CHUNKS: usize = 64;
+const INPUT_CHUNK_BYTES: usize = 512;
+
+/// Rows and tiles of a block of the kernel of many rows, and how many chunks its ring has.
+const MANY_ROWS: usize = 128;
+const MANY_TILES: usize = 8;
+const MANY_STAGES: usize = 4;
+
+/// Sums of a block of the kernel of many rows.
+const MANY_SUMS: usize = MANY_ROWS * MANY_TILES * TILE;
+
+/// Chunks of a block of the inner dimension: segments are padded to whole ones.
+const CHUNKS: usize = 4;
+
+/// Rows and columns of the result one block of the kernel for f32 computes.
+const SIDE: usize = 64;
+
+/// How a kernel on tensor cores reads weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Coding {
+    /// Rows of bf16.
+    Bf16,
+    /// Tiles.
+    Quantized(TileFormat),
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct ProductParameters {
+    pub(crate) input: Address,
+    pub(crate) weights: Address,
+    pub(crate) scales: Address,
+    pub(crate) output: Address,
+    pub(crate) waiting: Address,
+    pub(crate) rows: u32,
+    pub(crate) inputs: u32,
+    pub(crate) outputs: u32,
+    pub(crate) segments: u32,
+    pub(crate) stride: u32,
+    /// 0, or 1 + the number of the activation of what is gated.
+    pub(crate) function: u32,
+    /// Set by [`few`].
+    pub(crate) parts: u32,
+}
+
+// SAFETY: as in product.cuh.
+unsafe impl Parameters for ProductParameters {}
+
+#[repr(C)]
+pub(crate) struct ArrangeParameters {
+    pub(crate) input: Address,
+    pub(crate) output: Address,
+    pub(crate) pieces: u64,
+    pub(crate) inputs: u32,
+    pub(crate) segments: u32,
+    pub(crate) is_spread: u32,
+}
+
+// SAFETY: as in product.cu.
+unsafe impl Parameters for ArrangeParameters {}
+
+impl Coding {
+    /// Whether neighbouring inputs go to different lanes.
+    pub(crate) fn is_spread(self) -> u32 {
+        match self {
+            Self::Bf16 => 0,
+            Self::Quantized(_) => 1,
+        }
+    }
+
+    /// Bytes of a chunk of a tile in a block's memory.
+    fn chunk_bytes(self) -> usize {
+        match self {
+            Self::Bf16 => 1024,
+            Self::Quantized(format) => format.chunk_bytes(),
+        }
+    }
+
+    /// Blocks of 128 elements a warp's ring has.
+    fn stages(self) -> usize {
+        match self {
+            Self::Bf16 => 4,
+            Self::Quantized(format) if format.bits() == 4 => 8,
+            Self::Quantized(_) => 7,
+        }
+    }
+
+    /// For up to 8, 16, 32 and 64 rows.
+    fn few(self) -> [Kernel; 4] {
+        match self {
+            Self::Bf16 => {
+                [Kernel::FewBf16Of8, Kernel::FewBf16Of16, Kernel::FewBf16Of32, Kernel::FewBf16Of64]
+            }
+            Self::Quantized(TileFormat::Int8) => {
+                [Kernel::FewInt8Of8, Kernel::FewInt8Of16, Kernel::FewInt8Of32, Kernel::FewInt8Of64]
+            }
+            Self::Quantized(TileFormat::Int8Minimum) => [
+                Kernel::FewInt8MinimumOf8,
+                Kernel::FewInt8MinimumOf16,
+                Kernel::FewInt8MinimumOf32,
+                Kernel::FewInt8MinimumOf64,
+            ],
+            Self::Quantized(TileFormat::Int8Short) => [
+                Kernel::FewInt8ShortOf8,
+                Kernel::FewInt8ShortOf16,
+                Kernel::FewInt8ShortOf32,
+                Kernel::FewInt8ShortOf64,
+            ],
+            Self::Quantized(TileFormat::Int4) => {
+                [Kernel::FewInt4Of8, Kernel::FewInt4Of16, Kernel::FewInt4Of32, Kernel::FewInt4Of64]
+            }
+            Self::Quantized(TileFormat::Int4Minimum) => [
+                Kernel::FewInt4MinimumOf8,
+                Kernel::FewInt4MinimumOf16,
+                Kernel::FewInt4MinimumOf32,
+                Kernel::FewInt4MinimumOf64,
+            ],
+            Self::Quantized(TileFormat::Float8) => {
+                [Kernel::FewFloat8Of8, Kernel::FewFloat8Of16, Kernel::FewFloat8Of32, Kernel::FewFloat8Of64]
+            }
+        }
+    }
+
+    fn many(self) -> Kernel {
+        match self {
+            Self::Bf16 => Kernel::ManyBf16,
+            Self::Quantized(TileFormat::Int8) => Kernel::ManyInt8,
+            Self::Quantized(TileFormat::Int8Minimum) => Kernel::ManyInt8Minimum,
+            Self::Quantized(TileFormat::Int8Short) => Kernel::ManyInt8Short,
+            Self::Quantized(TileFormat::Int4) => Kernel::ManyInt4,
+            Self::Quantized(TileFormat::Int4Minimum) => Kernel::ManyInt4Minimum,
+            Self::Quantized(TileFormat::Float8) => Kernel::ManyFloat8,
+        }
+    }
+}
+
+impl ProductParameters {
+    fn tiles(&self) -> usize {
+        // As many where rows are gated: half the columns in halves of tiles.
+        (self.outputs as usize).div_ceil(TILE)
+    }
+}
+
+/// Up to [`FEW_ROWS`] rows.
+pub(crate) fn few(on: &dyn Executor, coding: Coding, parameters: &ProductParameters) -> Result<()> {
+    let (tiles, groups) = (parameters.tiles(), (parameters.rows as usize).div_ceil(8).next_power_of_two());
+    let kernel = coding.few()[groups.clamp(1, 8).ilog2() as usize];
+    // A part has inputs of a whole block at least.
+    let most_parts = WARPS.min(INPUT_CHUNKS / CHUNKS / groups.clamp(1, 8));
+    let parts = (parameters.segments as usize).clamp(1, most_parts);
+    let mut together = WARPS / parts;
+    while together > 1 && tiles.div_ceil(together) < MULTIPROCESSORS {
+        together /= 2;
+    }
+    let warps = together * parts;
+    let ring = coding.stages() * CHUNKS * coding.chunk_bytes();
+    let grid = Grid {
+        blocks: [tiles.div_ceil(together) as u32, u32::from(parameters.rows > 0), 1],
+        threads: (warps * 32) as u32,
+        shared_bytes: (warps * ring + INPUT_CHUNKS * INPUT_CHUNK_BYTES) as u32,
+    };
+    launch(on, kernel, &ProductParameters { parts: parts as u32, ..*parameters }, grid)
+}
+
+/// Any number of rows, which [`arrange_inputs`] has prepared.
+pub(crate) fn many(on: &dyn Executor, coding: Coding, parameters: &ProductParameters) -> Result<()> {
+    let blocks = many_blocks(parameters.rows as usize, parameters.outputs as usize);
+    let stage = MANY_TILES * coding.chunk_bytes() + MANY_ROWS * CHUNK * size_of::<bf16>();
+    let grid = Grid {
+        blocks: [blocks[0] as u32, blocks[1] as u32, 1],
+        threads: THREADS,
+        shared_bytes: (MANY_STAGES * stage) as u32,
+    };
+    launch(on, coding.many(), parameters, grid)
+}
+
+fn many_blocks(rows: usize, outputs: usize) -> [usize; 2] {
+    [outputs.div_ceil(TILE).div_ceil(MANY_TILES), rows.div_ceil(MANY_ROWS)]
+}
+
+/// Elements of [`ProductParameters::waiting`] that [`many`] needs.
+pub(crate) fn waiting_elements((rows, outputs): (usize, usize), segments: usize) -> usize {
+    let [columns, rows] = many_blocks(rows, outputs);
+    segments.max(1).ilog2() as usize * columns * rows * MANY_SUMS
+}
+
+/// Elements of a row that [`arrange_inputs`] has prepared.
+pub(crate) fn arranged_elements(inputs: usize, segments: usize) -> usize {
+    segments * (inputs / segments.max(1)).next_multiple_of(CHUNKS * CHUNK)
+}
+
+/// Rounds inputs to bf16 and lays them out as [`many`] reads them.
+pub(crate) fn arrange_inputs(on: &dyn Executor, parameters: &ArrangeParameters) -> Result<()> {
+    launch(on, Kernel::ArrangeInputs, parameters, Grid::of_elements(parameters.pieces as usize))
+}
+
+/// Weights of f32.
+pub(crate) fn product_f32(on: &dyn Executor, parameters: &ProductParameters) -> Result<()> {
+    let ProductParameters { rows, outputs, .. } = *parameters;
+    let blocks = [(outputs as usize).div_ceil(SIDE) as u32, (rows as usize).div_ceil(SIDE) as u32, 1];
+    launch(on, Kernel::ProductF32, parameters, Grid { blocks, threads: THREADS, shared_bytes: 0 })
+}
