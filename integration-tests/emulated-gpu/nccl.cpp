@@ -44,6 +44,8 @@ struct Comm {
     int rank, ranks;
     // Of the collectives so far.
     uint64_t pieces = 0;
+    // Somebody left while it waited for all.
+    bool is_left = false;
 };
 
 static bool has_all(const Comm &comm, std::atomic<uint64_t> Shown::*count, uint64_t least) {
@@ -99,7 +101,7 @@ struct Exchange {
 };
 
 static int state_of(const Comm &comm) {
-    if (comm.shared->is_aborted) return REMOTE_ERROR;
+    if (comm.is_left) return REMOTE_ERROR;
     return comm.shared->joined < comm.ranks ? IN_PROGRESS : OK;
 }
 
@@ -110,8 +112,11 @@ static int exchange(const char *name, Exchange work, void *stream) {
     auto attempt = [name, work, results]() mutable {
         const bool is_there = check(name, (DevicePointer)work.mine, work.count * sizeof(float)) &&
                               check(name, (DevicePointer)work.result, results * sizeof(float));
-        // Who has aborted does not wait for the others, whose numbers are of no use any more.
-        return !is_there || work.comm->shared->is_aborted || work.attempt();
+        // Who leaves has brought what it was asked for before.
+        const bool has_anyone_left = work.comm->shared->is_aborted;
+        if (!is_there || work.attempt()) return true;
+        work.comm->is_left = has_anyone_left;
+        return has_anyone_left;
     };
     return submit(stream_of(stream), {name, nullptr, attempt}) == SUCCESS ? OK : SYSTEM_ERROR;
 }

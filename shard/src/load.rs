@@ -117,7 +117,7 @@ pub(crate) fn load(config: &Config, progress: Progress) -> Result<Engine<Loaded>
     let mut loaded = Loaded::new(decoder);
     let kv_budget = match target.kind() {
         DeviceKind::Cpu => config.kv_cache.budget,
-        DeviceKind::Cuda => budget_on_device(&mut loaded, &target, config)?,
+        DeviceKind::Cuda => budget_on_device(&mut loaded, (&target, comm.as_ref()), config)?,
     };
     let group = Group { comm, epoch: config.joining.epoch, kv_budget };
     Ok(Engine::new(loaded, group))
@@ -133,7 +133,11 @@ fn check_precision(config: &Config, target: &Target) -> Result<(), DeviceError> 
 use device_memory::{budget_on_device, check_weights_fit};
 
 #[cfg(not(feature = "cuda"))]
-fn budget_on_device(_: &mut Loaded, _: &Target, _: &Config) -> Result<Bytes, LoadError> {
+fn budget_on_device(
+    _: &mut Loaded,
+    _: (&Target, &dyn Communicator),
+    _: &Config,
+) -> Result<Bytes, LoadError> {
     Err(LoadError::Device(DeviceError::NotBuilt))
 }
 

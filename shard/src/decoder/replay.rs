@@ -36,7 +36,7 @@ pub(crate) enum Recordings {
     /// Nothing yet.
     #[default]
     None,
-    /// Nothing ever: something cannot be recorded.
+    /// Nothing ever: something cannot be recorded. Batches are padded all the same, since other ranks may record them.
     Off,
     /// Some.
     Some(Box<Recorded>),
@@ -81,12 +81,17 @@ impl Recordings {
 }
 
 impl Recorded {
+    /// Words there is room for, the same on every rank.
+    fn room(decoder: &Decoder) -> usize {
+        let table = decoder.spec.max_positions().blocks_ceil(BLOCK_SIZE).len();
+        MOST_ROWS.saturating_mul(ROW_WORDS + table).min(MOST_WORDS)
+    }
+
     fn new(decoder: &Decoder) -> candle_core::Result<Self> {
         let Device::Cuda(device) = &decoder.target.device else {
             candle_core::bail!("record steps: they are not on a device")
         };
-        let table = decoder.spec.max_positions().blocks_ceil(BLOCK_SIZE).len();
-        let words = MOST_ROWS.saturating_mul(ROW_WORDS + table).min(MOST_WORDS);
+        let words = Self::room(decoder);
         let output = (MOST_ROWS, decoder.spec.shape.hidden);
         Ok(Self {
             kept: Kept::new(),
@@ -104,30 +109,45 @@ pub(super) fn replayed(decoder: &Decoder, batch: &Batch, kv: &mut KvPool) -> For
     }
     let Some(padded) = Padded::of(batch, kv.spare()) else { return Ok(None) };
     let KvPool { layers, recordings, .. } = kv;
-    let Some(recorded) = recordings.of(decoder) else { return Ok(None) };
     let step = Step::new(decoder, &padded, layers);
-    let words = step.words();
-    if words.len() > recorded.words.room() {
+    let (words, asked) = (step.words(), batch.token_ids.len());
+    if words.len() > Recorded::room(decoder) {
         return Ok(None);
     }
+    let Some(recorded) = recordings.of(decoder) else {
+        return padded_pass(decoder, &padded, layers, asked).map(Some);
+    };
     recorded.words.write(&words)?;
-    match step.compute(recorded, batch.token_ids.len()) {
+    match step.compute(recorded, asked) {
         Ok(hidden) => Ok(Some(hidden)),
         Err(Failed::Pass(error)) => Err(error),
         Err(Failed::Recording(error)) => {
             *recordings = Recordings::off(&error);
-            Ok(None)
+            padded_pass(decoder, &padded, layers, asked).map(Some)
         }
     }
 }
 
-/// Experts are chosen on the host in the middle of a pass, and so are sums over ranks made there.
+/// Experts are chosen on the host in the middle of a pass, and sums over ranks that have no NCCL are made there.
 fn can_be_recorded(decoder: &Decoder) -> bool {
     let is_dense = |mlp: &Mlp| match mlp {
         Mlp::Dense(_) => true,
         Mlp::Experts(_) => false,
     };
-    decoder.communicator.world_size() == 1 && decoder.layers.iter().all(|layer| is_dense(&layer.mlp))
+    let communicator = decoder.communicator.as_ref();
+    let sums_on_device = communicator.world_size() == 1 || communicator.nccl().is_some();
+    sums_on_device && decoder.layers.iter().all(|layer| is_dense(&layer.mlp))
+}
+
+/// A padded batch kernel by kernel, as recordings of other ranks have it: what ranks exchange must have one size.
+fn padded_pass(
+    decoder: &Decoder,
+    padded: &Padded,
+    layers: &[LayerKv],
+    asked: usize,
+) -> ForwardResult<Hidden> {
+    let rows = decoder.place(&padded.batch.sequences)?;
+    Ok(through_layers(decoder, &padded.batch, (rows, layers))?.first(asked)?)
 }
 
 /// Why a step was not computed.

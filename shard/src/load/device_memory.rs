@@ -5,6 +5,7 @@ use tracing::info;
 
 use super::{LoadError, Loaded, boxed};
 use crate::batch::{BLOCK_SIZE, Batch, BatchSequence};
+use crate::comm::Communicator;
 use crate::config::Config;
 use crate::decoder::{LoadError as WeightsError, MOST_ROWS, ModelSpec, Split};
 use crate::device::{DeviceError, DeviceKind, Target, gpus};
@@ -39,7 +40,7 @@ pub(super) fn check_weights_fit(
 /// what was asked for where that is less. Every rank of the group computes the step, so that all have their weights.
 pub(super) fn budget_on_device(
     loaded: &mut Loaded,
-    target: &Target,
+    (target, comm): (&Target, &dyn Communicator),
     config: &Config,
 ) -> Result<Bytes, LoadError> {
     let Some(device) = target.gpu() else { return Err(LoadError::Device(DeviceError::NotBuilt)) };
@@ -48,6 +49,12 @@ pub(super) fn budget_on_device(
     compute(loaded, &prompts(loaded, rows)).map_err(warm_up_failed)?;
     let (before, _) = gpus::memory(device)?;
     let to_come = if target.records { record(loaded, rows).map_err(warm_up_failed)? } else { Bytes(0) };
+    // All ranks record, or none.
+    let mut with_recordings = [if to_come > Bytes(0) { 1.0 } else { 0.0 }];
+    comm.all_reduce(&mut with_recordings)?;
+    if with_recordings[0] < comm.world_size() as f32 {
+        loaded.decoder.record_nothing();
+    }
     loaded.kv = None;
     let (free, total) = gpus::memory(device)?;
     // Beside the blocks there is one that nobody has.
@@ -95,11 +102,7 @@ fn record(loaded: &mut Loaded, rows: Tokens) -> Result<Bytes, ModelError> {
         compute(loaded, &batch)?;
     }
     let is_recorded = loaded.kv.take().is_some_and(|kv| kv.replays() > 0);
-    if !is_recorded {
-        loaded.decoder.record_nothing();
-        return Ok(Bytes(0));
-    }
-    Ok(Bytes(EACH_RECORDING.0 * MOST_KEPT as u64))
+    Ok(if is_recorded { Bytes(EACH_RECORDING.0 * MOST_KEPT as u64) } else { Bytes(0) })
 }
 
 /// A step of so many tokens, of contexts as long as the model allows.
