@@ -152,6 +152,8 @@ async fn a_stream_goes_on_after_a_rank_was_killed() {
     for (two, by_nccl) in two_ranks(&gpu).into_iter().zip(BY_NCCL) {
         let cluster = two.start();
         assert_eq!(cluster.count_in_log("joined the group's devices"), by_nccl);
+        // Sums that are made on the host cannot be recorded.
+        assert_eq!(cluster.count_in_log("recordings=0 B"), 2 - by_nccl);
         goes_on(&cluster, || faults::strike(faults::rank(&cluster, 1))).await;
     }
 }
