@@ -1,6 +1,8 @@
 //! A deterministic group in this process, for tests: its tokens are a function of the context alone, it can
 //! be paused between steps, lost and brought back, and it refuses steps that no group could compute.
 
+mod garbage;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::Hasher;
 use std::ops::Range;
@@ -13,7 +15,10 @@ use lockstep_proto::{
 };
 use tokio::sync::{Semaphore, watch};
 
+use self::garbage::spoil_numbers;
 use super::{GroupConfig, ShardError, ShardGroup};
+
+pub use self::garbage::Garbage;
 
 /// Steps a group that is not paused may take: as good as endless.
 const UNPAUSED_STEPS: usize = 1 << 40;
@@ -82,27 +87,6 @@ enum Poison {
     Fells(TokenId),
     /// Numbers of a sequence whose prompt has this token are none.
     Breaks(TokenId),
-}
-
-/// An answer that no group gives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Garbage {
-    /// Of another incarnation.
-    WrongEpoch,
-    /// To another step.
-    WrongStep,
-    /// Without one of the sequences.
-    MissingSequence,
-    /// With a sequence twice.
-    DoubledSequence,
-    /// Of a sequence that was not asked for.
-    OtherSequence,
-    /// Without the token that was asked for.
-    NoToken,
-    /// With a token the model does not have.
-    UnknownToken,
-    /// With something that is no number.
-    NotANumber,
 }
 
 /// The group itself.
@@ -433,32 +417,6 @@ impl FakeGroup {
             sampled.logprob -= (token.0 % 16) as f32 / 16.0;
         }
         Ok((prompt, Outcome::Sampled(sampled)))
-    }
-}
-
-impl Garbage {
-    fn spoil(self, output: &mut StepOutput) {
-        let results = &mut output.results;
-        match self {
-            Self::WrongEpoch => output.epoch.0 += 1,
-            Self::WrongStep => output.step_id.0 -= 1,
-            Self::MissingSequence => drop(results.pop()),
-            Self::DoubledSequence => results.extend_from_within(..1),
-            Self::OtherSequence => results.iter_mut().for_each(|result| result.sequence.0 += 1),
-            Self::NoToken => results.iter_mut().for_each(|result| result.outcome = Outcome::Computed),
-            Self::UnknownToken => {
-                let token = TokenLogprobs { token: TokenId(u32::MAX), logprob: -1.0, top: Vec::new() };
-                results.iter_mut().for_each(|result| result.outcome = Outcome::Sampled(token.clone()));
-            }
-            Self::NotANumber => results.iter_mut().for_each(spoil_numbers),
-        }
-    }
-}
-
-fn spoil_numbers(result: &mut SequenceResult) {
-    match &mut result.outcome {
-        Outcome::Sampled(token) => token.logprob = f32::NAN,
-        Outcome::Computed | Outcome::Failed(_) => {}
     }
 }
 

@@ -15,6 +15,7 @@ use crate::batch::{Batch, BatchSequence};
 use crate::comm::{Communicator, Joining, Membership, Nccl, Solo, Threads};
 use crate::decoder::{Decoder, Dtype, ModelSpec, Precision, Quantize};
 use crate::device::{DeviceError, Target, gpus, visible_gpus};
+use crate::kv::KvCacheDtype;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::panels::PanelShape;
 use crate::ops::cuda::product::{DeviceMatrix, DevicePart, DeviceWeights, Order};
@@ -46,7 +47,10 @@ pub(super) fn check(checks: &mut Checks<'_>) -> Result<(), DeviceError> {
             checks.check_or_skip(format!("a whole model, {how}, {dtype}"), || model(target, dtype));
         }
     }
-    checks.check_or_skip("a whole model in chunks and at once, exact", || chunks(&exact));
+    for held in [KvCacheDtype::Auto, KvCacheDtype::Int8, KvCacheDtype::Float8] {
+        let name = format!("a whole model in chunks and at once, exact, KV cache {held}");
+        checks.check_or_skip(name, || chunks(&exact, held));
+    }
     recordings::check(checks, &exact);
     for order in [Order::Fastest, Order::Exact] {
         checks
@@ -100,14 +104,14 @@ impl Drop for Folder {
 }
 
 /// Logits of every row of a prompt computed in chunks, and of one token after it.
-fn logits(target: &Target, dtype: Dtype, chunk: usize) -> Checked<Vec<f32>> {
+fn logits(target: &Target, (dtype, held): (Dtype, KvCacheDtype), chunk: usize) -> Checked<Vec<f32>> {
     let folder = Folder::of(&TinyLlama::new(7))?;
     let files = folder.files();
     let spec = ModelSpec::read(&files).map_err(broken)?;
     let precision = Precision { dtype, quantize: Quantize::AsStored };
     let alone: Arc<dyn Communicator> = Arc::new(Solo);
     let decoder = Decoder::load_onto((target, alone), &files, (&spec, precision), Progress::default());
-    let decoder = decoder.map_err(broken)?;
+    let decoder = decoder.map_err(broken)?.with_kv_cache(held);
     let mut kv = decoder.allocate_kv(Blocks(32)).map_err(broken)?;
     let mut numbers = Numbers::new(3);
     let tokens: Vec<TokenId> = (0..301).map(|_| TokenId(numbers.below(spec.vocabulary_size()))).collect();
@@ -139,16 +143,18 @@ fn logits(target: &Target, dtype: Dtype, chunk: usize) -> Checked<Vec<f32>> {
 }
 
 fn model(target: &Target, dtype: Dtype) -> Checked<Error> {
-    let (found, expected) = (logits(target, dtype, 300)?, logits(&Target::cpu(), dtype, 300)?);
+    let held = (dtype, KvCacheDtype::Auto);
+    let (found, expected) = (logits(target, held, 300)?, logits(&Target::cpu(), held, 300)?);
     // Of a whole model the errors of all operators add up.
     Ok(Error::of(&found, &expected, if dtype == Dtype::Bfloat16 { 3.0 * BF16 } else { 10.0 * F32 }))
 }
 
-fn chunks(target: &Target) -> Checked<Error> {
-    let whole = logits(target, Dtype::Bfloat16, 300)?;
+fn chunks(target: &Target, held: KvCacheDtype) -> Checked<Error> {
+    let held = (Dtype::Bfloat16, held);
+    let whole = logits(target, held, 300)?;
     let mut error = Error::unless(true);
     for chunk in [1, 17, 256] {
-        error = error.max(Error::of(&logits(target, Dtype::Bfloat16, chunk)?, &whole, EXACT));
+        error = error.max(Error::of(&logits(target, held, chunk)?, &whole, EXACT));
     }
     Ok(error)
 }

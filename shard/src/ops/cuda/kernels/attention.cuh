@@ -88,7 +88,7 @@ __device__ inline Fold fold_of(float before, float split) {
     return fold;
 }
 
-// A sum of a split is zero of either sign where nothing was added to it, which is not to be seen.
+// A sum of a split may be a zero of either sign, which is not to be seen: plus zero makes it one of one sign.
 __device__ inline float folded(const Fold &fold, float before, float split) {
-    return fold.is_nothing ? before : fmaf(before, fold.before, split * fold.after + 0.0f);
+    return fold.is_nothing ? before : fmaf(before, fold.before, fmaf(split, fold.after, 0.0f));
 }

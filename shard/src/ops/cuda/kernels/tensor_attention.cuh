@@ -368,17 +368,20 @@ __device__ inline void add_values(char *memory, u32 first, const bf16 *values,
 }
 
 // Writes what the splits of one block amount to: the only one there is, or all of them.
-template <u32 COLUMNS>
-__device__ inline void write_sums(const AttentionParameters &p, const Tile &tile, const Sums<COLUMNS> &sums) {
-    const u32 lane = threadIdx.x % WARP;
+template <u32 WIDTH>
+__device__ inline void write_sums(const AttentionParameters &p, const Tile &tile, const Queries<WIDTH> &queries,
+                                  const Sums<WIDTH / 8> &sums) {
+    const u32 lane = threadIdx.x % WARP, group = p.query_heads / p.kv_heads;
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
         const u32 query = threadIdx.x / WARP * ROWS + lane / 4 + 8 * half;
-        if (query >= tile.rows * (p.query_heads / p.kv_heads)) continue;
+        if (query >= tile.rows * group) continue;
         const bool is_part = p.splits > 0;
-        float *output = is_part ? partial_of(p, blockIdx.z, query) : p.output + head_of(p, tile, query) * p.width;
+        const u32 row = queries.positions[half] - tile.first_position, head = blockIdx.y * group + query - row * group;
+        float *output = p.output + ((u64)(tile.first_row + row) * p.query_heads + head) * p.width;
+        if (is_part) output = partial_of(p, blockIdx.z, query);
 #pragma unroll
-        for (u32 column = 0; column < COLUMNS; column++)
+        for (u32 column = 0; column < WIDTH / 8; column++)
 #pragma unroll
             for (u32 at = 0; at < 2; at++) {
                 const u32 element = column * 8 + lane % 4 * 2 + at;
@@ -439,10 +442,10 @@ template <class HELD, u32 WIDTH> __device__ void attend_on_tensor_cores(const At
     if (!queries.is_any) return;
     // Read again: as many registers are free for as long as steps are walked.
     if (p.splits == 0) {
-        write_sums(p, p.tiles[blockIdx.x], all);
+        write_sums(p, p.tiles[blockIdx.x], queries, all);
         return;
     }
 #pragma unroll
     for (u32 half = 0; half < 2; half++) split.mass[half] = sum_of_row(split.mass[half]);
-    write_sums(p, p.tiles[blockIdx.x], split);
+    write_sums(p, p.tiles[blockIdx.x], queries, split);
 }
