@@ -57,9 +57,10 @@ pub(super) fn budget_on_device(
     }
     loaded.kv = None;
     let (free, total) = gpus::memory(device)?;
-    // Beside the blocks there is one that nobody has.
-    let kept = MARGIN + to_come + loaded.block_bytes();
-    let free_for_kv = Bytes(free).saturating_sub(kept).0 / u64::from(config.device.ranks_per_gpu);
+    let ranks = u64::from(config.device.ranks_per_gpu);
+    // Beside the blocks each rank has one that is nobody's.
+    let kept = MARGIN + Bytes((to_come + loaded.block_bytes()).0.saturating_mul(ranks));
+    let free_for_kv = Bytes(free).saturating_sub(kept).0 / ranks;
     let budget = Bytes(free_for_kv).min(config.kv_cache.budget);
     let (name, architecture) = gpus::name(device)?;
     info!(
