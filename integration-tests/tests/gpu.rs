@@ -97,6 +97,17 @@ async fn answers_are_the_same_with_and_without_recordings_and_where_nothing_can_
     }
 }
 
+#[tokio::test]
+async fn answers_are_the_same_in_a_crowd_whatever_weights_and_blocks_are_held_in() {
+    let Some(gpu) = EmulatedGpu::find() else { return };
+    for flags in [["--quantize", "int4"], ["--kv-cache-dtype", "fp8"]] {
+        let (alone, crowd) = answers(&gpu.setup(LOCKSTEP).flags(&flags)).await;
+        for (index, answer) in crowd.iter().enumerate() {
+            assert_eq!(answer, &alone[index % alone.len()], "{flags:?}");
+        }
+    }
+}
+
 #[test]
 fn what_is_recorded_is_counted_and_what_cannot_be_is_said_once() {
     let Some(gpu) = EmulatedGpu::find() else { return };
