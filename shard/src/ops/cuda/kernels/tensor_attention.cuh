@@ -112,14 +112,16 @@ __device__ inline void begin_step(const AttentionParameters &p, const Source &so
         const char *tiles = (const char *)(which == KEYS ? p.keys : p.values) + (u64)blockIdx.y * tile_bytes;
         const char *quads = tiles + (quad * (u32)sizeof(Quad) + row * row_bytes), *from = quads;
         char *to = memory + place * Is::STEP_BYTES + row * Is::STRIDE * sizeof(HELD);
-        const bool is_within = quad * Is::IN_QUAD < p.padded_width;
+        // Rows from this thread's first on that were written; none of a quad past a row's end.
+        const bool is_any = quad * Is::IN_QUAD < p.padded_width && first + row < source.end;
+        const u32 written = is_any ? source.end - first - row : 0;
         for_my_rows<Is>([&](u32 turn, bool is_tile) {
             if (is_tile) from = quads + (u64)WARP_SHUFFLE(source.numbers, (first + turn) / SLOTS % WARP) * block_bytes;
             // Of eight bits each thread widens what it copied, in the order in which it was.
             const u32 at = Is::SCALED ? quad : swapped(row, quad) ^ (turn & 7);
             if (WIDTH == Is::STRIDE || quad * Is::IN_QUAD < WIDTH)
                 begin_copy(to + at * sizeof(Quad) + turn * Is::STRIDE * sizeof(HELD), from + turn % SLOTS * row_bytes,
-                           is_within && first + row + turn < source.end);
+                           turn < written);
         });
         if (Is::SCALED && threadIdx.x < WARP) {
             // Four slots a lane. What is past the end within them was never written.
