@@ -56,8 +56,10 @@ inline u32 __byte_perm(u32 lower, u32 upper, u32 places) {
 }
 
 inline u32 multiply_add_bf16(u32 a, u32 b, u32 c) {
-    using emulation::bf16_in;
-    return pack_bf16(fmaf(bf16_in(a, 0), bf16_in(b, 0), bf16_in(c, 0)), fmaf(bf16_in(a, 1), bf16_in(b, 1), bf16_in(c, 1)));
+    auto number = [&](u32 half) {
+        return fmaf(emulation::bf16_in(a, half), emulation::bf16_in(b, half), emulation::bf16_in(c, half));
+    };
+    return pack_bf16(number(0), number(1));
 }
 
 #else
@@ -71,8 +73,8 @@ __device__ inline u32 multiply_add_bf16(u32 a, u32 b, u32 c) {
 
 #endif
 
-// Four elements as two words of two numbers each. With the lower seven bits of an integer x as the mantissa of 128 there
-// is 128 + (x mod 128); of that 128 or 256 is to be taken, as the eighth bit says, being the last of its exponent.
+// Four elements as two words of two numbers each. With the lower seven bits of an integer x as the mantissa of 128
+// there is 128 + (x mod 128); of that 128 or 256 is to be taken, as the eighth bit says, the last of its exponent.
 __device__ inline void widen_four(const Integer8 *, u32 four, u32 (&pairs)[2]) {
 #pragma unroll
     for (u32 pair = 0; pair < 2; pair++) {
