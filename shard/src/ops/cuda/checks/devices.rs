@@ -24,6 +24,9 @@ use crate::testing::TinyLlama;
 /// Far longer than any exchange here takes.
 const WATCHDOG: Duration = Duration::from_secs(30);
 
+/// Largest error of a whole model whose activations are rounded to 8 bits on one side, relative to the largest logit.
+const QUANTIZED_MODEL: f32 = 5e-2;
+
 type Checked<T> = Result<T, Failure>;
 
 fn broken(error: impl std::fmt::Display) -> Failure {
@@ -45,7 +48,15 @@ pub(super) fn check(checks: &mut Checks<'_>) -> Result<(), DeviceError> {
             checks.check_or_skip(format!("a whole model, {how}, {dtype}"), || model(target, dtype));
         }
     }
-    checks.check_or_skip("a whole model in chunks and at once, exact", || chunks(&exact));
+    for quantize in [Quantize::Int8, Quantize::Int4] {
+        checks.check_or_skip(format!("a whole model, {quantize}"), || quantized(&fast, quantize));
+    }
+    let precisions = [(&exact, Quantize::None), (&fast, Quantize::Int4), (&exact, Quantize::Fp8)];
+    for (target, quantize) in precisions {
+        let precision = Precision { dtype: Dtype::Bfloat16, quantize };
+        let name = format!("a whole model in chunks and at once, {precision}");
+        checks.check_or_skip(name, || chunks(target, precision));
+    }
     for order in [Order::Fastest, Order::Exact] {
         checks
             .check_or_skip(format!("sums and gathers of two ranks, {order:?}"), || two_ranks(gpus, order));
@@ -93,11 +104,10 @@ impl Drop for Folder {
 }
 
 /// Logits of every row of a prompt computed in chunks, and of one token after it.
-fn logits(target: &Target, dtype: Dtype, chunk: usize) -> Checked<Vec<f32>> {
+fn logits(target: &Target, precision: Precision, chunk: usize) -> Checked<Vec<f32>> {
     let folder = Folder::with_model().map_err(broken)?;
     let files = ModelFiles::Folder(folder.0.clone());
     let spec = ModelSpec::read(&files).map_err(broken)?;
-    let precision = Precision { dtype, quantize: Quantize::AsStored };
     let alone: Arc<dyn Communicator> = Arc::new(Solo);
     let decoder = Decoder::load_onto((target, alone), &files, (&spec, precision), Progress::default());
     let decoder = decoder.map_err(broken)?;
@@ -132,16 +142,25 @@ fn logits(target: &Target, dtype: Dtype, chunk: usize) -> Checked<Vec<f32>> {
 }
 
 fn model(target: &Target, dtype: Dtype) -> Checked<Error> {
-    let (found, expected) = (logits(target, dtype, 300)?, logits(&Target::cpu(), dtype, 300)?);
+    let (found, expected) =
+        (logits(target, dtype.into(), 300)?, logits(&Target::cpu(), dtype.into(), 300)?);
     // Of a whole model the errors of all operators add up.
     Ok(Error::of(&found, &expected, if dtype == Dtype::Bfloat16 { 3.0 * BF16 } else { 10.0 * F32 }))
 }
 
-fn chunks(target: &Target) -> Checked<Error> {
-    let whole = logits(target, Dtype::Bfloat16, 300)?;
+/// The CPU rounds activations to 8 bits.
+fn quantized(target: &Target, quantize: Quantize) -> Checked<Error> {
+    let precision = Precision { dtype: Dtype::Bfloat16, quantize };
+    let (found, expected) = (logits(target, precision, 300)?, logits(&Target::cpu(), precision, 300)?);
+    Ok(Error::of(&found, &expected, QUANTIZED_MODEL))
+}
+
+/// Products with quantized weights have one order of sums whether others have it or not.
+fn chunks(target: &Target, precision: Precision) -> Checked<Error> {
+    let whole = logits(target, precision, 300)?;
     let mut error = Error::unless(true);
     for chunk in [1, 17, 256] {
-        error = error.max(Error::of(&logits(target, Dtype::Bfloat16, chunk)?, &whole, EXACT));
+        error = error.max(Error::of(&logits(target, precision, chunk)?, &whole, EXACT));
     }
     Ok(error)
 }
