@@ -102,16 +102,18 @@ impl ServeConfig {
     pub fn from_args(args: &ServeArgs) -> Result<Self, LaunchError> {
         let groups = groups(args.replicas, args.num_shard)?;
         let address = free_address(SocketAddr::new(listening_ip(&args.hostname), args.port))?;
-        let device = args.device.kind(groups.replicas * groups.ranks)?;
-        args.kv_cache_dtype.check_on(device)?;
+        let kind = args.device.kind(groups.replicas * groups.ranks)?;
+        let precision = Precision { dtype: args.dtype, quantize: args.quantize };
+        precision.check(kind)?;
+        args.kv_cache_dtype.check_on(kind)?;
         let (model, model_name) = find_model(args)?;
         Ok(Self {
             model,
             model_name,
             groups,
             // Settled here, so that every rank of every epoch computes on the same kind of device.
-            placement: Placement { device: args.device.settled(device), cpus: args.cpu_binding },
-            precision: Precision { dtype: args.dtype, quantize: args.quantize },
+            placement: Placement { device: args.device.settled(kind), cpus: args.cpu_binding },
+            precision,
             kv_cache: KvCache {
                 held: args.kv_cache_dtype,
                 memory: args

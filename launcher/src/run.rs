@@ -15,7 +15,7 @@ use lockstep_process::telemetry::LogFormat;
 use lockstep_proto::{Epoch, Rank, ReplicaId};
 use lockstep_shard::batch::BLOCK_SIZE;
 use lockstep_shard::decoder::{ModelSpec, check_weights};
-use lockstep_shard::device::DeviceChoice;
+use lockstep_shard::device::{DeviceChoice, DeviceKind};
 use lockstep_shard::plan::MemoryPlan;
 use tokio::sync::mpsc;
 use tokio::time::sleep_until;
@@ -86,8 +86,12 @@ pub fn serve(config: &ServeConfig, started: Instant) -> Result<(), LaunchError> 
 fn model_sizes(config: &ServeConfig) -> Result<ModelSizes, LaunchError> {
     let spec = ModelSpec::read(&config.model)?;
     check_weights(&config.model, &spec)?;
-    let plan =
-        MemoryPlan::new(&spec, config.precision, config.groups.ranks)?.with_kv_cache(config.kv_cache.held);
+    let on = match config.placement.device.device {
+        DeviceChoice::Cuda => DeviceKind::Cuda,
+        DeviceChoice::Auto | DeviceChoice::Cpu => DeviceKind::Cpu,
+    };
+    let plan = MemoryPlan::on(&spec, (config.precision, on), config.groups.ranks)?
+        .with_kv_cache(config.kv_cache.held);
     Ok(ModelSizes {
         groups: config.groups,
         weights: plan.weights,

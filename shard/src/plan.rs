@@ -53,7 +53,19 @@ impl MemoryPlan {
         precision: impl Into<Precision>,
         world_size: u32,
     ) -> Result<Self, SplitError> {
-        Self::of(spec, (precision.into(), DeviceKind::Cpu), Split { rank: Rank(0), world_size })
+        Self::on(spec, (precision.into(), DeviceKind::Cpu), world_size)
+    }
+
+    /// As [`Self::new`], on a device.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn on(
+        spec: &ModelSpec,
+        (precision, on): (Precision, DeviceKind),
+        world_size: u32,
+    ) -> Result<Self, SplitError> {
+        Self::of(spec, (precision, on), Split { rank: Rank(0), world_size })
     }
 
     /// With the weights as they are on a device. On GPUs the embedding table is beside them, where it is not the head.
@@ -163,6 +175,7 @@ mod tests {
 
     use super::*;
     use crate::dtype::Dtype;
+    use crate::precision::Quantize;
     use crate::testing::TinyLlama;
 
     /// The spec of a model without weights.
@@ -170,6 +183,35 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), model.config().to_string()).unwrap();
         ModelSpec::read(&ModelFiles::Folder(folder.path().to_owned())).unwrap()
+    }
+
+    #[test]
+    fn a_gpu_holds_the_table_beside_a_head_that_is_not_it() {
+        let spec = spec(&TinyLlama::new(0));
+        let shape = spec.shape();
+        let table = (shape.vocabulary * shape.hidden * 2) as u64;
+        let weights = |quantize, on, ranks| {
+            let precision = Precision { dtype: Dtype::Bfloat16, quantize };
+            MemoryPlan::on(&spec, (precision, on), ranks).unwrap().weights.0
+        };
+        let [none, int8, fp8] = [Quantize::None, Quantize::Int8, Quantize::Fp8]
+            .map(|quantize| weights(quantize, DeviceKind::Cuda, 1));
+        // One bf16 for each element of every matrix, of which the head is the table, and f32 for the rest.
+        let vectors = 4 * spec.unpacked_elements() as u64;
+        let matrices = spec.parameters() - vector_elements(&spec);
+        // The head's rows are padded to whole vectors.
+        let padding = (shape.vocabulary.next_multiple_of(16) - shape.vocabulary) * shape.hidden;
+        assert_eq!(none, 2 * (matrices + padding as u64) + vectors);
+        assert!(fp8 < int8 && int8 < none + table, "{fp8} {int8} {none}");
+        assert!(fp8 > table + vectors + matrices && int8 > table + vectors + matrices * 17 / 16);
+        // With two ranks nobody has all of the head.
+        assert!(weights(Quantize::None, DeviceKind::Cuda, 2) > table + none / 2 - vectors);
+    }
+
+    /// Elements of norms and biases.
+    fn vector_elements(spec: &ModelSpec) -> u64 {
+        let tables = spec.shape().max_positions * spec.choices.rope.width;
+        (spec.unpacked_elements() - tables) as u64
     }
 
     #[test]

@@ -3,8 +3,12 @@
 
 mod support;
 
+use std::sync::Arc;
+
 use lockstep_models::ModelFiles;
-use lockstep_shard::decoder::{Dtype, ModelSpec, Precision, Quantize};
+use lockstep_shard::comm::Solo;
+use lockstep_shard::decoder::{Decoder, Dtype, ModelSpec, Precision, Quantize};
+use lockstep_shard::device::DeviceKind;
 use lockstep_shard::plan::MemoryPlan;
 use support::{Runner, relative_error, tokens};
 
@@ -34,6 +38,18 @@ fn ranks_that_quantize_unlike_do_not_pair() {
     assert!(names[0] != names[1] && names[1] != names[2] && names[0] != names[2], "{names:?}");
     // Files that are not quantized are held alike, whichever is asked for.
     assert_eq!(name(Quantize::AsStored), names[0]);
+}
+
+#[test]
+fn what_only_gpus_multiply_by_is_refused_on_the_cpu() {
+    let precision = Precision { dtype: DTYPE, quantize: Quantize::Fp8 };
+    let spec = ModelSpec::read(&ModelFiles::EmbeddedDemo).expect("it is a model");
+    let Err(error) = Decoder::load(&ModelFiles::EmbeddedDemo, &spec, precision, Arc::new(Solo)) else {
+        panic!("the CPU has no numbers of 8 bits with an exponent")
+    };
+    let expected = "compute on the CPU with --quantize fp8: it is there on GPUs only; give int8";
+    assert_eq!(error.to_string(), expected);
+    assert!(precision.check(DeviceKind::Cuda).is_ok());
 }
 
 #[test]

@@ -136,7 +136,8 @@ impl HostRows {
             let end = sequence.first_position.index() + sequence.rows;
             rows.tables.extend(sequence.blocks.iter().take(end.div_ceil(size)).map(|block| block.0));
             let tiles = &mut rows.tiles[usize::from(sequence.rows > 1)];
-            for first in (0..sequence.rows).step_by(most) {
+            // Those with the longest contexts are begun first, so that none is left to be waited for alone.
+            for first in (0..sequence.rows).step_by(most).rev() {
                 tiles.push(Tile {
                     first_row: (sequence.first_row + first) as u32,
                     rows: most.min(sequence.rows - first) as u32,

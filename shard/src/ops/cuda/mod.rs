@@ -1,8 +1,8 @@
 //! The operators on CUDA devices: what each custom operator's `cuda_fwd` calls.
 //!
-//! Activations are f32 and on the device's one stream, as they are f32 on the CPU; weights and KV blocks are bf16 or
-//! f32, rows of plain numbers. Every operator has its kernel's parameters, the shape of its launch, and what ties
-//! both to candle's storage; the kernels are in `kernels/`.
+//! Activations are f32 and on the device's one stream, as they are f32 on the CPU. Weights are bf16 or f32, rows of plain
+//! numbers, or quantized ones in tiles; KV blocks are bf16, f32, or eight bits with scales. Every operator has its kernel's
+//! parameters, the shape of its launch, and what ties both to candle's storage; the kernels are in `kernels/`.
 
 pub(crate) mod attention;
 pub mod checks;

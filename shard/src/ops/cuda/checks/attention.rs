@@ -299,7 +299,7 @@ mod tests {
         assert_eq!(rows.tables, [9, 4, 2]);
         let tile = |first_row, rows, first_position, table| Tile { first_row, rows, first_position, table };
         assert_eq!(rows.tiles[0], [tile(0, 1, 16, 0)]);
-        assert_eq!(rows.tiles[1], [tile(1, 4, 3, 2), tile(5, 4, 7, 2), tile(9, 2, 11, 2)]);
+        assert_eq!(rows.tiles[1], [tile(9, 2, 11, 2), tile(5, 4, 7, 2), tile(1, 4, 3, 2)]);
         // On tensor cores a tile has more rows, and one at least.
         let rows = HostRows::new(&batch, 8, KvDtype::Bfloat16);
         assert_eq!(rows.tiles[1], [tile(1, 10, 3, 2)]);

@@ -26,6 +26,12 @@ use crate::testing::TinyLlama;
 /// Far longer than any exchange here takes.
 const WATCHDOG: Duration = Duration::from_secs(30);
 
+/// Largest error of a whole model whose activations are rounded to 8 bits on one side, relative to the largest logit.
+const QUANTIZED_MODEL: f32 = 5e-2;
+
+/// What weights and KV blocks are held in.
+type Held = (Precision, KvCacheDtype);
+
 pub(super) type Checked<T> = Result<T, Failure>;
 
 pub(super) fn broken(error: impl std::fmt::Display) -> Failure {
@@ -47,9 +53,17 @@ pub(super) fn check(checks: &mut Checks<'_>) -> Result<(), DeviceError> {
             checks.check_or_skip(format!("a whole model, {how}, {dtype}"), || model(target, dtype));
         }
     }
-    for held in [KvCacheDtype::Auto, KvCacheDtype::Int8, KvCacheDtype::Float8] {
-        let name = format!("a whole model in chunks and at once, exact, KV cache {held}");
-        checks.check_or_skip(name, || chunks(&exact, held));
+    for quantize in [Quantize::Int8, Quantize::Int4] {
+        checks.check_or_skip(format!("a whole model, {quantize}"), || quantized(&fast, quantize));
+    }
+    let of = |quantize| Precision { dtype: Dtype::Bfloat16, quantize };
+    for kv_cache in [KvCacheDtype::Auto, KvCacheDtype::Int8, KvCacheDtype::Float8] {
+        let name = format!("a whole model in chunks and at once, exact, KV cache {kv_cache}");
+        checks.check_or_skip(name, || chunks(&exact, (of(Quantize::None), kv_cache)));
+    }
+    for (target, quantize) in [(&fast, Quantize::Int4), (&exact, Quantize::Fp8)] {
+        let name = format!("a whole model in chunks and at once, {}", of(quantize));
+        checks.check_or_skip(name, || chunks(target, (of(quantize), KvCacheDtype::Auto)));
     }
     recordings::check(checks, &exact);
     for order in [Order::Fastest, Order::Exact] {
@@ -104,14 +118,13 @@ impl Drop for Folder {
 }
 
 /// Logits of every row of a prompt computed in chunks, and of one token after it.
-fn logits(target: &Target, (dtype, held): (Dtype, KvCacheDtype), chunk: usize) -> Checked<Vec<f32>> {
+fn logits(target: &Target, (precision, kv_cache): Held, chunk: usize) -> Checked<Vec<f32>> {
     let folder = Folder::of(&TinyLlama::new(7))?;
     let files = folder.files();
     let spec = ModelSpec::read(&files).map_err(broken)?;
-    let precision = Precision { dtype, quantize: Quantize::AsStored };
     let alone: Arc<dyn Communicator> = Arc::new(Solo);
     let decoder = Decoder::load_onto((target, alone), &files, (&spec, precision), Progress::default());
-    let decoder = decoder.map_err(broken)?.with_kv_cache(held);
+    let decoder = decoder.map_err(broken)?.with_kv_cache(kv_cache);
     let mut kv = decoder.allocate_kv(Blocks(32)).map_err(broken)?;
     let mut numbers = Numbers::new(3);
     let tokens: Vec<TokenId> = (0..301).map(|_| TokenId(numbers.below(spec.vocabulary_size()))).collect();
@@ -143,14 +156,21 @@ fn logits(target: &Target, (dtype, held): (Dtype, KvCacheDtype), chunk: usize) -
 }
 
 fn model(target: &Target, dtype: Dtype) -> Checked<Error> {
-    let held = (dtype, KvCacheDtype::Auto);
+    let held = (dtype.into(), KvCacheDtype::Auto);
     let (found, expected) = (logits(target, held, 300)?, logits(&Target::cpu(), held, 300)?);
     // Of a whole model the errors of all operators add up.
     Ok(Error::of(&found, &expected, if dtype == Dtype::Bfloat16 { 3.0 * BF16 } else { 10.0 * F32 }))
 }
 
-fn chunks(target: &Target, held: KvCacheDtype) -> Checked<Error> {
-    let held = (Dtype::Bfloat16, held);
+/// The CPU rounds activations to 8 bits.
+fn quantized(target: &Target, quantize: Quantize) -> Checked<Error> {
+    let held = (Precision { dtype: Dtype::Bfloat16, quantize }, KvCacheDtype::Auto);
+    let (found, expected) = (logits(target, held, 300)?, logits(&Target::cpu(), held, 300)?);
+    Ok(Error::of(&found, &expected, QUANTIZED_MODEL))
+}
+
+/// Products with quantized weights have one order of sums whether others have it or not.
+fn chunks(target: &Target, held: Held) -> Checked<Error> {
     let whole = logits(target, held, 300)?;
     let mut error = Error::unless(true);
     for chunk in [1, 17, 256] {

@@ -12,7 +12,7 @@
 KERNEL(attend_f32_64, AttentionParameters, 256) { attend_plainly<2>(p); }
 KERNEL(attend_f32_128, AttentionParameters, 256) { attend_plainly<4>(p); }
 KERNEL(attend_f32_256, AttentionParameters, 256) { attend_plainly<8>(p); }
-// Sums of earlier splits are touched once in a split: they leave their registers to a second block where that is enough.
+// Sums of earlier splits are touched once a split: they leave their registers to a second block where that is enough.
 KERNEL_BESIDE(attend_bf16_64, AttentionParameters, 256, 2) { attend_on_tensor_cores<bf16, 64>(p); }
 KERNEL_BESIDE(attend_bf16_96, AttentionParameters, 256, 2) { attend_on_tensor_cores<bf16, 96>(p); }
 KERNEL(attend_bf16_128, AttentionParameters, 256) { attend_on_tensor_cores<bf16, 128>(p); }

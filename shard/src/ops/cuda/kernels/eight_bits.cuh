@@ -57,8 +57,8 @@ inline u32 __byte_perm(u32 lower, u32 upper, u32 places) {
 
 #endif
 
-// Four elements as two words of two numbers each. With the lower seven bits of an integer x as the mantissa of 128 there
-// is 128 + (x mod 128); of that 128 or 256 is to be taken, as the eighth bit says, being the last of its exponent.
+// Four elements as two words of two numbers each. With the lower seven bits of an integer x as the mantissa of 128
+// there is 128 + (x mod 128); of that 128 or 256 is to be taken, as the eighth bit says, the last of its exponent.
 __device__ inline void widen_four(const Integer8 *, u32 four, u32 (&pairs)[2]) {
 #pragma unroll
     for (u32 pair = 0; pair < 2; pair++) {

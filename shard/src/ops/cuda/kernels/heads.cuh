@@ -47,7 +47,8 @@ __device__ inline void turn_head(const WriteHeadsParameters &p, u32 position, fl
 }
 
 // Writes a head to its slot of a tile, and zeros to what is beyond its width, which products read.
-template <class HELD> __device__ inline void write_head(const WriteHeadsParameters &p, const float *x, HELD *tile, u32 slot) {
+template <class HELD>
+__device__ inline void write_head(const WriteHeadsParameters &p, const float *x, HELD *tile, u32 slot) {
     for (u32 at = threadIdx.x % WARP; at < p.padded_width; at += WARP)
         store(tile + slot * p.padded_width + at, at < p.width ? x[at] : 0.0f);
 }

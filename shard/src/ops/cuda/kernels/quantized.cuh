@@ -12,17 +12,31 @@
 
 #include "product.cuh"
 
+// (word & mask) ^ bits in one instruction, of which only one operand may be a constant in it: the other is kept in a
+// register. Bits that the mask has not are added so.
+template <u32 BITS> __device__ inline u32 pick(u32 word, u32 mask) {
+#ifdef LOCKSTEP_EMULATED
+    return (word & mask) ^ BITS;
+#else
+    u32 picked;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(picked) : "r"(word), "r"(mask), "n"(BITS));
+    return picked;
+#endif
+}
+
 // Four signed bytes of which bytes 0 and 2 are the first two, with their sign bits inverted, as bf16: 128 + the lower
 // seven bits, less 256 or 128.
 __device__ inline void widen_bytes(u32 bytes, u32 &first, u32 &second) {
     const u32 one = 0x3f803f80u, odd = bytes >> 8;
-    first = multiply_add_bf16((bytes & 0x007f007fu) | 0x43004300u, one, (bytes & 0x00800080u) ^ 0xc380c380u);
-    second = multiply_add_bf16((odd & 0x007f007fu) | 0x43004300u, one, (odd & 0x00800080u) ^ 0xc380c380u);
+    const u32 seven = 0x007f007fu, eighth = 0x00800080u;
+    first = multiply_add_bf16(pick<0x43004300u>(bytes, seven), one, pick<0xc380c380u>(bytes, eighth));
+    second = multiply_add_bf16(pick<0x43004300u>(odd, seven), one, pick<0xc380c380u>(odd, eighth));
 }
 
 // Two nibbles, the lowest of each half of a word, as bf16: 128 + the nibble, less 128 and the offset.
 template <u32 OFFSET> __device__ inline u32 widen_nibbles(u32 nibbles) {
-    return multiply_add_bf16((nibbles & 0x000f000fu) | 0x43004300u, 0x3f803f80u, 0xc300c300u + OFFSET * 0x00010001u);
+    const u32 picked = pick<0x43004300u>(nibbles, 0x000f000fu);
+    return multiply_add_bf16(picked, 0x3f803f80u, 0xc300c300u + OFFSET * 0x00010001u);
 }
 
 // Four numbers of 4 bits of exponent and 3 of mantissa in the order of bytes above: bf16 of the same bits is smaller by

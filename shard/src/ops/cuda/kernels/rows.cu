@@ -1,5 +1,5 @@
-// What is done to rows: heads on their way to attention, activations, biases, rounding, and rows that are picked, spread
-// and put together. One thread an element unless said otherwise, 256 a block, blocks counted along x.
+// What is done to rows: heads on their way to attention, activations, biases, rounding, and rows that are picked,
+// spread and put together. One thread an element unless said otherwise, 256 a block, blocks counted along x.
 #include "activate.cuh"
 #include "heads.cuh"
 

@@ -8,10 +8,11 @@
 // products at fixed places, or one thread's sum and two butterflies over the four lanes that share the row. It is
 // assumed of the hardware that rows of a product are computed alike whichever of the 16 they are, and that zeros
 // times numbers leave a sum as it is; the checks of attention cut in other ways find out. A step that a row does not
-// see leaves its bits alone: its largest score stays, its sums are multiplied by one, or not at all, and zeros are added.
+// see leaves its bits alone: its largest score stays, its sums are multiplied by one, or not at all, and zeros are
+// added.
 //
-// Shared memory: two steps' keys, two steps' values, each (STEP, STRIDE); of eight bits with their scales, and one step's
-// keys and values widened. Quads of a row are swapped by the last three bits of the row's number, so that eight
+// Shared memory: two steps' keys, two steps' values, each (STEP, STRIDE); of eight bits with their scales, and one
+// step's keys and values widened. Quads of a row are swapped by the last three bits of the row's number, so that eight
 // rows' quads at one place are in banks of their own.
 #pragma once
 
@@ -87,8 +88,8 @@ enum Which { KEYS = 0, VALUES = 1 };
 
 __device__ inline u32 swapped(u32 row, u32 quad) { return quad ^ (row & 7); }
 
-// Has this thread do `work` on the rows of a step of which it copies a quad: `turn` rows from its first, which a tile may
-// begin with. Where the block is one warp, which then has all to copy, turns are known when this is compiled.
+// Has this thread do `work` on the rows of a step of which it copies a quad: `turn` rows from its first, which a tile
+// may begin with. Where the block is one warp, which then has all to copy, turns are known when this is compiled.
 template <class IS, class WORK> __device__ inline void for_my_rows(WORK work) {
     constexpr u32 TURNS = IS::STEP / IS::TOGETHER;
     const u32 warps = blockDim.x / WARP;
@@ -102,24 +103,28 @@ template <class IS, class WORK> __device__ inline void for_my_rows(WORK work) {
 
 // Begins to copy a step's keys or values and ends their group, which is empty beyond the end.
 template <class HELD, u32 WIDTH>
-__device__ inline void begin_step(const AttentionParameters &p, const Source &source, char *memory, Which which, u32 first) {
+__device__ inline void begin_step(const AttentionParameters &p, const Source &source, char *memory, Which which,
+                                  u32 first) {
     typedef Sizes<HELD, WIDTH> Is;
     if (first < source.end) {
         const u32 place = which * 2 + first / Is::STEP % 2;
         const u32 quad = threadIdx.x % Is::QUADS, row = threadIdx.x % WARP / Is::QUADS;
         const u32 row_bytes = p.padded_width * sizeof(HELD);
-        const u32 tile_bytes = SLOTS * (row_bytes + (Is::SCALED ? (u32)sizeof(float) : 0)), block_bytes = p.kv_heads * tile_bytes;
+        const u32 tile_bytes = SLOTS * (row_bytes + (Is::SCALED ? (u32)sizeof(float) : 0));
+        const u32 block_bytes = p.kv_heads * tile_bytes;
         const char *tiles = (const char *)(which == KEYS ? p.keys : p.values) + (u64)blockIdx.y * tile_bytes;
         const char *quads = tiles + (quad * (u32)sizeof(Quad) + row * row_bytes), *from = quads;
         char *to = memory + place * Is::STEP_BYTES + row * Is::STRIDE * sizeof(HELD);
-        const bool is_within = quad * Is::IN_QUAD < p.padded_width;
+        // Rows from this thread's first on that were written; none of a quad past a row's end.
+        const bool is_any = quad * Is::IN_QUAD < p.padded_width && first + row < source.end;
+        const u32 written = is_any ? source.end - first - row : 0;
         for_my_rows<Is>([&](u32 turn, bool is_tile) {
             if (is_tile) from = quads + (u64)WARP_SHUFFLE(source.numbers, (first + turn) / SLOTS % WARP) * block_bytes;
             // Of eight bits each thread widens what it copied, in the order in which it was.
             const u32 at = Is::SCALED ? quad : swapped(row, quad) ^ (turn & 7);
             if (WIDTH == Is::STRIDE || quad * Is::IN_QUAD < WIDTH)
                 begin_copy(to + at * sizeof(Quad) + turn * Is::STRIDE * sizeof(HELD), from + turn % SLOTS * row_bytes,
-                           is_within && first + row + turn < source.end);
+                           turn < written);
         });
         if (Is::SCALED && threadIdx.x < WARP) {
             // Four slots a lane. What is past the end within them was never written.
@@ -244,7 +249,8 @@ template <u32 COLUMNS> __device__ inline void fold_split(Sums<COLUMNS> &all, Sum
 
 // The scores of a step, not yet by their scale.
 template <class HELD, u32 WIDTH>
-__device__ inline void score(const Queries<WIDTH> &queries, const bf16 *keys, float (&scores)[Sizes<HELD, WIDTH>::KEYS][4]) {
+__device__ inline void score(const Queries<WIDTH> &queries, const bf16 *keys,
+                             float (&scores)[Sizes<HELD, WIDTH>::KEYS][4]) {
     typedef Sizes<HELD, WIDTH> Is;
     const u32 lane = threadIdx.x % WARP, row = lane / 16 * 8 + lane % 8, quad = lane / 8 % 2;
 #pragma unroll
@@ -417,7 +423,8 @@ template <class HELD, u32 WIDTH> __device__ void attend_on_tensor_cores(const At
     clear(all);
     clear(split);
     for (; first < range.end; first += Is::STEP) {
-        const bool is_seen = queries.is_any && first <= queries.highest && first + Is::STEP > first_seen(p, queries.lowest);
+        const bool is_seen =
+            queries.is_any && first <= queries.highest && first + Is::STEP > first_seen(p, queries.lowest);
         float scores[Is::KEYS][4];
         wait_for_copies<2>();
         const bf16 *keys = step_of<HELD, WIDTH>(memory, KEYS, first);
