@@ -44,6 +44,37 @@ SHAPES = {
         "norm_eps": 1e-6,
     },
 }
+# For GPUs.
+LARGE_SHAPES = {
+    "8b": {
+        "like": "Llama-3.1-8B",
+        "family": "llama",
+        "hidden": 4096,
+        "layers": 32,
+        "heads": 32,
+        "kv_heads": 8,
+        "head_width": 128,
+        "intermediate": 14_336,
+        "vocabulary": 128_256,
+        "rope_theta": 500_000.0,
+        "norm_eps": 1e-5,
+        "untied": True,
+    },
+    "7b": {
+        "like": "Qwen2.5-7B",
+        "family": "qwen2",
+        "hidden": 3584,
+        "layers": 28,
+        "heads": 28,
+        "kv_heads": 4,
+        "head_width": 128,
+        "intermediate": 18_944,
+        "vocabulary": 152_064,
+        "rope_theta": 1_000_000.0,
+        "norm_eps": 1e-6,
+        "untied": True,
+    },
+}
 POSITIONS = 32_768
 END = 2  # The demo tokenizer's token that ends an answer.
 
@@ -66,6 +97,8 @@ def tensors(shape):
         yield at + "mlp.gate_proj.weight", (wide, hidden)
         yield at + "mlp.up_proj.weight", (wide, hidden)
         yield at + "mlp.down_proj.weight", (hidden, wide)
+    if shape.get("untied"):
+        yield "lm_head.weight", (shape["vocabulary"], hidden)
 
 
 class Weights:
@@ -106,7 +139,7 @@ def config(shape):
         "rms_norm_eps": shape["norm_eps"],
         "rope_theta": shape["rope_theta"],
         "hidden_act": "silu",
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": not shape.get("untied", False),
         "torch_dtype": "bfloat16",
         "bos_token_id": 0,
         "eos_token_id": END,
@@ -132,7 +165,7 @@ def write_folder(shape, folder):
     (part / "tokenizer.json").write_text(json.dumps(vocabulary(shape)[0], ensure_ascii=False))
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         shutil.copy(DEMO / name, part / name)
-    weights, header, end = Weights(shape), {}, 0
+    weights, header, end = Weights(shape), {"__metadata__": {"format": "pt"}}, 0
     for name, size in tensors(shape):
         begin, end = end, end + 2 * int(np.prod(size))
         header[name] = {"dtype": "BF16", "shape": size, "data_offsets": [begin, end]}

@@ -1,5 +1,6 @@
 //! One run of the binary with all its processes.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -21,12 +22,14 @@ pub struct Setup {
     pub ranks: u32,
     /// More flags of `serve`.
     pub flags: Vec<String>,
+    /// More of its environment.
+    pub environment: Vec<(String, OsString)>,
 }
 
 impl Setup {
     /// The demo model on one rank with a small KV cache.
     pub fn demo(program: &'static str) -> Self {
-        Self { program, ranks: 1, flags: vec![] }
+        Self { program, ranks: 1, flags: vec![], environment: vec![] }
     }
 
     /// On so many ranks.
@@ -40,6 +43,13 @@ impl Setup {
     #[must_use]
     pub fn flags(mut self, flags: &[&str]) -> Self {
         self.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        self
+    }
+
+    /// With this variable in its environment.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.environment.push((name.to_owned(), value.into()));
         self
     }
 
@@ -61,6 +71,7 @@ impl Setup {
             .args(["--num-shard", &self.ranks.to_string()])
             .args(&self.flags)
             .env("XDG_RUNTIME_DIR", folder.path())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -9,6 +9,7 @@
 pub mod client;
 pub mod cluster;
 pub mod draws;
+pub mod emulated_gpu;
 pub mod faults;
 pub mod frames;
 pub mod oracle;

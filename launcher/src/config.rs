@@ -105,6 +105,7 @@ impl ServeConfig {
         let kind = args.device.kind(groups.replicas * groups.ranks)?;
         let precision = Precision { dtype: args.dtype, quantize: args.quantize };
         precision.check(kind)?;
+        args.kv_cache_dtype.check_on(kind)?;
         let (model, model_name) = find_model(args)?;
         Ok(Self {
             model,

@@ -107,6 +107,7 @@ pub fn shard(config: &ServeConfig, place: &Place, incarnation: &ShardIncarnation
     line.option("--quantize", config.precision.quantize.to_string());
     line.option("--kv-cache-dtype", config.kv_cache.held.to_string());
     line.option("--kv-cache-bytes", place.kv_cache_per_rank.0.to_string());
+    line.option("--max-step-tokens", config.router.max_batch_prefill_tokens.to_string());
     line.option("--threads", place.threads_per_rank.to_string());
     let index = replica.index() * config.groups.ranks as usize + rank.0 as usize;
     if let Some(cpus) = place.cpus.get(index) {

@@ -13,7 +13,7 @@ use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_proto::{Bytes, Epoch, Rank, ReplicaId, Tokens};
 use lockstep_shard::decoder::{Dtype, Precision, Quantize};
-use lockstep_shard::device::{DeviceArgs, DeviceChoice};
+use lockstep_shard::device::{CudaGraphs, DeviceArgs, DeviceChoice};
 use lockstep_shard::kv::KvCacheDtype;
 
 fn config(ranks: u32) -> ServeConfig {
@@ -26,6 +26,7 @@ fn config(ranks: u32) -> ServeConfig {
                 device: DeviceChoice::Auto,
                 ranks_per_gpu: 1,
                 exact: false,
+                cuda_graphs: CudaGraphs::Auto,
                 places_taken: 0,
             },
             cpus: CpuBinding::Auto,
@@ -108,6 +109,7 @@ fn a_router_and_its_shards() {
       --quantize as-stored
       --kv-cache-dtype auto
       --kv-cache-bytes 1073741824
+      --max-step-tokens 4096
       --threads 2
       --step-timeout 60
       --reports /run/user/1000/lockstep-x/replica-0-reports.sock
@@ -122,8 +124,13 @@ fn typed() -> ServeConfig {
     config.model = ModelFiles::Folder(PathBuf::from("/models/small"));
     config.model_name = "org/small".to_owned();
     config.address = SocketAddr::from(([127, 0, 0, 1], 8080));
-    config.placement.device =
-        DeviceArgs { device: DeviceChoice::Cuda, ranks_per_gpu: 2, exact: true, places_taken: 0 };
+    config.placement.device = DeviceArgs {
+        device: DeviceChoice::Cuda,
+        ranks_per_gpu: 2,
+        exact: true,
+        cuda_graphs: CudaGraphs::Off,
+        places_taken: 0,
+    };
     config.precision = Precision { dtype: Dtype::Float32, quantize: Quantize::Int8 };
     config.kv_cache.held = KvCacheDtype::Int8;
     config.log = LogConfig { filter: "debug".to_owned(), format: LogFormat::Json };
@@ -174,6 +181,7 @@ fn what_was_typed_reaches_the_roles() {
       --quantize int8
       --kv-cache-dtype int8
       --kv-cache-bytes 1073741824
+      --max-step-tokens 4096
       --threads 2
       --step-timeout 60
       --reports /run/user/1000/lockstep-x/replica-0-reports.sock

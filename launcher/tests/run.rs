@@ -14,7 +14,7 @@ use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_proto::{Bytes, Tokens};
 use lockstep_shard::decoder::Dtype;
-use lockstep_shard::device::{DeviceArgs, DeviceChoice};
+use lockstep_shard::device::{CudaGraphs, DeviceArgs, DeviceChoice};
 use lockstep_shard::kv::KvCacheDtype;
 
 fn script(folder: &Path, text: &str) -> PathBuf {
@@ -34,6 +34,7 @@ fn config(program: PathBuf, runtime_folder: PathBuf) -> ServeConfig {
                 device: DeviceChoice::Auto,
                 ranks_per_gpu: 1,
                 exact: false,
+                cuda_graphs: CudaGraphs::Auto,
                 places_taken: 0,
             },
             cpus: CpuBinding::Auto,

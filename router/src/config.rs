@@ -7,7 +7,7 @@ use lockstep_models::ModelFiles;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_process::traces::{Role, TraceConfig, Traces};
 use lockstep_proto::{Tokens, Watermark};
-use lockstep_scheduler::{Limits, PrefixCaching};
+use lockstep_scheduler::{Limits, PrefixCaching, RunAhead};
 use thiserror::Error;
 
 use crate::app::{AppConfig, KeptAnswers, Patience};
@@ -245,6 +245,7 @@ fn app_config(args: &RouterArgs) -> Result<AppConfig, ConfigError> {
             step_timeout: Duration::from_secs(args.step_timeout),
             min_step_timeout: Duration::from_secs(args.min_step_timeout),
             group_loss_timeout: Duration::from_secs(args.group_loss_timeout),
+            run_ahead: RunAhead::Allowed,
         },
         patience: Patience {
             request_timeout: args.request_timeout.map(request_timeout).transpose()?,

@@ -11,7 +11,7 @@ use lockstep_proto::{PromptLogprobs, SamplingParams, TokenId, Tokens};
 use lockstep_router::engine::{Assignment, EngineError, GroupState, StopStrings, StopText};
 use lockstep_router::serve::drained;
 use lockstep_router::shards::fake::{FakeModel, Garbage};
-use lockstep_scheduler::{CacheSalt, Service, Submission};
+use lockstep_scheduler::{CacheSalt, RunAhead, Service, Submission};
 use serde_json::json;
 use support::{BLOCKS, Server, config, model, post};
 use tower::ServiceExt;
@@ -58,7 +58,7 @@ async fn a_client_that_leaves_frees_its_blocks_within_one_step() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_in_its_prompt_frees_its_blocks_within_one_step() {
+async fn a_client_that_leaves_in_its_prompt_frees_its_blocks_with_the_steps_under_way() {
     let mut config = config();
     config.engine.limits.max_step_tokens = Tokens(16);
     let server = Server::start_with(FakeModel::Hash, config).await;
@@ -68,9 +68,10 @@ async fn a_client_that_leaves_in_its_prompt_frees_its_blocks_within_one_step() {
     server.control.allow_steps(2);
     server.until(async |server| server.control.steps() == 2 && blocks_taken(server).await >= 8.0).await;
     drop(stream);
-    server.control.allow_steps(1);
+    // One or two.
+    server.control.allow_steps(2);
     server.until(async |server| blocks_taken(server).await == 0.0).await;
-    assert_eq!(server.control.steps(), 3);
+    assert!((3..=4).contains(&server.control.steps()), "{}", server.control.steps());
     assert_eq!(server.metric("tgi_request_failure{err=\"dropped\"}").await, 1.0);
 }
 
@@ -226,6 +227,7 @@ async fn what_arrives_when_the_wait_is_over_is_refused_at_once() {
         stop_tokens: Vec::new(),
         prompt_logprobs: PromptLogprobs::Skip,
         cache_salt: CacheSalt(0),
+        run_ahead: RunAhead::Allowed,
         service: Service::default(),
     };
     let stops = StopStrings::new(&[], StopText::Keep);

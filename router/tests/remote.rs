@@ -97,18 +97,18 @@ impl Shard for FakeRank {
             (request.into_inner(), group),
             move |(mut steps, mut group): (Streaming<wire::Step>, OnLoan)| async move {
                 let step = Step::try_from(steps.message().await.ok()??).unwrap();
-                let output = group
-                    .group
-                    .as_mut()?
-                    .step(step, &[])
-                    .await
-                    .map_err(|error| Status::unavailable(error.to_string()));
-                let answer = output.map(|mut output| {
-                    if rank > 0 {
-                        output.results.clear();
-                    }
-                    output.into()
-                });
+                let ranks = group.group.as_mut()?;
+                let output = match ranks.begin(step, &[]) {
+                    Ok(()) => ranks.finish().await,
+                    Err(error) => Err(error),
+                };
+                let answer =
+                    output.map_err(|error| Status::unavailable(error.to_string())).map(|mut output| {
+                        if rank > 0 {
+                            output.results.clear();
+                        }
+                        output.into()
+                    });
                 Some((answer, (steps, group)))
             },
         );

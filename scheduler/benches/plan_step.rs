@@ -8,7 +8,9 @@ use lockstep_proto::{
     Blocks, Epoch, Outcome, PromptLogprobs, ReplicaId, Sampling, SamplingParams, SequenceId,
     SequenceResult, Step, StepOutput, StepTimings, TokenId, TokenLogprobs, Tokens,
 };
-use lockstep_scheduler::{CacheSalt, CacheShape, Limits, PrefixCaching, Scheduler, Service, Submission};
+use lockstep_scheduler::{
+    CacheSalt, CacheShape, Limits, PrefixCaching, RunAhead, Scheduler, Service, Submission,
+};
 
 const PROMPT_TOKENS: u32 = 200;
 const STEPS: usize = 500;
@@ -87,6 +89,7 @@ fn submit(scheduler: &mut Scheduler, sequence: u64, prompt: Vec<TokenId>) {
         stop_tokens: vec![TokenId(2)],
         prompt_logprobs: PromptLogprobs::Skip,
         cache_salt: CacheSalt(0),
+        run_ahead: RunAhead::Allowed,
         service: Service::default(),
     };
     scheduler.on_submit(SequenceId(sequence), submission, Instant::now()).expect("it fits");

@@ -113,7 +113,8 @@ impl Group {
     ) -> Vec<Admission> {
         let mut admissions = Vec::new();
         let mut passed_over = Vec::new();
-        while !budget.is_spent() && self.has_places(1) {
+        let mut places = self.places_beside(plan);
+        while !budget.is_spent() && places > 0 {
             let Some(mut next) = queue.pop() else { break };
             let Some(prospect) = self.prospect_unless_it_waits(&mut next) else {
                 siblings.leave_to_self(&next);
@@ -131,6 +132,7 @@ impl Group {
                         queue.charge(&running.sequence.standing.tenant, prompt);
                     }
                     admissions.push(admission);
+                    places -= 1;
                 }
                 Fit::Follows(_) => {
                     siblings.leave_to_self(&next);
@@ -257,7 +259,7 @@ impl Group {
         let shape = self.cache.shape();
         let mut promised = Blocks((shape.blocks.0 / RESERVE_SHARE).max(1));
         for running in self.running.values() {
-            let wanted = running.sequence.wanted_context().blocks_ceil(shape.block_size);
+            let wanted = running.wanted_context().blocks_ceil(shape.block_size);
             promised += wanted.saturating_sub(running.table.len());
         }
         promised

@@ -16,17 +16,16 @@ impl StepBudget {
     }
 
     /// Tokens for each of `running`, in its order: one for each that has caught up, then as much as is left
-    /// for the others, the first one first. Those that are held get nothing.
+    /// for the others, the first one first. Those of which nothing is ready get nothing.
     pub(crate) fn grant<'a>(&mut self, running: impl Iterator<Item = &'a Running> + Clone) -> Vec<Tokens> {
         let caught_up = Tokens(1);
-        let samples = |running: &Running| running.behind() == caught_up && !running.is_held();
         let mut grants: Vec<Tokens> = running
             .clone()
-            .map(|running| if samples(running) { self.take(caught_up) } else { Tokens::ZERO })
+            .map(|running| if running.ready() == caught_up { self.take(caught_up) } else { Tokens::ZERO })
             .collect();
         for (grant, running) in grants.iter_mut().zip(running) {
-            if running.behind() > caught_up && !running.is_held() {
-                *grant = self.take(running.behind());
+            if running.ready() > caught_up {
+                *grant = self.take(running.ready());
             }
         }
         grants

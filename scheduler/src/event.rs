@@ -9,7 +9,7 @@ use lockstep_proto::{SequenceId, TokenLogprobs, Tokens};
 /// `Failed` or `Expired` or after it was cancelled.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SequenceEvent {
-    /// It left the queue for the first time; told once, when its first step is done.
+    /// It left the queue for the first time; told once, when its first step is done at the latest.
     Admitted {
         /// Which sequence.
         sequence: SequenceId,

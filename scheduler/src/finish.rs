@@ -1,5 +1,7 @@
 //! What came of a step: tokens, ends, failures; and ends from outside.
 
+use std::time::{Duration, Instant};
+
 use lockstep_proto::{Epoch, Outcome, Sampling, SequenceId, SequenceResult, StepId, StepOutput, Tokens};
 
 use crate::event::{SequenceEvent, TokenOrigin};
@@ -12,7 +14,7 @@ pub enum StepMismatch {
     /// Drop it: the group was lost, or the step was answered before.
     #[error("take in a step's output: no step is in flight; drop the output")]
     NoneInFlight,
-    /// Drop it: it answers another step.
+    /// Drop it: it answers another step than the oldest in flight.
     #[error(
         "take in a step's output: found step {step} of epoch {epoch}, expected step {expected_step} of epoch {expected_epoch}; drop the output"
     )]
@@ -23,7 +25,7 @@ pub enum StepMismatch {
         step: StepId,
         /// Of the group.
         expected_epoch: Epoch,
-        /// In flight.
+        /// The oldest in flight.
         expected_step: StepId,
     },
     /// Treat the group as lost: it answers the step in flight, but not what was asked.
@@ -35,10 +37,14 @@ pub enum StepMismatch {
 }
 
 impl Group {
-    /// Ends the step in flight if `output` answers it, and gives the blocks of cancelled sequences back.
-    /// Returns what was asked, an entry for each of the output's results.
-    pub(crate) fn take_in_flight(&mut self, output: &StepOutput) -> Result<Vec<Chunk>, StepMismatch> {
-        let in_flight = self.in_flight.as_ref().ok_or(StepMismatch::NoneInFlight)?;
+    /// Ends the oldest step in flight if `output` answers it, and gives the blocks of sequences back that it computed
+    /// last. Returns what was asked, an entry for each of the output's results, and how long it took.
+    pub(crate) fn take_in_flight(
+        &mut self,
+        output: &StepOutput,
+        now: Instant,
+    ) -> Result<(Vec<Chunk>, Duration), StepMismatch> {
+        let in_flight = self.in_flight.front().ok_or(StepMismatch::NoneInFlight)?;
         if (output.epoch, output.step_id) != (self.epoch, in_flight.step) {
             return Err(StepMismatch::Stale {
                 epoch: output.epoch,
@@ -49,14 +55,17 @@ impl Group {
         }
         check_answers(&in_flight.chunks, &output.results)
             .map_err(|detail| StepMismatch::Malformed { detail })?;
-        let Some(in_flight) = self.in_flight.take() else { return Err(StepMismatch::NoneInFlight) };
-        for table in in_flight.cancelled {
+        let in_flight = self.in_flight.pop_front().ok_or(StepMismatch::NoneInFlight)?;
+        for table in in_flight.left {
             self.cache.release(table);
         }
-        Ok(in_flight.chunks)
+        if let Some(next) = self.in_flight.front_mut() {
+            next.since = now;
+        }
+        Ok((in_flight.chunks, now.saturating_duration_since(in_flight.since)))
     }
 
-    /// Takes one result in. That of a sequence cancelled meanwhile is dropped. Returns the tokens of its
+    /// Takes one result in. That of a sequence that has ended meanwhile is dropped. Returns the tokens of its
     /// output if the sequence ended by itself.
     pub(crate) fn finish_chunk(
         &mut self,
@@ -68,7 +77,7 @@ impl Group {
         let running = self.running.get_mut(&id)?;
         if let Outcome::Failed(reason) = &result.outcome {
             events.push(SequenceEvent::Failed { sequence: id, reason: reason.clone() });
-            self.retire(id);
+            self.let_go(id);
             return None;
         }
         let News { prompt, forced } = running.sequence.tell_logprobs(chunk.logprobs, &result.prompt);
@@ -94,29 +103,18 @@ impl Group {
         let reason = running.sequence.finish_reason()?;
         let output = running.sequence.output_tokens();
         events.push(SequenceEvent::Finished { sequence: id, reason });
-        self.retire(id);
+        self.let_go(id);
         Some(output)
     }
 
-    /// Ends a running sequence from outside.
-    pub(crate) fn cancel(&mut self, sequence: SequenceId) {
+    /// Forgets a running sequence that has ended. Blocks that a step in flight may write to come back with the last
+    /// such step.
+    pub(crate) fn let_go(&mut self, sequence: SequenceId) {
         let Some(running) = self.running.shift_remove(&sequence) else { return };
         self.releases.push(sequence);
-        let in_flight = self
-            .in_flight
-            .as_mut()
-            .filter(|step| step.chunks.iter().any(|chunk| chunk.sequence == sequence));
-        match in_flight {
-            Some(step) => step.cancelled.push(running.table),
+        match self.in_flight.iter_mut().rfind(|step| step.computes(sequence)) {
+            Some(step) => step.left.push(running.table),
             None => self.cache.release(running.table),
-        }
-    }
-
-    /// Forgets a running sequence that no step computes.
-    fn retire(&mut self, sequence: SequenceId) {
-        if let Some(running) = self.running.shift_remove(&sequence) {
-            self.releases.push(sequence);
-            self.cache.release(running.table);
         }
     }
 }

@@ -9,7 +9,8 @@ use crate::sequence::Hold;
 impl Scheduler {
     /// A sequence gets no next token until [`on_resume`](Self::on_resume): its owner has yet to find out which ones
     /// may follow. One that runs keeps its place and its blocks; one that waits, because it was preempted or its
-    /// group was lost, is not admitted. To be called between the step that brought its last token and the next.
+    /// group was lost, is not admitted. To be called between the step that brought its last token and the next, of
+    /// sequences that are not run ahead of.
     pub fn on_hold(&mut self, sequence: SequenceId) {
         self.set_hold(sequence, Hold::Held);
     }

@@ -1,5 +1,6 @@
 //! Everything that is lost when a group of shards is lost: its cache and who holds blocks of it.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
 use indexmap::IndexMap;
@@ -8,6 +9,9 @@ use lockstep_proto::{Epoch, ReplicaId, SequenceId, SequenceStart, Step, StepId, 
 use crate::blocks::{BlockCache, BlockTable};
 use crate::limits::{CacheShape, Limits};
 use crate::sequence::{Chunk, Running, Sequence};
+
+/// The step the shards compute and the one they go on with. More would only put off what arrives.
+pub(crate) const MAX_IN_FLIGHT: usize = 2;
 
 /// A group of shards, for one epoch.
 #[derive(Debug)]
@@ -19,7 +23,8 @@ pub(crate) struct Group {
     pub(crate) cache: BlockCache,
     /// What runs longest first.
     pub(crate) running: IndexMap<SequenceId, Running>,
-    pub(crate) in_flight: Option<InFlight>,
+    /// Steps that are not answered yet, at most [`MAX_IN_FLIGHT`], the oldest first.
+    pub(crate) in_flight: VecDeque<InFlight>,
     /// Sequences for the shards to forget, with the next step.
     pub(crate) releases: Vec<SequenceId>,
 }
@@ -29,7 +34,7 @@ pub(crate) struct Group {
 pub(crate) enum Phase {
     /// It computes.
     Serving,
-    /// It finishes its step and computes no other.
+    /// It finishes its steps and computes no other.
     Draining,
 }
 
@@ -42,14 +47,21 @@ pub(crate) enum Leaving {
     Lost,
 }
 
-/// The step the shards are computing.
+/// A step the shards have.
 #[derive(Debug)]
 pub(crate) struct InFlight {
     pub(crate) step: StepId,
-    pub(crate) planned: Instant,
+    /// Since when they compute it: it was planned, or the one before it was done.
+    pub(crate) since: Instant,
     pub(crate) chunks: Vec<Chunk>,
-    /// Of sequences cancelled since: the shards may write to these blocks.
-    pub(crate) cancelled: Vec<BlockTable>,
+    /// Of sequences that have ended since and that no later step computes: the shards may write to these blocks.
+    pub(crate) left: Vec<BlockTable>,
+}
+
+impl InFlight {
+    pub(crate) fn computes(&self, sequence: SequenceId) -> bool {
+        self.chunks.iter().any(|chunk| chunk.sequence == sequence)
+    }
 }
 
 /// A step being planned.
@@ -64,6 +76,10 @@ impl Plan {
     /// Whether there is nothing to compute.
     pub(crate) fn is_empty(&self) -> bool {
         self.work.is_empty()
+    }
+
+    fn computes(&self, sequence: SequenceId) -> bool {
+        self.chunks.iter().any(|chunk| chunk.sequence == sequence)
     }
 
     pub(crate) fn push_start(&mut self, start: SequenceStart) {
@@ -85,7 +101,7 @@ impl Group {
             limits,
             cache: BlockCache::new(cache, limits.prefix_cache),
             running: IndexMap::new(),
-            in_flight: None,
+            in_flight: VecDeque::new(),
             releases: Vec::new(),
         }
     }
@@ -97,12 +113,20 @@ impl Group {
 
     /// Whether it could plan a step now.
     pub(crate) fn is_idle(&self) -> bool {
-        self.admits() && self.in_flight.is_none()
+        self.admits() && self.in_flight.is_empty()
     }
 
-    /// Whether so many more sequences may run.
+    /// Whether so many more sequences may run. Those that end with what is in flight have left before the next step.
     pub(crate) fn has_places(&self, more: usize) -> bool {
-        self.running.len() + more <= self.limits.running()
+        let staying = self.running.values().filter(|running| !running.is_ending()).count();
+        staying + more <= self.limits.running()
+    }
+
+    /// How many more sequences may run in the step that is being planned so far as `plan`.
+    pub(crate) fn places_beside(&self, plan: &Plan) -> usize {
+        let leaving = self.running.values().filter(|running| running.is_ending());
+        let leaving = leaving.filter(|running| !plan.computes(running.sequence.id)).count();
+        (self.limits.running() + leaving).saturating_sub(self.running.len())
     }
 
     /// Sequences it computes, and one more for each step's worth of tokens they are behind.
@@ -111,21 +135,27 @@ impl Group {
         self.running.len() + behind / self.limits.step_tokens().len()
     }
 
-    /// What ran, without the blocks, which are gone. What was being computed has one loss more, if it was one.
+    /// What ran, without the blocks, which are gone. What was being computed, in however many steps, has one loss more,
+    /// if it was one.
     pub(crate) fn into_sequences(mut self, leaving: Leaving) -> impl Iterator<Item = Sequence> {
-        let computed = self.in_flight.iter().flat_map(|step| &step.chunks);
-        for chunk in computed.filter(|_| leaving == Leaving::Lost) {
-            if let Some(running) = self.running.get_mut(&chunk.sequence) {
+        let chunks = self.in_flight.iter().flat_map(|step| &step.chunks);
+        let computed: BTreeSet<SequenceId> = chunks.map(|chunk| chunk.sequence).collect();
+        for sequence in computed.into_iter().filter(|_| leaving == Leaving::Lost) {
+            if let Some(running) = self.running.get_mut(&sequence) {
                 running.sequence.losses.on_lost();
             }
         }
         self.running.into_values().map(|running| running.sequence)
     }
 
-    /// Makes a plan the step in flight.
+    /// Makes a plan the last step in flight.
     pub(crate) fn launch(&mut self, step_id: StepId, plan: Plan, now: Instant) -> Step {
-        self.in_flight =
-            Some(InFlight { step: step_id, planned: now, chunks: plan.chunks, cancelled: Vec::new() });
+        self.in_flight.push_back(InFlight {
+            step: step_id,
+            since: now,
+            chunks: plan.chunks,
+            left: Vec::new(),
+        });
         Step {
             epoch: self.epoch,
             step_id,

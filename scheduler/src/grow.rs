@@ -34,7 +34,7 @@ impl Group {
     /// of itself.
     fn claim(&mut self, index: usize, tokens: Tokens, preempted: &mut Vec<Sequence>) {
         while let Some((_, running)) = self.running.get_index_mut(index) {
-            let context = running.computed + tokens;
+            let context = running.scheduled + tokens;
             if self.cache.extend(&mut running.table, context).is_ok() {
                 return;
             }

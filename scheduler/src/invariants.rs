@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use lockstep_proto::Tokens;
+use lockstep_proto::{Sampling, Tokens};
 
-use crate::group::Group;
+use crate::group::{Group, MAX_IN_FLIGHT};
 use crate::scheduler::Scheduler;
 use crate::sequence::Running;
 
@@ -82,23 +82,38 @@ impl Group {
 
     fn check_suspects(&self) -> Result<(), Violation> {
         let suspects = self.running.values().filter(|running| running.sequence.losses.are_suspicious());
-        if suspects.count() > 1 {
+        if suspects.clone().count() > 1 {
             return Err(Violation::of("several suspects run, so a lost group would not tell which"));
+        }
+        let is_computed = |running: &Running| {
+            let id = running.sequence.id;
+            self.in_flight.iter().any(|step| step.computes(id))
+        };
+        let chunks: usize = self.in_flight.iter().map(|step| step.chunks.len()).sum();
+        if chunks > 1 && suspects.into_iter().any(is_computed) {
+            return Err(Violation::of(
+                "a suspect is not computed alone, so a lost group would not tell which",
+            ));
         }
         Ok(())
     }
 
     fn check_blocks(&self) -> Result<(), Violation> {
-        let cancelled = self.in_flight.iter().flat_map(|step| &step.cancelled);
-        self.cache.check(self.running.values().map(|running| &running.table).chain(cancelled))
+        let left = self.in_flight.iter().flat_map(|step| &step.left);
+        self.cache.check(self.running.values().map(|running| &running.table).chain(left))
     }
 
-    /// Every chunk in flight is of a sequence that runs or was cancelled since.
+    /// Every chunk in flight is of a sequence that runs or that left its blocks to the last step that computes it.
     fn check_in_flight(&self) -> Result<(), Violation> {
-        let Some(step) = &self.in_flight else { return Ok(()) };
-        let gone = step.chunks.iter().filter(|chunk| !self.running.contains_key(&chunk.sequence)).count();
-        if gone != step.cancelled.len() {
-            return Err(Violation::of("a sequence left the step in flight without leaving its blocks"));
+        if self.in_flight.len() > MAX_IN_FLIGHT {
+            return Err(Violation::of("more steps are in flight than allowed"));
+        }
+        let mut gone = BTreeSet::new();
+        for step in self.in_flight.iter().rev() {
+            let chunks = step.chunks.iter().filter(|chunk| !self.running.contains_key(&chunk.sequence));
+            if chunks.filter(|chunk| gone.insert(chunk.sequence)).count() != step.left.len() {
+                return Err(Violation::of("a sequence left a step in flight without leaving its blocks"));
+            }
         }
         Ok(())
     }
@@ -107,13 +122,20 @@ impl Group {
         let (id, known) = (running.sequence.id, running.sequence.known_tokens());
         let size = self.cache.shape().block_size;
         let in_flight = self.in_flight.iter().flat_map(|step| &step.chunks);
-        let in_flight: Tokens = in_flight
-            .filter(|chunk| chunk.sequence == id)
-            .fold(Tokens::ZERO, |sum, chunk| sum + chunk.tokens);
-        if running.computed >= known || running.computed + in_flight > known {
+        let in_flight = in_flight.filter(|chunk| chunk.sequence == id);
+        let tokens = in_flight.clone().fold(Tokens::ZERO, |sum, chunk| sum + chunk.tokens);
+        let sampled = Tokens::of_len(in_flight.filter(|chunk| chunk.sampling == Sampling::Sample).count());
+        if running.scheduled != running.computed + tokens || running.awaited != sampled {
+            return Err(Violation::of(format!(
+                "sequence {id} counts what is not in flight, or not all that is"
+            )));
+        }
+        // The last of them is sampled after all that is computed.
+        let can_be_computed = known + sampled.saturating_sub(Tokens(1));
+        if running.computed >= known || running.scheduled > can_be_computed {
             return Err(Violation::of(format!("sequence {id} has computed what it does not know")));
         }
-        if running.table.len() != (running.computed + in_flight).blocks_ceil(size) {
+        if running.table.len() != running.scheduled.blocks_ceil(size) {
             return Err(Violation::of(format!("sequence {id} has blocks it does not use, or too few")));
         }
         let computed = &running.sequence.known[..running.computed.len()];

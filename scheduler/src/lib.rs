@@ -11,7 +11,7 @@
 //!     StepTimings, TokenId, TokenLogprobs, Tokens,
 //! };
 //! use lockstep_scheduler::{
-//!     CacheSalt, CacheShape, FinishReason, Limits, PrefixCaching, Scheduler, SequenceEvent, Service,
+//!     CacheSalt, CacheShape, FinishReason, Limits, PrefixCaching, RunAhead, Scheduler, SequenceEvent, Service,
 //!     Submission, TokenOrigin,
 //! };
 //!
@@ -35,6 +35,7 @@
 //!     stop_tokens: vec![TokenId(2)],
 //!     prompt_logprobs: PromptLogprobs::Skip,
 //!     cache_salt: CacheSalt(0),
+//!     run_ahead: RunAhead::Allowed,
 //!     service: Service::default(),
 //! };
 //! scheduler.on_submit(SequenceId(1), submission, Instant::now())?;
@@ -76,7 +77,8 @@
 //! - `grow`: blocks for what runs; preemption
 //! - `admit`: who may wait, who may run
 //! - `placement`: with which replica
-//! - `group`: all that is lost with the shards; the step in flight
+//! - `ahead`: a step before the last one is answered
+//! - `group`: all that is lost with the shards; the steps in flight
 //! - `replicas`: the groups there are
 //! - `losses`: sequences that groups are lost with
 //! - `forced`: tokens that are not sampled, and waiting for them
@@ -89,6 +91,7 @@
 #![forbid(unsafe_code)]
 
 mod admit;
+mod ahead;
 mod blocks;
 mod budget;
 mod deadline;
@@ -121,4 +124,4 @@ pub use pace::Pace;
 pub use scheduler::Scheduler;
 pub use service::{Priority, PriorityError, Service, Tenant};
 pub use stats::Stats;
-pub use submission::{AdmissionError, CacheSalt, Submission};
+pub use submission::{AdmissionError, CacheSalt, RunAhead, Submission};

@@ -86,7 +86,7 @@ impl Scheduler {
         budget: &mut StepBudget,
     ) -> Plan {
         let grant = |(id, running): (&SequenceId, &Running)| {
-            if *id == suspect { budget.take(running.behind()) } else { Tokens::ZERO }
+            if *id == suspect { budget.take(running.ready()) } else { Tokens::ZERO }
         };
         let grants: Vec<Tokens> = group.running.iter().map(grant).collect();
         let (plan, preempted) = group.grow(&grants);

@@ -25,16 +25,17 @@ use crate::submission::{AdmissionError, Submission};
 /// Call [`on_submit`](Self::on_submit) and [`on_cancel`](Self::on_cancel) at any time,
 /// [`on_group_ready`](Self::on_group_ready) and [`on_group_lost`](Self::on_group_lost) when it happens.
 /// While a replica's group is ready, alternate: [`plan_step`](Self::plan_step), send the step to every rank,
-/// [`on_step_done`](Self::on_step_done) with the output of rank 0 once all ranks have answered. At most one
-/// step is in flight for each replica. After `None` from `plan_step`, ask again once something was submitted or resumed,
-/// or anything has changed with another replica.
+/// [`on_step_done`](Self::on_step_done) with the output of rank 0 once all ranks have answered. While a step is in flight
+/// [`plan_ahead`](Self::plan_ahead) may give another, to be sent and answered after it; at most two are in flight for
+/// each replica. After `None` from `plan_step`, ask again once something was submitted or resumed, or anything has
+/// changed with another replica.
 ///
 /// A step that fails as a whole is a lost group: call [`on_group_lost`](Self::on_group_lost). Its sequences
 /// go on where they were, with the replica that takes them first. A group that is to leave is told by
 /// [`on_drain`](Self::on_drain) and [`on_group_drained`](Self::on_group_drained); its sequences do the same.
 ///
-/// The sequence that runs longest on a replica and is not held advances in every step of it, so every sequence that
-/// is not cancelled ends. The time decides about deadlines only, in [`on_time`](Self::on_time).
+/// The sequence that runs longest on a replica, is not held and does not end with what is in flight advances in every
+/// step of it, so every sequence that is not cancelled ends. The time decides about deadlines only, in [`on_time`](Self::on_time).
 #[derive(Debug)]
 pub struct Scheduler {
     pub(crate) limits: Limits,
@@ -49,7 +50,7 @@ pub struct Scheduler {
 
 /// Whether what waits may be admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Doors {
+pub(crate) enum Doors {
     Open,
     Closed,
 }
@@ -103,8 +104,8 @@ impl Scheduler {
         events
     }
 
-    /// The group and all it holds are gone. What ran waits again, with the tokens it has; a step in flight
-    /// is void, and so is its output.
+    /// The group and all it holds are gone. What ran waits again, with the tokens it has; steps in flight
+    /// are void, and so are their outputs.
     ///
     /// Returns the end of those that were being computed when three groups in a row were lost, and got no
     /// further in between: they would cost every group that follows. The last of the three had nothing else
@@ -169,13 +170,13 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Forgets a sequence: no event of it comes any more. Blocks the step in flight may write to come back
-    /// when that step is done. Nothing happens if the sequence has ended.
+    /// Forgets a sequence: no event of it comes any more. Blocks that steps in flight may write to come back
+    /// when these are done. Nothing happens if the sequence has ended.
     pub fn on_cancel(&mut self, sequence: SequenceId) {
         if self.queue.remove(sequence).is_none()
             && let Some(group) = self.replicas.group_of(sequence)
         {
-            group.cancel(sequence);
+            group.let_go(sequence);
         }
         self.events.retain(|event| event.sequence() != sequence);
         self.assert_invariants();
@@ -194,7 +195,7 @@ impl Scheduler {
         // Out of its place: the others are looked at while it plans.
         let mut group = self.replicas.take(replica)?;
         let mut budget = StepBudget::new(self.limits.step_tokens());
-        let (plan, admitted) = match self.suspect(&group) {
+        let planned = match self.suspect(&group) {
             None => self.plan_all(&mut group, Doors::Open, &mut budget),
             Some(Suspect::Held) => self.plan_all(&mut group, Doors::Closed, &mut budget),
             Some(Suspect::Running(suspect)) => {
@@ -208,15 +209,25 @@ impl Scheduler {
                 }
             }
         };
-        self.note_admitted(admitted, now);
-        let step = (!plan.is_empty()).then(|| group.launch(self.replicas.take_step_id(replica), plan, now));
+        let step = self.launch(&mut group, planned, now);
         self.replicas.put(group);
         self.assert_invariants();
         step
     }
 
+    /// Makes what is planned a step, if it computes anything.
+    pub(crate) fn launch(
+        &mut self,
+        group: &mut Group,
+        (plan, admitted): (Plan, Vec<Admission>),
+        now: Instant,
+    ) -> Option<Step> {
+        self.note_admitted(admitted, now);
+        (!plan.is_empty()).then(|| group.launch(self.replicas.take_step_id(group.replica), plan, now))
+    }
+
     /// A plan for everything that runs and, if the doors are open, for what can be admitted.
-    fn plan_all(
+    pub(crate) fn plan_all(
         &mut self,
         group: &mut Group,
         doors: Doors,
@@ -233,10 +244,10 @@ impl Scheduler {
         (plan, admitted)
     }
 
-    /// Takes the output of a replica's step in flight in, as rank 0 gave it. The time it took tells the pace.
+    /// Takes the output of a replica's oldest step in flight in, as rank 0 gave it. The time it took tells the pace.
     ///
     /// # Errors
-    /// The output is not of the step in flight, or not an answer to it. Nothing has changed then.
+    /// The output is not of that step, or not an answer to it. Nothing has changed then.
     pub fn on_step_done(
         &mut self,
         replica: ReplicaId,
@@ -244,9 +255,7 @@ impl Scheduler {
         now: Instant,
     ) -> Result<Vec<SequenceEvent>, StepMismatch> {
         let group = self.replicas.get_mut(replica).ok_or(StepMismatch::NoneInFlight)?;
-        let planned = group.in_flight.as_ref().map(|step| step.planned);
-        let chunks = group.take_in_flight(output)?;
-        let took = now.saturating_duration_since(planned.unwrap_or(now));
+        let (chunks, took) = group.take_in_flight(output, now)?;
         self.pace.on_step(chunks.iter().fold(Tokens::ZERO, |sum, chunk| sum + chunk.tokens), took);
         let mut events = std::mem::take(&mut self.events);
         for (chunk, result) in chunks.iter().zip(&output.results) {

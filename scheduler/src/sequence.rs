@@ -15,7 +15,7 @@ use crate::losses::Losses;
 use crate::pace::Pace;
 use crate::queue::Turn;
 use crate::service::Tenant;
-use crate::submission::{CacheSalt, Submission};
+use crate::submission::{CacheSalt, RunAhead, Submission};
 
 /// Counts submissions: a smaller one is older.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +34,7 @@ pub(crate) struct Sequence {
     sampling: SamplingParams,
     max_new_tokens: Tokens,
     stop_tokens: Vec<TokenId>,
+    run_ahead: RunAhead,
     told: Told,
 }
 
@@ -80,6 +81,10 @@ pub(crate) struct Running {
     pub(crate) table: BlockTable,
     /// Tokens whose keys and values are in the blocks, after the last step that is done.
     pub(crate) computed: Tokens,
+    /// The same after every step in flight.
+    pub(crate) scheduled: Tokens,
+    /// Tokens that the steps in flight sample: they follow the known ones.
+    pub(crate) awaited: Tokens,
     last_token: LastToken,
     /// Of the known tokens the last ones, which the shards have yet to be given.
     unannounced: Tokens,
@@ -153,6 +158,7 @@ impl Sequence {
             sampling: submission.sampling,
             max_new_tokens: submission.max_new_tokens,
             stop_tokens: submission.stop_tokens,
+            run_ahead: submission.run_ahead,
             told: Told { logprobs_wanted, logprobs: Tokens::ZERO, output: Tokens::ZERO },
         };
         sequence.force(&submission.forced);
@@ -282,7 +288,15 @@ impl Sequence {
 impl Running {
     /// A sequence whose table holds what was found of it, `cached` tokens.
     pub(crate) fn new(sequence: Sequence, table: BlockTable, cached: Tokens) -> Self {
-        Self { sequence, table, computed: cached, last_token: LastToken::Given, unannounced: Tokens::ZERO }
+        Self {
+            sequence,
+            table,
+            computed: cached,
+            scheduled: cached,
+            awaited: Tokens::ZERO,
+            last_token: LastToken::Given,
+            unannounced: Tokens::ZERO,
+        }
     }
 
     /// Known tokens that are not computed; at least one between steps.
@@ -290,27 +304,62 @@ impl Running {
         self.sequence.known_tokens().saturating_sub(self.computed)
     }
 
-    /// The next `tokens` of it as work for the shards, with the blocks its table got since the last time.
+    /// Tokens that the next step can compute: those known that no step in flight computes, or the one that the step in
+    /// flight samples.
+    pub(crate) fn ready(&self) -> Tokens {
+        if self.is_held() || self.is_ending() {
+            return Tokens::ZERO;
+        }
+        (self.sequence.known_tokens() + self.awaited).saturating_sub(self.scheduled)
+    }
+
+    /// Whether the steps in flight compute the last of it, whatever they sample.
+    pub(crate) fn is_ending(&self) -> bool {
+        if self.awaited.is_empty() {
+            return self.scheduled == self.sequence.known_tokens()
+                && self.sequence.finish_reason().is_some();
+        }
+        self.sequence.output_tokens() + self.awaited >= self.sequence.max_new_tokens
+    }
+
+    /// Whether nothing may be computed of it before its owner has had a say.
+    pub(crate) fn waits_for_owner(&self) -> bool {
+        let is_awaited = !self.awaited.is_empty() && !self.is_ending();
+        self.is_held() || is_awaited && self.sequence.run_ahead == RunAhead::Never
+    }
+
+    /// Context to have blocks for so that it gets as far as the token after those that are known or being sampled.
+    pub(crate) fn wanted_context(&self) -> Tokens {
+        (self.sequence.wanted_context() + self.awaited).min(self.sequence.max_context())
+    }
+
+    /// The next `tokens` of it, which are [`ready`](Self::ready), as work for the shards, with the blocks its table got
+    /// since the last time.
     pub(crate) fn take_chunk(&mut self, tokens: Tokens) -> (Work, Chunk) {
-        let end = self.computed + tokens;
-        let caught_up = end == self.sequence.known_tokens();
-        let sampling = if caught_up && self.sequence.finish_reason().is_none() {
+        let (first, end) = (self.scheduled, self.scheduled + tokens);
+        let is_awaited = !self.awaited.is_empty();
+        let caught_up = end == self.sequence.known_tokens() + self.awaited;
+        let sampling = if caught_up && (is_awaited || self.sequence.finish_reason().is_none()) {
             Sampling::Sample
         } else {
             Sampling::Skip
         };
         let work_tokens = match self.last_token {
-            LastToken::Sampled => WorkTokens::LastSampled,
-            LastToken::Given => {
-                WorkTokens::Ids(self.sequence.known[self.computed.len()..end.len()].to_vec())
+            LastToken::Given if !is_awaited => {
+                WorkTokens::Ids(self.sequence.known[first.len()..end.len()].to_vec())
             }
+            LastToken::Given | LastToken::Sampled => WorkTokens::LastSampled,
         };
-        let logprobs = self.sequence.owed_logprobs(self.computed, end);
+        self.scheduled = end;
+        if sampling == Sampling::Sample {
+            self.awaited += Tokens(1);
+        }
+        let logprobs = self.sequence.owed_logprobs(first, end);
         let unannounced = std::mem::replace(&mut self.unannounced, Tokens::ZERO);
         let announced = self.sequence.known.len() - unannounced.len();
         let work = Work {
             sequence: self.sequence.id,
-            first_position: Position(self.computed.0),
+            first_position: Position(first.0),
             tokens: work_tokens,
             new_blocks: self.table.take_unannounced(),
             sampling,
@@ -328,11 +377,13 @@ impl Running {
     pub(crate) fn push_sampled(&mut self, token: TokenId) {
         self.sequence.known.push(token);
         self.sequence.told.output += Tokens(1);
+        self.awaited -= Tokens(1);
         self.last_token = LastToken::Sampled;
     }
 
     /// Appends tokens the owner chose, for the shards to be given with the next chunk.
     pub(crate) fn force(&mut self, tokens: &[TokenId]) -> Tokens {
+        debug_assert!(self.awaited.is_empty(), "a sequence that is held is not being sampled");
         let forced = self.sequence.force(tokens);
         if !forced.is_empty() {
             self.unannounced += forced;

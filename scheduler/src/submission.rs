@@ -24,6 +24,8 @@ pub struct Submission {
     pub prompt_logprobs: PromptLogprobs,
     /// Who may share KV blocks with whom.
     pub cache_salt: CacheSalt,
+    /// Whether what follows a token may be computed before its owner has the token.
+    pub run_ahead: RunAhead,
     /// For whom, how urgently and until when.
     pub service: Service,
 }
@@ -34,6 +36,16 @@ impl Submission {
         let prompt = Tokens::of_len(self.prompt.len());
         Tokens(prompt.0.saturating_add(self.max_new_tokens.0))
     }
+}
+
+/// Whether what follows a token may be computed before the sequence's owner has the token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RunAhead {
+    /// It may.
+    #[default]
+    Allowed,
+    /// It must not: the owner finds out after each token what may follow, and holds the sequence meanwhile.
+    Never,
 }
 
 /// Stands for everything besides the tokens that decides a block's contents or who may reuse it: model,

@@ -3,8 +3,8 @@
 //! JSON, so that a model stays loaded while another program takes its turns. Figures are context for people,
 //! not a verdict.
 //!
-//! `speed FOLDER|demo [--threads 2] [--dtype bfloat16] [--kv-cache-dtype int8] [WORK...]`; with work on the
-//! command line, such as `decode:8:64:16`, nothing is read.
+//! `speed FOLDER|demo [--threads 2] [--dtype bfloat16] [--kv-cache-dtype int8] [--device cuda [--exact]] [WORK...]`;
+//! with work on the command line, such as `decode:8:64:16`, nothing is read.
 
 #![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
@@ -16,13 +16,15 @@ use std::time::Instant;
 
 use clap::Parser;
 use lockstep_models::ModelFiles;
+use lockstep_process::reports::Progress;
 use lockstep_proto::{
-    BlockId, Bytes, ContextLogprobs, Epoch, Outcome, Position, Sampling, SamplingParams, SequenceId,
+    BlockId, Bytes, ContextLogprobs, Epoch, Outcome, Position, Rank, Sampling, SamplingParams, SequenceId,
     SequenceStart, Step, StepId, TokenId, Tokens, Work, WorkTokens,
 };
 use lockstep_shard::batch::BLOCK_SIZE;
-use lockstep_shard::comm::{Communicator, Solo, Timed};
+use lockstep_shard::comm::{Communicator, Membership, Solo, Timed};
 use lockstep_shard::decoder::{Decoder, Dtype, ModelSpec, Precision, Quantize};
+use lockstep_shard::device::{DeviceArgs, Target};
 use lockstep_shard::engine::{Configuration, Engine, Group};
 use lockstep_shard::kv::KvCacheDtype;
 use lockstep_shard::{Loaded, use_instruction_set};
@@ -56,6 +58,8 @@ struct Cli {
     /// Kernels of this instruction set in place of the fastest: avx512-bf16, avx512, avx2 or portable.
     #[arg(long)]
     instruction_set: Option<String>,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// What is timed.
@@ -141,9 +145,11 @@ impl BareEngine {
         let files = ModelFiles::from_argument(&cli.model);
         let spec = ModelSpec::read(&files)?;
         let precision = Precision { dtype: cli.dtype, quantize: cli.quantize };
+        let target = Target::open(cli.device, Membership::new(Rank(0), 1)?)?;
         let begun = Instant::now();
-        let decoder =
-            Decoder::load(&files, &spec, precision, Arc::new(Solo))?.with_kv_cache(cli.kv_cache_dtype);
+        let place = (&target, Arc::new(Solo) as Arc<dyn Communicator>);
+        let decoder = Decoder::load_onto(place, &files, (&spec, precision), Progress::default())?
+            .with_kv_cache(cli.kv_cache_dtype);
         let seconds = begun.elapsed().as_secs_f64();
         let comm = Arc::new(Timed::new(Arc::new(Solo) as Arc<dyn Communicator>));
         let group = Group { comm, epoch: EPOCH, kv_budget: Bytes(u64::MAX) };

@@ -57,6 +57,10 @@ pub struct ShardArgs {
     #[arg(long, value_name = "BYTES", default_value_t = 256 << 20)]
     pub kv_cache_bytes: u64,
 
+    /// Most tokens of a step: on a GPU, what is computed once before its memory is dealt out
+    #[arg(long, value_name = "TOKENS", default_value_t = 4096)]
+    pub max_step_tokens: u32,
+
     /// Threads that compute; 0 means one for each of --cpus, or one a core
     #[arg(long, default_value_t = 0)]
     pub threads: usize,

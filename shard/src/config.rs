@@ -10,7 +10,7 @@ use lockstep_models::ModelFiles;
 use lockstep_process::cpus::CpuList;
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_process::traces::{Role, TraceConfig};
-use lockstep_proto::{Bytes, Epoch, Rank};
+use lockstep_proto::{Bytes, Epoch, Rank, Tokens};
 use thiserror::Error;
 
 use crate::args::ShardArgs;
@@ -64,6 +64,8 @@ pub struct KvConfig {
     pub held: KvCacheDtype,
     /// Memory they may take.
     pub budget: Bytes,
+    /// Tokens of the largest step, which takes memory beside them.
+    pub largest_step: Tokens,
 }
 
 /// Where the router connects.
@@ -152,7 +154,11 @@ impl Config {
             listen: args.listen,
             device: args.device,
             precision: Precision { dtype: args.dtype, quantize: args.quantize },
-            kv_cache: KvConfig { held: args.kv_cache_dtype, budget: Bytes(args.kv_cache_bytes) },
+            kv_cache: KvConfig {
+                held: args.kv_cache_dtype,
+                budget: Bytes(args.kv_cache_bytes),
+                largest_step: Tokens(args.max_step_tokens),
+            },
             threads: ThreadConfig { count: if args.threads == 0 { threads } else { args.threads }, cpus },
             reports: args.reports,
             parent: args.parent,

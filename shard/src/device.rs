@@ -22,6 +22,11 @@ pub struct DeviceArgs {
     #[arg(long, env)]
     pub exact: bool,
 
+    /// Whether steps that only decode are recorded as CUDA graphs, so that the host starts one thing in place of many;
+    /// auto: where the model allows it
+    #[arg(long, env, value_enum, default_value_t = CudaGraphs::Auto)]
+    pub cuda_graphs: CudaGraphs,
+
     /// Places on GPUs that belong to other groups and come before those of this one
     #[arg(long, hide = true, default_value_t = 0)]
     pub places_taken: u32,
@@ -36,6 +41,15 @@ pub enum DeviceChoice {
     Cpu,
     /// GPUs, each rank one of those CUDA_VISIBLE_DEVICES names.
     Cuda,
+}
+
+/// Whether decode steps are recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CudaGraphs {
+    /// Where that works: dense models, on one rank.
+    Auto,
+    /// Never.
+    Off,
 }
 
 /// What was chosen.
@@ -91,14 +105,6 @@ pub enum DeviceError {
     /// An option that only GPUs have.
     #[error("compute on the CPU with {option}: it is there on GPUs only; {instead}")]
     GpusOnly {
-        /// The option.
-        option: &'static str,
-        /// What to give.
-        instead: &'static str,
-    },
-    /// An option that only the CPU has.
-    #[error("compute on GPUs with {option}: it is there on the CPU only; {instead}")]
-    Unsupported {
         /// The option.
         option: &'static str,
         /// What to give.
@@ -177,6 +183,9 @@ impl DeviceArgs {
         if self.exact {
             arguments.push("--exact".to_owned());
         }
+        if self.cuda_graphs == CudaGraphs::Off {
+            arguments.extend(["--cuda-graphs".to_owned(), "off".to_owned()]);
+        }
         if self.device == DeviceChoice::Cuda && self.places_taken != 0 {
             arguments.extend(["--places-taken".to_owned(), self.places_taken.to_string()]);
         }
@@ -212,12 +221,15 @@ pub fn visible_gpus() -> Result<usize, DeviceError> {
 pub struct Target {
     pub(crate) device: candle_core::Device,
     pub(crate) exact: bool,
+    /// Whether steps that only decode are recorded and replayed.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "nothing is recorded on a CPU"))]
+    pub(crate) records: bool,
 }
 
 impl Target {
     /// The CPU.
     pub fn cpu() -> Self {
-        Self { device: candle_core::Device::Cpu, exact: true }
+        Self { device: candle_core::Device::Cpu, exact: true, records: false }
     }
 
     /// Opens the device of a rank.
@@ -227,7 +239,10 @@ impl Target {
     pub fn open(args: DeviceArgs, membership: Membership) -> Result<Self, DeviceError> {
         match args.kind(membership.world_size())? {
             DeviceKind::Cpu => Ok(Self::cpu()),
-            DeviceKind::Cuda => Self::open_gpu(args.ordinal(membership.rank()), args.exact),
+            DeviceKind::Cuda => {
+                let gpu = Self::open_gpu(args.ordinal(membership.rank()), args.exact)?;
+                Ok(Self { records: args.cuda_graphs == CudaGraphs::Auto, ..gpu })
+            }
         }
     }
 
@@ -236,13 +251,13 @@ impl Target {
         Err(DeviceError::NotBuilt)
     }
 
-    /// Opens the `ordinal`-th of the visible GPUs.
+    /// Opens the `ordinal`-th of the visible GPUs, on which nothing is recorded.
     ///
     /// # Errors
     /// When it cannot be opened.
     #[cfg(feature = "cuda")]
     pub fn open_gpu(ordinal: usize, exact: bool) -> Result<Self, DeviceError> {
-        Ok(Self { device: candle_core::Device::Cuda(gpus::open(ordinal)?), exact })
+        Ok(Self { device: candle_core::Device::Cuda(gpus::open(ordinal)?), exact, records: false })
     }
 
     /// The GPU, where it is one.
@@ -277,8 +292,13 @@ pub(crate) mod gpus;
 mod tests {
     use super::*;
 
-    const USUAL: DeviceArgs =
-        DeviceArgs { device: DeviceChoice::Auto, ranks_per_gpu: 1, exact: false, places_taken: 0 };
+    const USUAL: DeviceArgs = DeviceArgs {
+        device: DeviceChoice::Auto,
+        ranks_per_gpu: 1,
+        exact: false,
+        cuda_graphs: CudaGraphs::Auto,
+        places_taken: 0,
+    };
 
     #[test]
     fn ranks_that_outnumber_gpus_are_refused_unless_they_share() {
@@ -314,6 +334,8 @@ mod tests {
         assert!(USUAL.to_arguments().is_empty());
         let all = DeviceArgs { ranks_per_gpu: 2, exact: true, ..USUAL.settled(DeviceKind::Cuda) };
         assert_eq!(all.to_arguments(), ["--device", "cuda", "--ranks-per-gpu", "2", "--exact"]);
+        let plain = DeviceArgs { cuda_graphs: CudaGraphs::Off, ..USUAL };
+        assert_eq!(plain.to_arguments(), ["--cuda-graphs", "off"]);
         assert!(USUAL.after(2, 4).to_arguments().is_empty());
         let second = USUAL.settled(DeviceKind::Cuda).after(2, 4).to_arguments();
         assert_eq!(second, ["--device", "cuda", "--places-taken", "8"]);

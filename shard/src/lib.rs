@@ -43,4 +43,7 @@ pub use ops::cpu::limits;
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
 pub use ops::cuda::checks as gpu_checks;
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub use ops::cuda::limits as gpu_limits;
 pub use serve::{run, serve};

@@ -1,6 +1,6 @@
 //! What a rank lives for: the stream of steps of a router, and for some time the hope for another router.
 //!
-//! What a rank has loaded is worth more than its router: where that dies, the rank finishes the step it has
+//! What a rank has loaded is worth more than its router: where that dies, the rank finishes the steps it has
 //! and waits for the next, which starts with no sequences. A rank that a router has given up, that does not
 //! finish its step, or that nobody asks for leaves, and its group returns with the next epoch.
 
@@ -22,7 +22,7 @@ const ENDS: usize = 3;
 /// How long a rank waits for a router.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// For a step that was begun. Where other ranks were not given it, it does not end.
+    /// For the steps it has, one or two. One that other ranks were not given does not end.
     pub for_step: Duration,
     /// For the next router.
     pub for_router: Duration,
@@ -119,7 +119,7 @@ impl Lifeline {
             StreamEnd::Refused(_) | StreamEnd::GivenUp => return Some(why),
         }
         if timeout(self.patience.for_step, self.caught_up()).await.is_err() {
-            warn!("the step that was begun does not end without its router");
+            warn!("a step that was begun does not end without its router");
             return Some(why);
         }
         info!(%why, "the router's stream of steps is over; waiting for another router");

@@ -1,18 +1,17 @@
 //! Joins the group and loads this rank's part of the model.
 
+#[cfg(feature = "cuda")]
+mod device_memory;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lockstep_process::reports::Progress;
-#[cfg(feature = "cuda")]
-use lockstep_proto::{BlockId, Position, TokenId};
 use lockstep_proto::{Blocks, Bytes, Tokens};
 use thiserror::Error;
 use tracing::info;
 
-#[cfg(feature = "cuda")]
-use crate::batch::BatchSequence;
 use crate::batch::{BLOCK_SIZE, Batch};
 #[cfg(feature = "cuda")]
 use crate::comm::Nccl;
@@ -23,20 +22,12 @@ use crate::decoder::{self, Decoder, Hidden, Logits, ModelSpec, SpecError};
 use crate::device::gpus;
 use crate::device::{DeviceError, DeviceKind, Target};
 use crate::engine::{Engine, Group, LogitRows, Model, ModelError};
-use crate::kv::{KvCacheDtype, KvPool};
+use crate::kv::KvPool;
 #[cfg(feature = "cuda")]
 use crate::sampling::{RowAsk, RowFound};
 
 /// How long rank 0 waits for ranks on other hosts to start.
 const RENDEZVOUS_LIMIT: Duration = Duration::from_secs(300);
-
-/// Tokens of the step that is computed before a GPU's memory is dealt out: a large one, as long prompts make it.
-#[cfg(feature = "cuda")]
-const WARM_UP: Tokens = Tokens(4096);
-
-/// Of a GPU's memory, left to what the driver and its libraries take later.
-#[cfg(feature = "cuda")]
-const DEVICE_MARGIN: Bytes = Bytes(512 << 20);
 
 /// A model that cannot be served.
 #[derive(Debug, Error)]
@@ -59,10 +50,24 @@ pub enum LoadError {
         /// Why.
         source: ModelError,
     },
+    /// The device is too small for the weights.
+    #[error(
+        "load {weights} of weights onto the GPU: {free} of its {total} are free; split the model over more GPUs with \
+         --num-shard"
+    )]
+    NoRoomForWeights {
+        /// Bytes this rank's weights take at least.
+        weights: Bytes,
+        /// Bytes nobody has.
+        free: Bytes,
+        /// The device's.
+        total: Bytes,
+    },
     /// The device's memory is full before any KV block is in it.
     #[error(
-        "keep a KV cache on the GPU: {free} of {total} are free after the weights and a step of {rows} tokens, one \
-         request at least needs {block}; split the model over more GPUs with --num-shard"
+        "keep a KV cache on the GPU: {free} of its {total} are free after the weights and a step of {rows} tokens, of \
+         which {kept} are left to the driver and {block} is one KV block; split the model over more GPUs with \
+         --num-shard, or lower --max-batch-prefill-tokens"
     )]
     NoRoom {
         /// Bytes nobody has.
@@ -71,6 +76,8 @@ pub enum LoadError {
         total: Bytes,
         /// Tokens of the step.
         rows: Tokens,
+        /// Bytes that are not for KV blocks.
+        kept: Bytes,
         /// Of one KV block.
         block: Bytes,
     },
@@ -101,6 +108,7 @@ pub(crate) fn load(config: &Config, progress: Progress) -> Result<Engine<Loaded>
     info!(%rank, model = %config.model, precision = %config.precision, "loading");
     let spec = ModelSpec::read(&config.model)?;
     let group = Arc::clone(&comm) as Arc<dyn Communicator>;
+    check_weights_fit(config, &target, &spec)?;
     progress.advance();
     let of = (&spec, config.precision);
     let decoder = Decoder::load_onto((&target, group), &config.model, of, progress)?
@@ -109,7 +117,7 @@ pub(crate) fn load(config: &Config, progress: Progress) -> Result<Engine<Loaded>
     let mut loaded = Loaded::new(decoder);
     let kv_budget = match target.kind() {
         DeviceKind::Cpu => config.kv_cache.budget,
-        DeviceKind::Cuda => kv_on_device(&mut loaded, &target, config)?,
+        DeviceKind::Cuda => budget_on_device(&mut loaded, (&target, comm.as_ref()), config)?,
     };
     let group = Group { comm, epoch: config.joining.epoch, kv_budget };
     Ok(Engine::new(loaded, group))
@@ -118,12 +126,25 @@ pub(crate) fn load(config: &Config, progress: Progress) -> Result<Engine<Loaded>
 /// What the device has not is refused before anything is loaded.
 fn check_precision(config: &Config, target: &Target) -> Result<(), DeviceError> {
     config.precision.check(target.kind())?;
-    match (target.kind(), config.kv_cache.held) {
-        (DeviceKind::Cuda, KvCacheDtype::Int8) => {
-            Err(DeviceError::Unsupported { option: "--kv-cache-dtype int8", instead: "give auto or bf16" })
-        }
-        (DeviceKind::Cuda, KvCacheDtype::Auto | KvCacheDtype::Bfloat16) | (DeviceKind::Cpu, _) => Ok(()),
-    }
+    config.kv_cache.held.check_on(target.kind())
+}
+
+#[cfg(feature = "cuda")]
+use device_memory::{budget_on_device, check_weights_fit};
+
+#[cfg(not(feature = "cuda"))]
+fn budget_on_device(
+    _: &mut Loaded,
+    _: (&Target, &dyn Communicator),
+    _: &Config,
+) -> Result<Bytes, LoadError> {
+    Err(LoadError::Device(DeviceError::NotBuilt))
+}
+
+#[cfg(not(feature = "cuda"))]
+#[expect(clippy::unnecessary_wraps, reason = "its twin of binaries that know GPUs may fail")]
+fn check_weights_fit(_: &Config, _: &Target, _: &ModelSpec) -> Result<(), LoadError> {
+    Ok(())
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -148,8 +169,10 @@ fn join_devices(
     if ranks == 1 {
         return Ok(host);
     }
-    if config.device.ranks_per_gpu > 1 {
-        tracing::warn!("ranks exchange through main memory: they share GPUs, which NCCL does not take");
+    if config.device.ranks_per_gpu > 1 && !gpus::does_nccl_share() {
+        tracing::warn!(
+            "ranks exchange through main memory: they share GPUs, which NCCL does not take by default"
+        );
         return Ok(host);
     }
     let mut with_nccl = [if gpus::have_nccl() { 1.0 } else { 0.0 }];
@@ -159,39 +182,6 @@ fn join_devices(
         return Ok(host);
     }
     Ok(Arc::new(Nccl::join(host, device.clone(), config.joining, target.order())?))
-}
-
-#[cfg(not(feature = "cuda"))]
-fn kv_on_device(_: &mut Loaded, _: &Target, _: &Config) -> Result<Bytes, LoadError> {
-    Err(LoadError::Device(DeviceError::NotBuilt))
-}
-
-/// Memory for KV blocks: this rank's share of what nobody has after a large step was computed once, less a margin;
-/// what was asked for where that is less. Every rank of the group computes the step, so that all have their weights.
-#[cfg(feature = "cuda")]
-fn kv_on_device(loaded: &mut Loaded, target: &Target, config: &Config) -> Result<Bytes, LoadError> {
-    let Some(device) = target.gpu() else { return Err(LoadError::Device(DeviceError::NotBuilt)) };
-    let rows = WARM_UP.min(loaded.max_positions());
-    loaded.warm_up(rows).map_err(|source| LoadError::WarmUp { source })?;
-    let (free, total) = gpus::memory(device)?;
-    let free_for_kv = Bytes(free).saturating_sub(DEVICE_MARGIN).0 / u64::from(config.device.ranks_per_gpu);
-    let budget = Bytes(free_for_kv).min(config.kv_cache.budget);
-    let (name, architecture) = gpus::name(device)?;
-    info!(
-        rank = %config.joining.membership.rank(),
-        gpu = name,
-        architecture,
-        total = %Bytes(total),
-        weights = %loaded.weight_bytes(),
-        free = %Bytes(free),
-        kv_cache = %budget,
-        "memory of the GPU, after a step of {rows} tokens",
-    );
-    if budget < loaded.block_bytes() {
-        let (free, total, block) = (Bytes(free), Bytes(total), loaded.block_bytes());
-        return Err(LoadError::NoRoom { free, total, rows, block });
-    }
-    Ok(budget)
 }
 
 fn join(config: &Config) -> Result<Arc<dyn Communicator>, LoadError> {
@@ -209,28 +199,6 @@ impl Loaded {
     /// Without KV blocks yet.
     pub fn new(decoder: Decoder) -> Self {
         Self { decoder, kv: None }
-    }
-
-    /// Computes a step of so many tokens, whose blocks are given back.
-    #[cfg(feature = "cuda")]
-    fn warm_up(&mut self, rows: Tokens) -> Result<(), ModelError> {
-        let blocks = rows.blocks_ceil(BLOCK_SIZE);
-        self.allocate_kv(blocks)?;
-        let batch = Batch {
-            token_ids: vec![TokenId(0); rows.len()],
-            sequences: vec![BatchSequence {
-                first_row: 0,
-                rows: rows.len(),
-                first_position: Position(0),
-                blocks: (0..blocks.0).map(BlockId).collect(),
-            }],
-            logit_rows: (0..self.logit_rows_at_once().min(rows.len())).collect(),
-        };
-        let hidden = self.forward(&batch)?;
-        let logits = self.logits(&hidden, 0..hidden.len())?;
-        logits.on_host().map_err(boxed)?;
-        self.kv = None;
-        Ok(())
     }
 }
 

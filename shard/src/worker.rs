@@ -249,6 +249,8 @@ fn run_step<M: Model>(
             Err(WorkerError::Refused { step, reason })
         }
         Err(StepError::Fatal { step, reason }) => {
+            // Who is told of it kills this process, which may say nothing more.
+            tracing::error!(%step, %reason, "this rank cannot go on");
             answer.send(Err(StepRefusal::RankLost { step }));
             if let Some(trace) = trace {
                 trace.fail();

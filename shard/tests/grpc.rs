@@ -14,8 +14,8 @@ use lockstep_process::tasks::Tasks;
 use lockstep_process::traces::Traces;
 use lockstep_proto::wire::shard_client::ShardClient;
 use lockstep_proto::{
-    BlockId, Bytes, Epoch, Outcome, Position, Sampling, SequenceId, SequenceStart, ShardDescription, Step,
-    StepId, TokenId, TokenMask, Work, WorkTokens, wire,
+    BlockId, Bytes, Epoch, Outcome, Position, Sampling, SamplingParams, SequenceId, SequenceStart,
+    ShardDescription, Step, StepId, TokenId, TokenMask, Work, WorkTokens, wire,
 };
 use lockstep_shard::comm::{Communicator, Solo, Threads, Timed};
 use lockstep_shard::config::ListenAddress;
@@ -391,6 +391,79 @@ async fn a_stale_socket_is_replaced() {
     let shard = Shard::start_in(folder, Arc::new(Solo), Patience::USUAL);
     shard.configured().await;
     shard.stop().await.unwrap();
+}
+
+/// What two sequences get in six steps, of which so many are sent before the first of them is answered. One has its
+/// prompt in two chunks, both draw their tokens.
+async fn drawn(ranks: Vec<Arc<dyn Communicator>>, in_flight: usize) -> Vec<Vec<Outcome>> {
+    let shards: Vec<Shard> = ranks.into_iter().map(Shard::start).collect();
+    let mut runs = Vec::new();
+    for shard in &shards {
+        runs.push(Run::open(&mut shard.configured().await).await);
+    }
+    let (short, long) = ([1, 2, 3], [9, 8, 7, 6, 5]);
+    let seeded =
+        |start: SequenceStart, seed| SequenceStart { sampling: SamplingParams::seeded(seed), ..start };
+    let first = Work {
+        tokens: WorkTokens::Ids(long[..2].iter().copied().map(TokenId).collect()),
+        sampling: Sampling::Skip,
+        ..prefill(2, &long, 1)
+    };
+    let second = Work {
+        first_position: Position(2),
+        tokens: WorkTokens::Ids(long[2..].iter().copied().map(TokenId).collect()),
+        ..prefill(2, &long, 2)
+    };
+    let grows = |work: Work, block| Work { new_blocks: vec![BlockId(block)], ..work };
+    let starts = vec![seeded(start(1, &short), 4), seeded(start(2, &long), 5)];
+    let steps = [
+        step(0, starts, vec![prefill(1, &short, 0), first]),
+        step(1, Vec::new(), vec![decode(1, 3), second]),
+        step(2, Vec::new(), vec![grows(decode(1, 4), 3), decode(2, 5)]),
+        step(3, Vec::new(), vec![decode(1, 5), decode(2, 6)]),
+        step(4, Vec::new(), vec![decode(1, 6), decode(2, 7)]),
+        step(5, Vec::new(), vec![decode(1, 7), grows(decode(2, 8), 4)]),
+    ];
+    let mut outcomes = Vec::new();
+    let mut sent = 0;
+    while outcomes.len() < steps.len() {
+        let until = steps.len().min(outcomes.len() + in_flight);
+        // A rank has all of them before the next rank has any: it computes the first and waits for the others.
+        for run in &mut runs {
+            for step in &steps[sent..until] {
+                run.send(step.clone()).await;
+            }
+        }
+        sent = until;
+        outcomes.push(received(&mut runs).await);
+    }
+    for shard in shards {
+        shard.stop().await.unwrap();
+    }
+    outcomes
+}
+
+/// Rank 0's answer to a step, when every rank has answered.
+async fn received(runs: &mut [Run]) -> Vec<Outcome> {
+    let mut results = Vec::new();
+    for run in runs {
+        results.extend(run.receive().await.unwrap().results);
+    }
+    results.into_iter().map(|result| result.outcome).collect()
+}
+
+#[tokio::test]
+async fn a_step_that_waits_for_the_one_before_it_brings_what_it_brings_afterwards() {
+    let alone = || vec![Arc::new(Solo) as Arc<dyn Communicator>];
+    let two = || {
+        let group = Threads::group(2, Duration::from_secs(300)).unwrap();
+        group.into_iter().map(|rank| Arc::new(rank) as Arc<dyn Communicator>).collect::<Vec<_>>()
+    };
+    let one_by_one = drawn(alone(), 1).await;
+    assert!(one_by_one[2..].iter().flatten().all(|outcome| matches!(outcome, Outcome::Sampled(_))));
+    for ahead in [drawn(alone(), 2).await, drawn(two(), 1).await, drawn(two(), 2).await] {
+        assert_eq!(ahead, one_by_one);
+    }
 }
 
 #[tokio::test]

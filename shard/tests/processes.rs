@@ -122,16 +122,19 @@ impl Drop for Processes {
 
 /// The prompt and eleven tokens after it, on every rank; what rank 0 answers.
 async fn answer(streams: &mut [Run]) -> Vec<TokenLogprobs> {
+    answer_with(streams, 1).await
+}
+
+/// The same, so many steps being sent before the first of them is answered.
+async fn answer_with(streams: &mut [Run], in_flight: u32) -> Vec<TokenLogprobs> {
+    const STEPS: u32 = 12;
     let mut answer = Vec::new();
-    for id in 0..12 {
-        let (starts, work) = match id {
-            0 => (vec![start(1, &PROMPT)], prefill(1, &PROMPT, 3)),
-            _ => (Vec::new(), decode(1, 5 + id)),
-        };
-        let new_blocks = if id == 11 { vec![BlockId(1)] } else { work.new_blocks.clone() };
-        let step = step(u64::from(id), starts, vec![Work { new_blocks, ..work }]);
-        for stream in &mut *streams {
-            stream.send(step.clone()).await;
+    for id in 0..STEPS + in_flight - 1 {
+        if id < STEPS {
+            send(streams, id).await;
+        }
+        if id + 1 < in_flight {
+            continue;
         }
         let mut outcomes = Vec::new();
         for stream in &mut *streams {
@@ -144,6 +147,29 @@ async fn answer(streams: &mut [Run]) -> Vec<TokenLogprobs> {
         }
     }
     answer
+}
+
+/// The step with the prompt, or one that computes what the one before it samples.
+async fn send(streams: &mut [Run], id: u32) {
+    let (starts, work) = match id {
+        0 => (vec![start(1, &PROMPT)], prefill(1, &PROMPT, 3)),
+        _ => (Vec::new(), decode(1, 5 + id)),
+    };
+    let new_blocks = if id == 11 { vec![BlockId(1)] } else { work.new_blocks.clone() };
+    let step = step(u64::from(id), starts, vec![Work { new_blocks, ..work }]);
+    for stream in &mut *streams {
+        stream.send(step.clone()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_step_that_waits_for_the_one_before_it_answers_with_the_same_bits() {
+    for world_size in [1, 2] {
+        let group = Processes::start(world_size);
+        let one_by_one = answer(&mut group.streams().await).await;
+        let ahead = answer_with(&mut group.streams().await, 2).await;
+        assert_eq!(ahead, one_by_one, "{world_size} ranks");
+    }
 }
 
 #[tokio::test]

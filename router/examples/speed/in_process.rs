@@ -1,5 +1,6 @@
 //! The router with a group in its own process: what it costs without the way to a rank and back.
 
+use std::collections::VecDeque;
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -20,7 +21,10 @@ use tokio::net::TcpListener;
 use crate::shard::TOKEN;
 
 /// Answers every step with the same token, at once.
-struct AtOnce;
+#[derive(Default)]
+struct AtOnce {
+    begun: VecDeque<Step>,
+}
 
 impl ShardGroup for AtOnce {
     async fn describe(&mut self, _lost: Option<Epoch>) -> Result<Vec<ShardDescription>, ShardError> {
@@ -42,7 +46,14 @@ impl ShardGroup for AtOnce {
         Ok(())
     }
 
-    async fn step(&mut self, step: Step, _: &[TraceParent]) -> Result<StepOutput, ShardError> {
+    fn begin(&mut self, step: Step, _: &[TraceParent]) -> Result<(), ShardError> {
+        self.begun.push_back(step);
+        Ok(())
+    }
+
+    async fn finish(&mut self) -> Result<StepOutput, ShardError> {
+        let oldest = self.begun.pop_front();
+        let step = oldest.ok_or_else(|| ShardError::NoGroup("no step was begun".to_owned()))?;
         let result = |work: &Work| SequenceResult {
             sequence: work.sequence,
             prompt: Vec::new(),
@@ -81,7 +92,7 @@ pub(crate) fn serve(args: RouterArgs) -> Result<SocketAddr, Box<dyn Error>> {
     let (listener, app, tasks) = runtime.block_on(async {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let tasks = Tasks::new();
-        let app = App::start(config.app, model, vec![AtOnce], &tasks)?;
+        let app = App::start(config.app, model, vec![AtOnce::default()], &tasks)?;
         Ok::<_, Box<dyn Error>>((listener, app, tasks))
     })?;
     let address = listener.local_addr()?;

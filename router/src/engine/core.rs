@@ -1,6 +1,6 @@
 //! Scheduler and deliveries together: what arrives goes to the one, what comes of it to the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -8,7 +8,9 @@ use std::time::Instant;
 use lockstep_proto::{
     Epoch, Outcome, ReplicaId, Sampling, SequenceId, Step, StepOutput, StepTimings, TokenId, Tokens, Work,
 };
-use lockstep_scheduler::{CacheShape, Limits, Scheduler, SequenceEvent, StepMismatch, TokenOrigin};
+use lockstep_scheduler::{
+    CacheShape, Limits, RunAhead, Scheduler, SequenceEvent, StepMismatch, TokenOrigin,
+};
 use tokio::sync::mpsc;
 
 use super::deliver::{Deliveries, channel_capacity_events};
@@ -26,7 +28,8 @@ pub(super) struct Core {
     masks: Masks,
     traces: SequenceTraces,
     metrics: Arc<Metrics>,
-    in_flight: BTreeMap<ReplicaId, InFlight>,
+    /// Of each replica, the oldest first.
+    in_flight: BTreeMap<ReplicaId, VecDeque<InFlight>>,
     /// What the last step brought and when, until it is handed on.
     undelivered: Option<(Vec<SequenceEvent>, Instant)>,
     /// Entries in a row of the group's logits.
@@ -37,7 +40,8 @@ pub(super) struct Core {
 
 #[derive(Clone, Copy)]
 struct InFlight {
-    started: Instant,
+    /// Since when the shards compute it: it was planned, or the one before it was done.
+    since: Instant,
     kind: StepKind,
 }
 
@@ -68,6 +72,7 @@ impl Core {
         let Submit { sequence, mut assignment, reply } = submit;
         if let Some(grammar) = &assignment.grammar {
             assignment.submission.forced.clone_from(&grammar.first().forced);
+            assignment.submission.run_ahead = RunAhead::Never;
         }
         if let Err(reason) = self.check_forced(&assignment.submission.forced) {
             let _ = reply.send(Err(EngineError::Failed(reason)));
@@ -105,20 +110,31 @@ impl Core {
 
     /// The next step of a replica, with the masks of what it samples.
     pub(super) fn plan(&mut self, replica: ReplicaId, now: Instant) -> Option<Step> {
-        let mut step = self.scheduler.plan_step(replica, now)?;
+        let step = self.scheduler.plan_step(replica, now)?;
+        Some(self.send(replica, step, now))
+    }
+
+    /// The step of a replica after the one under way, before that one is done.
+    pub(super) fn plan_ahead(&mut self, replica: ReplicaId, now: Instant) -> Option<Step> {
+        let step = self.scheduler.plan_ahead(replica, now)?;
+        Some(self.send(replica, step, now))
+    }
+
+    /// Takes down what was planned at `now`, and adds its masks.
+    fn send(&mut self, replica: ReplicaId, mut step: Step, now: Instant) -> Step {
         let kind = kind_of(&step);
         if kind == StepKind::Prefill && step.work.iter().any(decodes) {
             self.metrics.on_batch_joined(clock::since(now));
         }
-        self.in_flight.insert(replica, InFlight { started: now, kind });
+        self.in_flight.entry(replica).or_default().push_back(InFlight { since: now, kind });
         self.traces.on_step_planned(&step);
         self.metrics.on_step_planned(kind, step.work.len());
         self.observe();
         step.masks = self.masks.of(&step, self.vocabulary_size);
-        Some(step)
+        step
     }
 
-    /// A step of a replica is done.
+    /// The oldest step of a replica that was under way is done.
     ///
     /// What it brought is handed on by [`Self::deliver`]: the shards can compute the next step meanwhile.
     pub(super) fn on_step_done(
@@ -131,9 +147,11 @@ impl Core {
         check_tokens(output, self.vocabulary_size)?;
         let events = self.scheduler.on_step_done(replica, output, now)?;
         self.traces.on_step_done(output);
-        let in_flight = self.in_flight.remove(&replica);
-        if let Some(InFlight { started, kind }) = in_flight {
-            self.metrics.on_step_done(kind, now.saturating_duration_since(started), &output.timings);
+        let steps = self.in_flight.entry(replica).or_default();
+        let in_flight = steps.pop_front();
+        steps.iter_mut().for_each(|step| step.since = now);
+        if let Some(InFlight { since, kind }) = in_flight {
+            self.metrics.on_step_done(kind, now.saturating_duration_since(since), &output.timings);
         }
         let tokens = self.note(&events);
         self.undelivered = Some((events, now));
@@ -188,7 +206,7 @@ impl Core {
 
     /// A replica's group is gone; what ran waits again, or fails if it seems to be the cause.
     pub(super) fn on_group_end(&mut self, replica: ReplicaId, epoch: Epoch, end: GroupEnd, now: Instant) {
-        if let Some(InFlight { kind, .. }) = self.in_flight.remove(&replica) {
+        for InFlight { kind, .. } in self.in_flight.remove(&replica).unwrap_or_default() {
             self.metrics.on_step_failed(kind);
         }
         let ran: Vec<SequenceId> = self.scheduler.running_on(replica).collect();
@@ -257,8 +275,8 @@ impl Core {
         self.undelivered.is_some()
     }
 
-    /// Hands on what the last step brought. Sequences that a stop string ends here are cancelled, in the step in
-    /// flight too.
+    /// Hands on what the last step brought. Sequences that a stop string ends here are cancelled, in steps in flight
+    /// too.
     pub(super) fn deliver(&mut self) {
         if let Some((events, now)) = self.undelivered.take() {
             for sequence in self.deliveries.on_events(events, now) {

@@ -8,6 +8,7 @@ mod masks;
 mod replicas;
 mod run;
 mod states;
+mod step_times;
 mod stop;
 mod traces;
 mod vitals;
@@ -243,7 +244,7 @@ impl Engine {
     }
 }
 
-/// A running sequence. Dropping it cancels it: its blocks are back within one step.
+/// A running sequence. Dropping it cancels it: its blocks are back once the steps under way are done.
 pub struct Generation {
     sequence: SequenceId,
     /// Of a sequence that has a grammar.

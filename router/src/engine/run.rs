@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use lockstep_process::traces::Traces;
-use lockstep_proto::{Epoch, ReplicaId, StepOutput};
-use lockstep_scheduler::Limits;
+use lockstep_proto::{Epoch, ReplicaId, Step, StepOutput};
+use lockstep_scheduler::{Limits, RunAhead};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use super::core::Core;
 use super::deliver::Deliveries;
 use super::masks::Found;
-use super::replicas::{Happened, Replicas, Stepped};
+use super::replicas::{Happened, Replicas};
 use super::states::States;
 use super::traces::SequenceTraces;
 use super::vitals::Vitals;
@@ -39,6 +39,8 @@ pub struct EngineConfig {
     pub min_step_timeout: Duration,
     /// How long sequences wait for a group where all are lost.
     pub group_loss_timeout: Duration,
+    /// Whether a step may be planned before the one before it is done. Answers are the same.
+    pub run_ahead: RunAhead,
 }
 
 /// The engine's task; see [`Self::run`].
@@ -88,6 +90,8 @@ enum Turn<G> {
     Expired,
     /// Masks were waited for long enough.
     Settled,
+    /// A step is about to be done.
+    AheadDue,
     /// Groups were waited for long enough.
     Hopeless,
     /// It is time to show that the task runs.
@@ -150,6 +154,7 @@ impl<G: ShardGroup> EngineTask<G> {
                 Turn::Woken => self.core.sweep(),
                 Turn::Expired => self.core.expire(clock::now()),
                 Turn::Settled => self.settle(),
+                Turn::AheadDue => self.drain_inputs(),
                 Turn::Hopeless => self.give_up(),
                 // Shown by each turn, this one as well.
                 Turn::BeatDue => {}
@@ -160,8 +165,9 @@ impl<G: ShardGroup> EngineTask<G> {
 
     /// Waits for what happens next.
     async fn turn(&mut self) -> Turn<G> {
-        let Self { core, replicas, inputs, hope, vitals, .. } = self;
+        let Self { config, core, replicas, inputs, hope, vitals, .. } = self;
         let (deadline, settled) = (core.next_deadline(), replicas.next_settled());
+        let ahead = replicas.next_ahead().filter(|_| config.run_ahead == RunAhead::Allowed);
         let is_undelivered = core.is_undelivered();
         let hopeless = match hope {
             Hope::Until(at) => Some(*at),
@@ -175,6 +181,7 @@ impl<G: ShardGroup> EngineTask<G> {
             () = std::future::ready(()), if is_undelivered => Turn::Deliver,
             found = core.masks().next() => Turn::Mask(found),
             () = until(settled) => Turn::Settled,
+            () = until(ahead) => Turn::AheadDue,
             // Before arrivals: who has left makes room for them.
             () = inputs.wake.notified() => Turn::Woken,
             () = until(deadline) => Turn::Expired,
@@ -184,28 +191,48 @@ impl<G: ShardGroup> EngineTask<G> {
         }
     }
 
-    /// Gives each group that is at nothing its next step, if there is something to compute.
+    /// Gives each group that is at nothing its next step, and each whose step is about to be done the one to go on with,
+    /// if there is something to compute.
     fn begin_steps(&mut self) {
         for replica in self.replicas.ids() {
-            let waits = self.replicas.settles_until(replica).is_some() && self.core.awaits_masks(replica);
-            if !self.replicas.is_idle(replica) || waits {
-                continue;
+            if self.replicas.is_idle(replica) {
+                self.begin_step(replica);
             }
-            self.replicas.settle(replica);
-            if self.replicas.is_leaving(replica) {
-                self.on_group_end(replica, GroupEnd::Drained);
-            } else if let Some(step) = self.core.plan(replica, clock::now()) {
-                let traces = self.core.traces().parents();
-                let begun = self.replicas.begin(replica, step, traces);
-                begun.into_iter().for_each(|limit| self.vitals.on_step_begun(replica, clock::now(), limit));
+            if self.config.run_ahead == RunAhead::Allowed
+                && self.replicas.is_due_ahead(replica, clock::now())
+                && let Some(step) = self.core.plan_ahead(replica, clock::now())
+            {
+                self.send(replica, step);
             }
+        }
+    }
+
+    /// Gives a group that is at nothing its next step.
+    fn begin_step(&mut self, replica: ReplicaId) {
+        if self.replicas.settles_until(replica).is_some() && self.core.awaits_masks(replica) {
+            return;
+        }
+        self.replicas.settle(replica);
+        if self.replicas.is_leaving(replica) {
+            self.on_group_end(replica, GroupEnd::Drained);
+        } else if let Some(step) = self.core.plan(replica, clock::now()) {
+            self.send(replica, step);
+        }
+    }
+
+    fn send(&mut self, replica: ReplicaId, step: Step) {
+        let traces = self.core.traces().parents();
+        match self.replicas.begin(replica, step, &traces) {
+            Ok(Some(limit)) => self.vitals.on_step_begun(replica, clock::now(), limit),
+            Ok(None) => {}
+            Err(error) => self.on_lost(replica, &error),
         }
     }
 
     fn on_happened(&mut self, happened: Happened<G>) {
         match happened {
             Happened::Joined(replica, group, facts) => self.on_joined(replica, group, facts),
-            Happened::Stepped(replica, output, stepped) => self.on_stepped(replica, output, stepped),
+            Happened::Stepped(replica, output) => self.on_stepped(replica, output),
             Happened::Lost(replica, error) => self.on_lost(replica, &error),
         }
     }
@@ -224,24 +251,22 @@ impl<G: ShardGroup> EngineTask<G> {
         self.states.on_ready(replica, facts);
     }
 
-    fn on_stepped(
-        &mut self,
-        replica: ReplicaId,
-        output: Result<StepOutput, ShardError>,
-        stepped: Stepped<G>,
-    ) {
+    fn on_stepped(&mut self, replica: ReplicaId, output: Result<StepOutput, ShardError>) {
+        let now = clock::now();
         self.vitals.on_step_over(replica);
         let taken_in = output.and_then(|output| {
-            self.core.on_ranks_done(replica, stepped.group.timings());
-            let taken_in = self.core.on_step_done(replica, &output, clock::now());
+            self.core.on_ranks_done(replica, self.replicas.timings(replica));
+            let taken_in = self.core.on_step_done(replica, &output, now);
             taken_in.map_err(|error| ShardError::NoGroup(error.to_string()))
         });
-        let settles_until = self.core.masks().are_pending().then(|| clock::now() + MASK_PATIENCE);
-        self.replicas.on_stepped(replica, stepped, settles_until);
-        match taken_in {
-            Ok(()) => self.drain_inputs(),
-            Err(error) => self.on_lost(replica, &error),
+        if let Err(error) = taken_in {
+            return self.on_lost(replica, &error);
         }
+        let settles_until = self.core.masks().are_pending().then(|| clock::now() + MASK_PATIENCE);
+        if let Some(limit) = self.replicas.on_stepped(replica, now, settles_until) {
+            self.vitals.on_step_begun(replica, now, limit);
+        }
+        self.drain_inputs();
     }
 
     fn on_lost(&mut self, replica: ReplicaId, error: &ShardError) {
@@ -250,10 +275,11 @@ impl<G: ShardGroup> EngineTask<G> {
         self.on_group_end(replica, GroupEnd::Lost);
     }
 
-    /// A group that serves and is at nothing does not serve any more; a newer one is waited for.
+    /// A group that serves does not serve any more; a newer one is waited for.
     fn on_group_end(&mut self, replica: ReplicaId, end: GroupEnd) {
         let Some(epoch) = self.replicas.epoch(replica) else { return };
         self.states.on_away(replica);
+        self.vitals.on_step_over(replica);
         self.core.on_group_end(replica, epoch, end, clock::now());
         if !self.states.is_any_ready() {
             self.hope = Hope::Until(clock::now() + self.config.group_loss_timeout);

@@ -2,11 +2,11 @@
 //!
 //! Without a collector, and for requests that are not sampled, nothing is kept here and nothing costs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use lockstep_process::traces::{Span, Traces};
-use lockstep_proto::{MAX_STEP_TRACES, SequenceId, Step, StepOutput, TraceParent, Work};
+use lockstep_proto::{MAX_STEP_TRACES, SequenceId, Step, StepOutput, TraceParent, Work, WorkTokens};
 use lockstep_scheduler::{FinishReason, SequenceEvent};
 
 /// The span of a request that a sequence is computed for.
@@ -23,7 +23,7 @@ pub struct TraceOrigin {
 pub(super) struct SequenceTraces {
     traces: Traces,
     open: BTreeMap<SequenceId, SequenceTrace>,
-    /// What the step in flight hangs on.
+    /// What the planned step hangs on.
     parents: Vec<TraceParent>,
 }
 
@@ -37,8 +37,8 @@ struct SequenceTrace {
 /// How far a sequence is, with the span of that.
 enum Phase {
     Queued(Option<Span>),
-    /// With a span while a chunk of its prompt is computed.
-    Prefill(Option<Span>),
+    /// With an entry for each step in flight that computes it, the oldest first: the span of a chunk of its prompt.
+    Prefill(VecDeque<Option<Span>>),
     Decode(Option<Span>),
 }
 
@@ -85,10 +85,10 @@ impl SequenceTraces {
             return;
         }
         for result in &output.results {
-            if let Some(SequenceTrace { phase: Phase::Prefill(chunk), .. }) =
+            if let Some(SequenceTrace { phase: Phase::Prefill(chunks), .. }) =
                 self.open.get_mut(&result.sequence)
             {
-                *chunk = None;
+                chunks.pop_front();
             }
         }
     }
@@ -99,8 +99,8 @@ impl SequenceTraces {
             let Some(trace) = self.open.get_mut(sequence) else { continue };
             match &mut trace.phase {
                 Phase::Queued(_) => {}
-                Phase::Prefill(chunk) => {
-                    if let Some(mut chunk) = chunk.take() {
+                Phase::Prefill(chunks) => {
+                    for mut chunk in chunks.drain(..).flatten() {
                         chunk.fail("the ranks were lost");
                     }
                 }
@@ -172,7 +172,13 @@ enum Parent {
 impl SequenceTrace {
     /// A step computes for it.
     fn on_work(&mut self, traces: &Traces, work: &Work) -> Option<Parent> {
-        match &self.phase {
+        match &mut self.phase {
+            Phase::Prefill(chunks) if work.tokens == WorkTokens::LastSampled => {
+                // Its first token is on its way, and opens the span of all of them.
+                self.steps += 1;
+                chunks.push_back(None);
+                Some(Parent::Decode(self.origin.parent))
+            }
             Phase::Queued(_) | Phase::Prefill(_) => {
                 let chunk = traces.child("prefill", self.origin.parent).map(|span| {
                     let mut span = named(span, &self.origin, work.sequence);
@@ -181,7 +187,12 @@ impl SequenceTrace {
                     span
                 });
                 let parent = chunk.as_ref().map(Span::parent);
-                self.phase = Phase::Prefill(chunk);
+                match &mut self.phase {
+                    Phase::Prefill(chunks) => chunks.push_back(chunk),
+                    Phase::Queued(_) | Phase::Decode(_) => {
+                        self.phase = Phase::Prefill(VecDeque::from([chunk]))
+                    }
+                }
                 parent.map(Parent::Prefill)
             }
             Phase::Decode(span) => {
@@ -204,7 +215,8 @@ impl SequenceTrace {
 
     fn span(&mut self) -> Option<&mut Span> {
         match &mut self.phase {
-            Phase::Queued(span) | Phase::Prefill(span) | Phase::Decode(span) => span.as_mut(),
+            Phase::Queued(span) | Phase::Decode(span) => span.as_mut(),
+            Phase::Prefill(chunks) => chunks.front_mut().and_then(Option::as_mut),
         }
     }
 }

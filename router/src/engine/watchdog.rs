@@ -16,7 +16,7 @@ const SLACK: f64 = 8.0;
 const ATTENTION_EVEN: f64 = 1024.0;
 
 /// One for each power of two of tokens.
-const SIZES: usize = 32;
+pub(super) const SIZES: usize = 32;
 
 /// What a step computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,8 @@ impl StepWork {
         all
     }
 
-    fn size(self) -> usize {
+    /// Of about the same size are those that share this.
+    pub(super) fn size(self) -> usize {
         (self.tokens.0.max(1).ilog2() as usize).min(SIZES - 1)
     }
 }

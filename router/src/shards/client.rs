@@ -1,12 +1,13 @@
 //! The connection to one rank.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use lockstep_proto::wire::shard_client::ShardClient;
-use lockstep_proto::{Epoch, Rank, ShardDescription, Step, StepOutput, TraceParent, wire};
+use lockstep_proto::{Epoch, Rank, ShardDescription, Step, StepId, StepOutput, TraceParent, wire};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -16,8 +17,8 @@ use tower::service_fn;
 
 use super::{GroupConfig, ShardAddress, ShardError};
 
-/// Steps on their way to a rank. One is in flight at a time: the next is planned from its answer.
-const STEPS_ON_THE_WAY: usize = 1;
+/// Steps on their way to a rank: the one it computes and the one it goes on with.
+const STEPS_ON_THE_WAY: usize = 2;
 
 /// Largest message in either direction. A step that starts a sequence carries its whole context (four bytes
 /// a token: 16 MiB are four million tokens), an answer with prompt log-probabilities up to 20 entries of 10
@@ -38,6 +39,8 @@ pub(super) struct RankClient {
 struct Run {
     steps: mpsc::Sender<wire::Step>,
     outputs: Streaming<wire::StepOutput>,
+    /// The steps that are not answered, the oldest first.
+    asked: VecDeque<(Epoch, StepId)>,
 }
 
 impl RankClient {
@@ -77,25 +80,36 @@ impl RankClient {
         let opening = tokio::time::timeout(CALL_LIMIT, self.client.run(ReceiverStream::new(queue)));
         let opened = opening.await.map_err(|_| ShardError::TooSlow { limit: CALL_LIMIT })?;
         let outputs = opened.map_err(|status| failed(&self.address, "Run", &status))?.into_inner();
-        self.run = Some(Run { steps, outputs });
+        self.run = Some(Run { steps, outputs, asked: VecDeque::new() });
         Ok(())
     }
 
-    /// Computes one step.
-    pub(super) async fn step(
-        &mut self,
-        step: Step,
-        traces: &[TraceParent],
-    ) -> Result<StepOutput, ShardError> {
+    /// Hands it one step.
+    pub(super) fn begin(&mut self, step: Step, traces: &[TraceParent]) -> Result<(), ShardError> {
         let rank = self.rank;
-        let (epoch, step_id) = (step.epoch, step.step_id);
         let run = self.run.as_mut().ok_or(ShardError::StreamEnded { rank })?;
+        let asked = (step.epoch, step.step_id);
         let mut message = wire::Step::from(step);
         message.trace_parents = traces.iter().copied().map(Into::into).collect();
-        run.steps.send(message).await.map_err(|_| ShardError::StreamEnded { rank })?;
+        // There is room for all that may be on their way.
+        run.steps.try_send(message).map_err(|_| ShardError::StreamEnded { rank })?;
+        run.asked.push_back(asked);
+        Ok(())
+    }
+
+    /// Waits for the answer to the oldest step that has none.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing but the wait.
+    pub(super) async fn finish(&mut self) -> Result<StepOutput, ShardError> {
+        let rank = self.rank;
+        let run = self.run.as_mut().ok_or(ShardError::StreamEnded { rank })?;
         let answer = run.outputs.message().await.map_err(|status| failed(&self.address, "Run", &status))?;
         let answer = answer.ok_or(ShardError::StreamEnded { rank })?;
         let output = StepOutput::try_from(answer).map_err(|source| ShardError::Wire { rank, source })?;
+        let Some((epoch, step_id)) = run.asked.pop_front() else {
+            return Err(ShardError::Unasked { rank, step: output.step_id.0 });
+        };
         if (output.epoch, output.step_id) != (epoch, step_id) {
             return Err(ShardError::Mismatch {
                 rank,
@@ -108,7 +122,7 @@ impl RankClient {
         Ok(output)
     }
 
-    /// Waits until the stream of steps ends, while no step is in flight.
+    /// Waits until the stream of steps ends, while no step is on its way.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing but the wait.

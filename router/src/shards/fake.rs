@@ -1,7 +1,9 @@
 //! A deterministic group in this process, for tests: its tokens are a function of the context alone, it can
 //! be paused between steps, lost and brought back, and it refuses steps that no group could compute.
 
-use std::collections::BTreeMap;
+mod garbage;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::Hasher;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -13,10 +15,16 @@ use lockstep_proto::{
 };
 use tokio::sync::{Semaphore, watch};
 
+use self::garbage::spoil_numbers;
 use super::{GroupConfig, ShardError, ShardGroup};
+
+pub use self::garbage::Garbage;
 
 /// Steps a group that is not paused may take: as good as endless.
 const UNPAUSED_STEPS: usize = 1 << 40;
+
+/// Steps a group has at most.
+const STEPS_AT_ONCE: usize = 2;
 
 /// What each step of a fake group is said to cost.
 const TIMINGS: StepTimings = StepTimings { forward_ns: 1000, sample_ns: 100, comm_ns: 0 };
@@ -56,6 +64,8 @@ struct Shared {
     /// The incarnation that answers; `None` while none does.
     epoch: watch::Sender<Option<Epoch>>,
     steps: Semaphore,
+    /// How many steps it was handed.
+    begun: watch::Sender<u64>,
     observed: Mutex<Observed>,
 }
 
@@ -79,33 +89,14 @@ enum Poison {
     Breaks(TokenId),
 }
 
-/// An answer that no group gives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Garbage {
-    /// Of another incarnation.
-    WrongEpoch,
-    /// To another step.
-    WrongStep,
-    /// Without one of the sequences.
-    MissingSequence,
-    /// With a sequence twice.
-    DoubledSequence,
-    /// Of a sequence that was not asked for.
-    OtherSequence,
-    /// Without the token that was asked for.
-    NoToken,
-    /// With a token the model does not have.
-    UnknownToken,
-    /// With something that is no number.
-    NotANumber,
-}
-
 /// The group itself.
 pub struct FakeGroup {
     model: FakeModel,
     shape: FakeShape,
     shared: Arc<Shared>,
     sequences: BTreeMap<SequenceId, FakeSequence>,
+    /// Steps that are not computed, the oldest first.
+    begun: VecDeque<Step>,
     /// The incarnation that was configured.
     configured: Option<Epoch>,
 }
@@ -125,15 +116,24 @@ impl FakeGroup {
         let shared = Arc::new(Shared {
             epoch: watch::Sender::new(None),
             steps: Semaphore::new(UNPAUSED_STEPS),
+            begun: watch::Sender::new(0),
             observed: Mutex::default(),
         });
         let control = FakeControl { shared: Arc::clone(&shared) };
-        (Self { model, shape, shared, sequences: BTreeMap::new(), configured: None }, control)
+        let group = Self {
+            model,
+            shape,
+            shared,
+            sequences: BTreeMap::new(),
+            begun: VecDeque::new(),
+            configured: None,
+        };
+        (group, control)
     }
 }
 
 impl FakeControl {
-    /// Every call fails from here on, the step in flight too.
+    /// Every call fails from here on, steps in flight too.
     pub fn lose(&self) {
         self.shared.epoch.send_replace(None);
     }
@@ -201,6 +201,13 @@ impl FakeControl {
     pub fn steps(&self) -> u64 {
         self.shared.observed().steps
     }
+
+    /// Waits until so many steps more have been handed over than are computed.
+    pub async fn until_begun_ahead(&self, steps: u64) {
+        let mut begun = self.shared.begun.subscribe();
+        // It ends with the group at the latest.
+        let _ = begun.wait_for(|begun| *begun >= self.steps() + steps).await;
+    }
 }
 
 impl Shared {
@@ -238,19 +245,29 @@ impl ShardGroup for FakeGroup {
             return Err(ShardError::NoGroup(format!("configured for {}, this is {epoch}", config.epoch)));
         }
         self.sequences.clear();
+        self.begun.clear();
         self.configured = Some(epoch);
         Ok(())
     }
 
-    async fn step(&mut self, step: Step, _traces: &[TraceParent]) -> Result<StepOutput, ShardError> {
-        let shared = Arc::clone(&self.shared);
-        let seized = shared.observed().seized.take();
+    fn begin(&mut self, step: Step, _traces: &[TraceParent]) -> Result<(), ShardError> {
+        let seized = self.shared.observed().seized.take();
         // It ends when the other end is dropped.
         let _ = seized.map(|seized| seized.recv());
+        if self.begun.len() >= STEPS_AT_ONCE {
+            return Err(ShardError::NoGroup(format!("the fake group has {STEPS_AT_ONCE} steps already")));
+        }
+        self.begun.push_back(step);
+        self.shared.begun.send_modify(|begun| *begun += 1);
+        Ok(())
+    }
+
+    async fn finish(&mut self) -> Result<StepOutput, ShardError> {
+        let shared = Arc::clone(&self.shared);
         let mut epoch = shared.epoch.subscribe();
         tokio::select! {
             biased;
-            _ = epoch.wait_for(|current| *current != Some(step.epoch)) => {
+            _ = epoch.wait_for(|current| *current != self.configured) => {
                 return Err(ShardError::NoGroup("the fake group was lost".to_owned()));
             }
             permit = shared.steps.acquire() => {
@@ -258,6 +275,8 @@ impl ShardGroup for FakeGroup {
                 permit.forget();
             }
         }
+        let oldest = self.begun.pop_front();
+        let step = oldest.ok_or_else(|| ShardError::NoGroup("the fake group has no step".to_owned()))?;
         if self.is_poisoned_by(&step) {
             self.shared.epoch.send_replace(None);
             return Err(ShardError::NoGroup("the fake group fell".to_owned()));
@@ -398,32 +417,6 @@ impl FakeGroup {
             sampled.logprob -= (token.0 % 16) as f32 / 16.0;
         }
         Ok((prompt, Outcome::Sampled(sampled)))
-    }
-}
-
-impl Garbage {
-    fn spoil(self, output: &mut StepOutput) {
-        let results = &mut output.results;
-        match self {
-            Self::WrongEpoch => output.epoch.0 += 1,
-            Self::WrongStep => output.step_id.0 -= 1,
-            Self::MissingSequence => drop(results.pop()),
-            Self::DoubledSequence => results.extend_from_within(..1),
-            Self::OtherSequence => results.iter_mut().for_each(|result| result.sequence.0 += 1),
-            Self::NoToken => results.iter_mut().for_each(|result| result.outcome = Outcome::Computed),
-            Self::UnknownToken => {
-                let token = TokenLogprobs { token: TokenId(u32::MAX), logprob: -1.0, top: Vec::new() };
-                results.iter_mut().for_each(|result| result.outcome = Outcome::Sampled(token.clone()));
-            }
-            Self::NotANumber => results.iter_mut().for_each(spoil_numbers),
-        }
-    }
-}
-
-fn spoil_numbers(result: &mut SequenceResult) {
-    match &mut result.outcome {
-        Outcome::Sampled(token) => token.logprob = f32::NAN,
-        Outcome::Computed | Outcome::Failed(_) => {}
     }
 }
 

@@ -1,4 +1,4 @@
-//! All ranks as one: every rank gets the same step, the first to fail fails it.
+//! All ranks as one: every rank gets the same steps, the first to fail fails them.
 
 use futures::StreamExt;
 use futures::future::try_join_all;
@@ -12,13 +12,15 @@ use super::{GroupConfig, ShardAddress, ShardError, ShardGroup};
 pub struct RemoteGroup {
     addresses: Vec<ShardAddress>,
     ranks: Vec<RankClient>,
+    /// To the oldest step that is not finished, as far as they have come; in the order of ranks.
+    answers: Vec<Option<StepOutput>>,
     timings: Vec<StepTimings>,
 }
 
 impl RemoteGroup {
     /// Ranks at `addresses`, in the order of ranks. Nothing is connected yet.
     pub fn new(addresses: Vec<ShardAddress>) -> Self {
-        Self { addresses, ranks: Vec::new(), timings: Vec::new() }
+        Self { addresses, ranks: Vec::new(), answers: Vec::new(), timings: Vec::new() }
     }
 }
 
@@ -29,6 +31,7 @@ impl ShardGroup for RemoteGroup {
         let connecting =
             (0..).zip(&self.addresses).map(|(rank, address)| RankClient::connect(Rank(rank), address));
         self.ranks = try_join_all(connecting).await?;
+        self.answers = vec![None; self.ranks.len()];
         try_join_all(self.ranks.iter_mut().map(|rank| rank.describe(lost))).await
     }
 
@@ -43,9 +46,23 @@ impl ShardGroup for RemoteGroup {
         Ok(())
     }
 
-    async fn step(&mut self, step: Step, traces: &[TraceParent]) -> Result<StepOutput, ShardError> {
-        let computing = self.ranks.iter_mut().map(|rank| rank.step(step.clone(), traces));
-        let outputs = try_join_all(computing).await?;
+    fn begin(&mut self, step: Step, traces: &[TraceParent]) -> Result<(), ShardError> {
+        self.ranks.iter_mut().try_for_each(|rank| rank.begin(step.clone(), traces))
+    }
+
+    async fn finish(&mut self) -> Result<StepOutput, ShardError> {
+        let missing = self.ranks.iter_mut().zip(&mut self.answers).filter(|(_, answer)| answer.is_none());
+        let mut computing: FuturesUnordered<_> = missing
+            .map(|(rank, answer)| async {
+                *answer = Some(rank.finish().await?);
+                Ok::<_, ShardError>(())
+            })
+            .collect();
+        while let Some(computed) = computing.next().await {
+            computed?;
+        }
+        drop(computing);
+        let outputs: Vec<StepOutput> = self.answers.iter_mut().filter_map(Option::take).collect();
         self.timings.clear();
         self.timings.extend(outputs.iter().map(|output| output.timings));
         let first = outputs.into_iter().next();

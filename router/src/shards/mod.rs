@@ -119,18 +119,24 @@ pub trait ShardGroup: Send + 'static {
     /// Sizes the KV cache and opens the stream of steps, where all ranks have begun equally many.
     fn configure(&mut self, config: GroupConfig) -> impl Future<Output = Result<(), ShardError>> + Send;
 
-    /// Computes one step on every rank; the output is rank 0's. The first rank to fail fails the step.
-    /// Not cancellation-safe: a step that is dropped is a lost group.
-    fn step(
-        &mut self,
-        step: Step,
-        traces: &[TraceParent],
-    ) -> impl Future<Output = Result<StepOutput, ShardError>> + Send;
+    /// Hands a step to every rank, which computes it after those that were begun before. Two at most are begun and not
+    /// finished.
+    ///
+    /// # Errors
+    /// When a rank takes no steps any more.
+    fn begin(&mut self, step: Step, traces: &[TraceParent]) -> Result<(), ShardError>;
 
-    /// What the last step cost each rank, in their order.
+    /// Waits until every rank has computed the oldest step that was begun; the output is rank 0's. The first rank to fail
+    /// fails the step.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing but the wait.
+    fn finish(&mut self) -> impl Future<Output = Result<StepOutput, ShardError>> + Send;
+
+    /// What the step that was finished last cost each rank, in their order.
     fn timings(&self) -> &[StepTimings];
 
-    /// Waits, while no step is in flight, until the group is lost, and says how.
+    /// Waits, while no step is begun, until the group is lost, and says how.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing but the wait.

@@ -6,7 +6,7 @@ mod sampling;
 mod watermark;
 
 use lockstep_proto::{PromptLogprobs, SamplingParams, Seeded, Selection, TokenId, Tokens};
-use lockstep_scheduler::{CacheSalt, Service, Submission};
+use lockstep_scheduler::{CacheSalt, RunAhead, Service, Submission};
 
 use crate::chat::Conversation;
 use crate::engine::{Assignment, StopStrings, StopText};
@@ -234,6 +234,7 @@ impl AwaitingPrompt {
                 // The prompt is the same for all of them.
                 prompt_logprobs: if choice == 0 { prompt_logprobs } else { PromptLogprobs::Skip },
                 cache_salt: CacheSalt(0),
+                run_ahead: RunAhead::Allowed,
                 service: Service::default(),
             },
             stops: StopStrings::new(&stopping.stop, stopping.stop_text),

@@ -21,7 +21,7 @@ use lockstep_router::testing::{byte_level_tokenizer, ids};
 use lockstep_router::tokenizer::Tokenizer;
 use lockstep_router::tools::CallSupport;
 use lockstep_router::validation::{RequestLimits, SamplingDefaults};
-use lockstep_scheduler::{Limits, PrefixCaching};
+use lockstep_scheduler::{Limits, PrefixCaching, RunAhead};
 use tower::ServiceExt;
 
 use crate::clients::drive;
@@ -171,6 +171,7 @@ fn config(plan: &ServerPlan) -> AppConfig {
             step_timeout: Duration::from_secs(10),
             min_step_timeout: Duration::from_secs(2),
             group_loss_timeout: GROUP_LOSS_TIMEOUT,
+            run_ahead: RunAhead::Allowed,
         },
         patience: Patience {
             request_timeout: None,

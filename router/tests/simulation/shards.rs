@@ -1,7 +1,7 @@
 //! The shards: they keep what a real group's blocks would hold and read it from there, so that a block that is handed
 //! out twice, a wrong position or a lost context shows. They outlive the router, and fail in every way the plan has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lockstep_proto::{
@@ -11,14 +11,20 @@ use lockstep_proto::{
 };
 use lockstep_router::shards::{GroupConfig, ShardError, ShardGroup};
 use lockstep_router::testing::VOCABULARY_SIZE;
+use tokio::time::Instant;
 
 use crate::alone::Kv;
+use crate::in_flight::{InFlight, Sent};
 use crate::plan::{BLOCK_TOKENS, BREAKS, FAILS, FELLS, MAX_TOKENS};
 use crate::world::{Shared, World, lock};
 
 /// What a rank's call is given at most.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
 const BLOCK_BYTES: u64 = 1024;
+/// Why a sequence cannot go on.
+const FAILURE: &str = "it was told to";
+/// What the trace says of a step that is sent before the one before it is answered.
+pub(crate) const AHEAD: &str = ", ahead";
 
 /// The group as the world has it.
 pub(crate) struct Shards {
@@ -29,20 +35,26 @@ pub(crate) struct Shards {
     away_since: Option<Duration>,
     /// The longest that this router has had none.
     longest_away: Duration,
+    in_flight: InFlight,
     sequences: BTreeMap<SequenceId, Started>,
     slots: Vec<Option<Kv>>,
     /// Answers that were given before.
     given: Vec<StepOutput>,
     suspicions: BTreeMap<SequenceId, Suspicion>,
+    /// Those that have the loss of this incarnation on their account already.
+    blamed: BTreeSet<SequenceId>,
+    /// Who asked for each sequence.
+    clients: BTreeMap<SequenceId, usize>,
 }
 
 struct Started {
-    client: usize,
     context: Vec<TokenId>,
     prompt: usize,
     blocks: Vec<BlockId>,
     computed: usize,
     seed: Option<u64>,
+    /// Whether it cannot go on. Work that was planned before the router knew is answered likewise.
+    has_failed: bool,
 }
 
 /// How often in a row a sequence was computed when its group was lost.
@@ -59,7 +71,7 @@ pub(crate) struct Link {
 
 /// What becomes of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+pub(crate) enum Fate {
     Done,
     Slow,
     Lost,
@@ -69,7 +81,7 @@ enum Fate {
 
 /// An answer that no group gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Garbage {
+pub(crate) enum Garbage {
     /// One that was given before: late, or a second time.
     Again,
     OtherEpoch,
@@ -101,16 +113,22 @@ impl Shards {
             up_at: Duration::ZERO,
             away_since: Some(Duration::ZERO),
             longest_away: Duration::ZERO,
+            in_flight: InFlight::default(),
             sequences: BTreeMap::new(),
             slots: Vec::new(),
             given: Vec::new(),
             suspicions: BTreeMap::new(),
+            blamed: BTreeSet::new(),
+            clients: BTreeMap::new(),
         }
     }
 
     /// The next router knows nothing of the sequences of this one.
     pub(crate) fn on_router_gone(&mut self, now: Duration) {
+        self.in_flight.clear();
         self.suspicions.clear();
+        self.blamed.clear();
+        self.clients.clear();
         self.given.clear();
         self.away_since = Some(now);
         self.longest_away = Duration::ZERO;
@@ -127,19 +145,32 @@ impl Shards {
         self.epoch += 1;
         self.up_at = up_at;
         self.away_since.get_or_insert(now);
+        self.in_flight.clear();
+        self.blamed.clear();
         self.sequences.clear();
     }
 
-    fn note_losses(&mut self, step: &Step) -> Vec<usize> {
+    /// This incarnation is lost with all that is computed: one loss each, in however many steps.
+    fn note_losses(&mut self) -> Vec<usize> {
         let mut too_often = Vec::new();
-        for work in &step.work {
-            let suspicion = self.suspicions.entry(work.sequence).or_default();
+        for sequence in self.in_flight.sequences() {
+            if !self.blamed.insert(sequence) {
+                continue;
+            }
+            let suspicion = self.suspicions.entry(sequence).or_default();
             suspicion.losses += 1;
             if suspicion.losses >= 3 {
-                too_often.extend(self.sequences.get(&work.sequence).map(|started| started.client));
+                too_often.extend(self.clients.get(&sequence));
             }
         }
         too_often
+    }
+
+    fn note_clients(&mut self, step: &Step) -> Result<(), String> {
+        for start in &step.starts {
+            self.clients.insert(start.sequence, client_of(start)?);
+        }
+        Ok(())
     }
 
     fn note_progress(&mut self, step: &Step) {
@@ -148,6 +179,7 @@ impl Shards {
             let suspicion = self.suspicions.entry(work.sequence).or_default();
             if end > suspicion.furthest {
                 *suspicion = Suspicion { furthest: end, losses: 0 };
+                self.blamed.remove(&work.sequence);
             }
         }
     }
@@ -157,8 +189,7 @@ impl Shards {
             self.sequences.remove(released).ok_or_else(|| format!("release of unknown {released}"))?;
         }
         for start in &step.starts {
-            let started = Started::new(start)?;
-            if self.sequences.insert(start.sequence, started).is_some() {
+            if self.sequences.insert(start.sequence, Started::new(start)).is_some() {
                 return Err(format!("{} started twice", start.sequence));
             }
         }
@@ -187,6 +218,9 @@ impl Shards {
         work: &Work,
         mask: Option<&[u8]>,
     ) -> Result<(Vec<TokenLogprobs>, Outcome), String> {
+        if started.has_failed {
+            return Ok((Vec::new(), Outcome::Failed(FAILURE.to_owned())));
+        }
         let first = work.first_position.index();
         if !started.blocks.is_empty() && started.computed != first {
             return Err(format!("work from {first} on, computed {}", started.computed));
@@ -222,7 +256,8 @@ impl Shards {
             return Ok((prompt, Outcome::Computed));
         }
         if started.has(FAILS) {
-            return Ok((prompt, Outcome::Failed("it was told to".to_owned())));
+            started.has_failed = true;
+            return Ok((prompt, Outcome::Failed(FAILURE.to_owned())));
         }
         let kv = self.slots[started.slot(end - 1)].ok_or("nothing was written")?;
         let drawn = kv.next_token(started.seed);
@@ -258,19 +293,13 @@ impl Shards {
 }
 
 impl Started {
-    fn new(start: &SequenceStart) -> Result<Self, String> {
+    fn new(start: &SequenceStart) -> Self {
         let (context, prompt) = (start.context.clone(), start.prompt_tokens.len());
-        let digits = context[..prompt].iter().rev().take(2);
-        let digit = |token: &TokenId| Some(char::from(u8::try_from(token.0).ok()?).to_digit(10)? as usize);
-        let digits: Option<Vec<usize>> = digits.map(digit).collect();
-        let Some([ones, tens]) = digits.as_deref() else {
-            return Err("a prompt that nobody has".to_owned());
-        };
         let seed = match &start.sampling.selection {
             Selection::Greedy => None,
             Selection::Seeded(seeded) => Some(seeded.seed),
         };
-        Ok(Self { client: tens * 10 + ones, context, prompt, blocks: Vec::new(), computed: 0, seed })
+        Self { context, prompt, blocks: Vec::new(), computed: 0, seed, has_failed: false }
     }
 
     fn slot(&self, position: usize) -> usize {
@@ -280,6 +309,17 @@ impl Started {
 
     fn has(&self, byte: u8) -> bool {
         self.context[..self.prompt].contains(&TokenId(byte.into()))
+    }
+}
+
+/// Who asked for a sequence: the number at its prompt's end.
+fn client_of(start: &SequenceStart) -> Result<usize, String> {
+    let digits = start.context[..start.prompt_tokens.len()].iter().rev().take(2);
+    let digit = |token: &TokenId| Some(char::from(u8::try_from(token.0).ok()?).to_digit(10)? as usize);
+    let digits: Option<Vec<usize>> = digits.map(digit).collect();
+    match digits.as_deref() {
+        Some([ones, tens]) => Ok(tens * 10 + ones),
+        Some(_) | None => Err("a prompt that nobody has".to_owned()),
     }
 }
 
@@ -353,13 +393,17 @@ impl World {
             if is_long { self.random.millis(15_000, 40_000) } else { self.random.millis(20, 3_000) };
         let (epoch, back) = (self.shards.epoch, loading.as_millis());
         self.log(format_args!("group {epoch} is lost: {why}; back in {back} ms"));
+        self.blame_all();
         self.shards.restart((now, now + loading));
     }
 
-    fn lose_step(&mut self, step: &Step, why: &str) -> ShardError {
-        for client in self.shards.note_losses(step) {
+    fn blame_all(&mut self) {
+        for client in self.shards.note_losses() {
             self.may_fail(client);
         }
+    }
+
+    fn lose_step(&mut self, why: &str) -> ShardError {
         self.lose_group(why);
         gone(why)
     }
@@ -378,20 +422,58 @@ impl World {
         if self.random.once_in(faults.step_slow) { Fate::Slow } else { Fate::Done }
     }
 
-    fn finish_step(&mut self, step: &Step, fate: Fate) -> Result<StepOutput, ShardError> {
+    fn begin_step(&mut self, step: Step) -> Result<(), ShardError> {
         if step.epoch.0 != self.shards.epoch {
             return Err(gone("it is another incarnation"));
         }
+        if let Err(reason) = self.shards.note_clients(&step) {
+            self.violation(format!("step {} of epoch {}: {reason}", step.step_id, step.epoch));
+        }
+        let fate = self.fate();
+        let tokens: u32 = step.work.iter().map(|work| work.tokens.count().0).sum();
+        let sequences: Vec<u64> = step.work.iter().map(|work| work.sequence.0).collect();
+        let ahead = if self.shards.in_flight.is_empty() { "" } else { AHEAD };
+        self.log(format_args!("step {} of {sequences:?}, {tokens} tokens{ahead}: {fate:?}", step.step_id));
+        let takes = match fate {
+            Fate::Slow => self.random.millis(500, 1_900),
+            Fate::Done | Fate::Lost | Fate::Hangs | Fate::Garbage(_) => {
+                self.random.millis(1, 5) + Duration::from_micros(u64::from(tokens) * 300)
+            }
+        };
+        let begins = self.shards.in_flight.until().unwrap_or_else(Instant::now);
+        if let Err(reason) = self.shards.in_flight.push(Sent { step, fate, until: begins + takes }) {
+            self.violation(reason);
+        }
+        self.expect_to_be_given_up();
+        Ok(())
+    }
+
+    /// A router gives up a group that hangs; see `describe`.
+    fn expect_to_be_given_up(&mut self) {
+        if self.shards.in_flight.hangs() {
+            self.blame_all();
+            let now = self.now();
+            self.shards.away_since.get_or_insert(now);
+        }
+    }
+
+    fn finish_step(&mut self) -> Result<StepOutput, ShardError> {
+        let Some(Sent { step, fate, .. }) = self.shards.in_flight.front().cloned() else {
+            return Err(gone("it is another incarnation"));
+        };
         if fate == Fate::Lost {
-            return Err(self.lose_step(step, "in a step"));
+            return Err(self.lose_step("in a step"));
+        }
+        if let Err(reason) = self.shards.begin(&step) {
+            self.violation(format!("step {} of epoch {}: {reason}", step.step_id, step.epoch));
         }
         let is_felled = step.work.iter().any(|work| {
             self.shards.sequences.get(&work.sequence).is_some_and(|started| started.has(FELLS))
         });
         if is_felled {
-            return Err(self.lose_step(step, "a prompt fells it"));
+            return Err(self.lose_step("a prompt fells it"));
         }
-        let computed = self.shards.compute(step);
+        let computed = self.shards.compute(&step);
         let mut output = match computed {
             Ok(output) => output,
             Err(reason) => {
@@ -408,10 +490,12 @@ impl World {
             Outcome::Computed | Outcome::Failed(_) => true,
         };
         if output == right && right.results.iter().all(is_number) {
-            self.shards.note_progress(step);
+            self.shards.note_progress(&step);
+            self.shards.in_flight.pop();
+            self.expect_to_be_given_up();
         } else {
             // The router is to find out; this incarnation is of no use to it any more.
-            let _ = self.lose_step(step, "it answers garbage");
+            self.lose_group("it answers garbage");
         }
         self.shards.given.push(right);
         Ok(output)
@@ -467,46 +551,28 @@ impl ShardGroup for Link {
         let slots = (config.blocks.0 as usize) * BLOCK_TOKENS as usize;
         world.shards.slots = vec![None; slots];
         world.shards.sequences.clear();
+        world.shards.in_flight.clear();
         world.shards.longest_away = world.shards.longest_away(world.now());
         world.shards.away_since = None;
         world.log(format_args!("group {} serves", config.epoch));
         Ok(())
     }
 
-    async fn step(&mut self, step: Step, _traces: &[TraceParent]) -> Result<StepOutput, ShardError> {
-        let (fate, takes) = {
-            let mut world = lock(&self.world);
-            if step.epoch.0 != world.shards.epoch {
-                return Err(gone("it is another incarnation"));
-            }
-            if let Err(reason) = world.shards.begin(&step) {
-                world.violation(format!("step {} of epoch {}: {reason}", step.step_id, step.epoch));
-            }
-            let fate = world.fate();
-            let tokens: u32 = step.work.iter().map(|work| work.tokens.count().0).sum();
-            let sequences: Vec<u64> = step.work.iter().map(|work| work.sequence.0).collect();
-            world.log(format_args!("step {} of {sequences:?}, {tokens} tokens: {fate:?}", step.step_id));
-            let takes = match fate {
-                Fate::Slow => world.random.millis(500, 1_900),
-                Fate::Done | Fate::Lost | Fate::Hangs | Fate::Garbage(_) => {
-                    world.random.millis(1, 5) + Duration::from_micros(u64::from(tokens) * 300)
-                }
-            };
-            if fate == Fate::Hangs {
-                // Its router gives it up; see `describe`.
-                for client in world.shards.note_losses(&step) {
-                    world.may_fail(client);
-                }
-                let now = world.now();
-                world.shards.away_since.get_or_insert(now);
-            }
-            (fate, takes)
+    fn begin(&mut self, step: Step, _traces: &[TraceParent]) -> Result<(), ShardError> {
+        lock(&self.world).begin_step(step)
+    }
+
+    async fn finish(&mut self) -> Result<StepOutput, ShardError> {
+        let until = {
+            let world = lock(&self.world);
+            let sent = world.shards.in_flight.front();
+            sent.filter(|sent| sent.fate != Fate::Hangs)
+                .map(|sent| sent.until)
+                .or(sent.is_none().then(Instant::now))
         };
-        if fate == Fate::Hangs {
-            return std::future::pending().await;
-        }
-        tokio::time::sleep(takes).await;
-        lock(&self.world).finish_step(&step, fate)
+        let Some(until) = until else { return std::future::pending().await };
+        tokio::time::sleep_until(until).await;
+        lock(&self.world).finish_step()
     }
 
     fn timings(&self) -> &[StepTimings] {

@@ -23,7 +23,7 @@ use lockstep_router::testing::{TEMPLATE, VOCABULARY_SIZE, byte_level_tokenizer, 
 use lockstep_router::tokenizer::Tokenizer;
 use lockstep_router::tools::CallSupport;
 use lockstep_router::validation::{RequestLimits, SamplingDefaults};
-use lockstep_scheduler::{Limits, PrefixCaching};
+use lockstep_scheduler::{Limits, PrefixCaching, RunAhead};
 use serde_json::Value;
 use tower::ServiceExt;
 
@@ -71,6 +71,7 @@ pub fn config() -> AppConfig {
             step_timeout: Duration::from_secs(60),
             min_step_timeout: Duration::from_secs(60),
             group_loss_timeout: Duration::from_secs(120),
+            run_ahead: RunAhead::Allowed,
         },
         patience: Patience {
             request_timeout: None,

@@ -1,11 +1,11 @@
 //! Cases to read: `cases/*.txt`, commands at the margin, what they must print indented below them, prose
 //! after `#`.
 //!
-//! Commands: `limits`, `group`, `lost`, `drain`, `drained`, `submit`, `cancel`, `plan`, `done`, `expire`, `stats`,
-//! `hold`, `resume` and `wait`. A group of tokens is written `3` or `3..9`, which is 3 to 9; times are milliseconds;
+//! Commands: `limits`, `group`, `lost`, `drain`, `drained`, `submit`, `cancel`, `plan`, `ahead`, `done`, `expire`,
+//! `stats`, `hold`, `resume` and `wait`. A group of tokens is written `3` or `3..9`, which is 3 to 9; times are milliseconds;
 //! `on=1` names a replica besides the first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,8 @@ use lockstep_proto::{
 };
 
 use crate::{
-    CacheSalt, CacheShape, Limits, PrefixCaching, Priority, Scheduler, SequenceEvent, Service, Submission,
-    Tenant, TokenOrigin,
+    CacheSalt, CacheShape, Limits, PrefixCaching, Priority, RunAhead, Scheduler, SequenceEvent, Service,
+    Submission, Tenant, TokenOrigin,
 };
 
 #[test]
@@ -66,6 +66,11 @@ fn replicas() {
 }
 
 #[test]
+fn run_ahead() {
+    check("run_ahead.txt", include_str!("cases/run_ahead.txt"));
+}
+
+#[test]
 fn refusals() {
     check("refusals.txt", include_str!("cases/refusals.txt"));
 }
@@ -88,7 +93,7 @@ fn check(name: &str, text: &str) {
 
 struct Case {
     scheduler: Scheduler,
-    in_flight: BTreeMap<ReplicaId, Step>,
+    in_flight: BTreeMap<ReplicaId, VecDeque<Step>>,
     /// What each sequence was last started with.
     contexts: BTreeMap<SequenceId, Vec<TokenId>>,
     now: Instant,
@@ -116,6 +121,7 @@ impl Case {
             "submit" => return self.submit(&words),
             "cancel" => self.scheduler.on_cancel(words.sequence()),
             "plan" => return self.plan(words.replica()),
+            "ahead" => return self.ahead(words.replica()),
             "done" => return self.done(&words),
             "expire" => return events(self.scheduler.on_time(self.now)),
             "stats" => return self.stats(),
@@ -148,6 +154,10 @@ impl Case {
                 _ => PromptLogprobs::Return,
             },
             cache_salt: CacheSalt(words.number("salt", 0).into()),
+            run_ahead: match words.number("ahead", 1) {
+                0 => RunAhead::Never,
+                _ => RunAhead::Allowed,
+            },
             service: Service {
                 tenant: Tenant::named(words.value("tenant").unwrap_or_default()),
                 priority: words.value("priority").map_or(Priority::NORMAL, |word| word.parse().unwrap()),
@@ -164,6 +174,19 @@ impl Case {
 
     fn plan(&mut self, replica: ReplicaId) -> String {
         let Some(step) = self.scheduler.plan_step(replica, self.now) else { return "nothing".to_owned() };
+        // Whatever was in flight is void.
+        self.in_flight.remove(&replica);
+        self.send(replica, step)
+    }
+
+    fn ahead(&mut self, replica: ReplicaId) -> String {
+        match self.scheduler.plan_ahead(replica, self.now) {
+            Some(step) => self.send(replica, step),
+            None => "nothing".to_owned(),
+        }
+    }
+
+    fn send(&mut self, replica: ReplicaId, step: Step) -> String {
         let mut text = format!("step {} of epoch {}\n", step.step_id, step.epoch);
         if !step.releases.is_empty() {
             writeln!(text, "release {}", list(&step.releases)).unwrap();
@@ -176,14 +199,15 @@ impl Case {
             writeln!(text, "{}", work_line(work)).unwrap();
             self.contexts.entry(work.sequence).or_default().extend(&work.appended);
         }
-        self.in_flight.insert(replica, step);
+        self.in_flight.entry(replica).or_default().push_back(step);
         text
     }
 
     /// `done 1=20 2=.`: sequence 1 sampled 20, 2 only computed; `!` failed. Without words: all computed.
     fn done(&mut self, words: &Words<'_>) -> String {
         let replica = words.replica();
-        let step = self.in_flight.remove(&replica).expect("a step in flight");
+        let in_flight = self.in_flight.entry(replica).or_default();
+        let Some(step) = in_flight.pop_front() else { return "no step is in flight".to_owned() };
         let prompts: Vec<_> = step.work.iter().map(|work| self.logprobs(work)).collect();
         let results = step.work.iter().zip(prompts).map(|(work, prompt)| SequenceResult {
             sequence: work.sequence,
@@ -207,7 +231,7 @@ impl Case {
         match self.scheduler.on_step_done(replica, &output, self.now) {
             Ok(happened) => events(happened),
             Err(error) => {
-                self.in_flight.insert(replica, step);
+                self.in_flight.entry(replica).or_default().push_front(step);
                 error.to_string()
             }
         }

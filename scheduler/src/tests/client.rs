@@ -6,7 +6,7 @@ use lockstep_proto::{PromptLogprobs, SamplingParams, SequenceId, TokenId, TokenL
 
 use super::fake_shard::{Grammar, Kv, VOCABULARY};
 use super::generator::Generator;
-use crate::{CacheSalt, Priority, Service, Submission, Tenant};
+use crate::{CacheSalt, Priority, RunAhead, Service, Submission, Tenant};
 
 /// A sequence that has not ended and is not cancelled.
 pub(super) struct Client {
@@ -81,6 +81,10 @@ pub(super) fn random_submission(
         max_new_tokens: Tokens(random.between(0, 20)),
         prompt_logprobs: if random.once_in(4) { PromptLogprobs::Return } else { PromptLogprobs::Skip },
         cache_salt: salt_of(id),
+        run_ahead: match grammar_of(id) {
+            Grammar::None => RunAhead::Allowed,
+            Grammar::Forcing => RunAhead::Never,
+        },
         service: random_service(random, now),
     }
 }

@@ -29,7 +29,13 @@ pub(super) enum Met {
     LostTooOften,
     Mismatches,
     PrefixHitTokens,
+    LastSampled,
     RunAhead,
+    AheadOfChunks,
+    AheadAdmitted,
+    AheadRefused,
+    EndedAhead,
+    LossesAhead,
     Outgrown,
     ComputedAlone,
     Forced,
@@ -41,7 +47,7 @@ pub(super) enum Met {
 }
 
 impl Met {
-    const ALL: [Self; 27] = [
+    const ALL: [Self; 33] = [
         Self::Finished,
         Self::Failed,
         Self::Submitted,
@@ -60,7 +66,13 @@ impl Met {
         Self::LostTooOften,
         Self::Mismatches,
         Self::PrefixHitTokens,
+        Self::LastSampled,
         Self::RunAhead,
+        Self::AheadOfChunks,
+        Self::AheadAdmitted,
+        Self::AheadRefused,
+        Self::EndedAhead,
+        Self::LossesAhead,
         Self::Outgrown,
         Self::ComputedAlone,
         Self::Forced,

@@ -33,6 +33,8 @@ struct Started {
     blocks: Vec<BlockId>,
     salt: CacheSalt,
     computed: usize,
+    /// Why it cannot go on. Work that was planned before the router knew is answered with it.
+    failed: Option<String>,
 }
 
 impl FakeShard {
@@ -60,7 +62,7 @@ impl FakeShard {
 
     fn start(&mut self, start: &SequenceStart, salt: CacheSalt) {
         let (context, prompt) = (start.context.clone(), start.prompt_tokens.len());
-        let started = Started { context, prompt, blocks: Vec::new(), salt, computed: 0 };
+        let started = Started { context, prompt, blocks: Vec::new(), salt, computed: 0, failed: None };
         assert!(
             self.sequences.insert(start.sequence, started).is_none(),
             "{} started twice",
@@ -72,6 +74,10 @@ impl FakeShard {
         let sequence = work.sequence;
         let mut started =
             self.sequences.remove(&sequence).expect("work of a sequence that was not started");
+        if let Some(reason) = started.failed.clone() {
+            self.sequences.insert(sequence, started);
+            return SequenceResult { sequence, prompt: Vec::new(), outcome: Outcome::Failed(reason) };
+        }
         assert!(started.blocks.is_empty() || started.computed == work.first_position.index(), "{sequence}");
         started.blocks.extend(&work.new_blocks);
         started.context.extend(&work.appended);
@@ -92,6 +98,7 @@ impl FakeShard {
                 let slot = self.slot(&started, position);
                 self.slots[slot] = None;
             }
+            started.failed = Some("it was told to".to_owned());
             Outcome::Failed("it was told to".to_owned())
         } else {
             self.sample(&mut started, work.sampling)

@@ -3,6 +3,7 @@
 use super::coverage::Coverage;
 use super::generator::Generator;
 use super::world::World;
+use crate::RunAhead;
 
 const HISTORIES: u64 = 10_000;
 
@@ -18,19 +19,21 @@ impl Drop for Seed {
 }
 
 /// No block is leaked or wrongly shared (the invariants, checked in every call), each sequence gets the
-/// tokens and log-probabilities it gets alone, each one ends, and the oldest one advances in every step.
+/// tokens and log-probabilities it gets alone, each one ends, and the oldest one advances in every step: with two steps
+/// in flight and with one.
 #[test]
 fn histories() {
     let mut total = Coverage::default();
     for seed in 0..HISTORIES {
-        total.add(&replay(seed));
+        let run_ahead = if seed % 4 == 0 { RunAhead::Never } else { RunAhead::Allowed };
+        total.add(&replay(seed, run_ahead));
     }
     assert_eq!(total.below(HISTORIES / 50), [], "these things hardly happen");
 }
 
-fn replay(seed: u64) -> Coverage {
+fn replay(seed: u64, run_ahead: RunAhead) -> Coverage {
     let guard = Seed(seed);
-    let mut world = World::new(seed);
+    let mut world = World::new(seed, run_ahead);
     for _ in 0..Generator::new(!seed).between(5, 120) {
         world.act();
     }

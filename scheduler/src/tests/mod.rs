@@ -7,6 +7,7 @@ mod fake_shard;
 mod generator;
 mod history;
 mod shares;
+mod tables;
 mod world;
 
 pub(crate) use generator::Generator;

@@ -10,7 +10,8 @@ use lockstep_proto::{
 
 use super::generator::Generator;
 use crate::{
-    CacheSalt, CacheShape, Limits, PrefixCaching, Scheduler, SequenceEvent, Service, Submission, Tenant,
+    CacheSalt, CacheShape, Limits, PrefixCaching, RunAhead, Scheduler, SequenceEvent, Service, Submission,
+    Tenant,
 };
 
 /// Longest prompt and longest output.
@@ -75,6 +76,7 @@ impl Simulation {
             stop_tokens: Vec::new(),
             prompt_logprobs: PromptLogprobs::Skip,
             cache_salt: CacheSalt(0),
+            run_ahead: RunAhead::Allowed,
             service: Service { tenant: Tenant::named(tenant), ..Service::default() },
         };
         self.scheduler.on_submit(id, submission, self.now()).unwrap();

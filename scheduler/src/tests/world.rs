@@ -1,18 +1,19 @@
 //! A scheduler with its clients and the fake shards of its replicas, and one random thing after another.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use lockstep_proto::{
-    Blocks, Epoch, Outcome, ReplicaId, SequenceId, Step, StepOutput, TokenId, Tokens, WorkTokens,
+    Blocks, Epoch, Outcome, ReplicaId, Sampling, SequenceId, Step, StepOutput, TokenId, Tokens, WorkTokens,
 };
 
 use super::client::{Client, grammar_of, random_submission, salt_of};
 use super::coverage::{Coverage, Met};
 use super::fake_shard::{Alone, FakeShard, Grammar};
 use super::generator::Generator;
+use super::tables::Tables;
 use crate::{
-    AdmissionError, CacheShape, ExpiredWhile, Limits, PrefixCaching, Scheduler, SequenceEvent,
+    AdmissionError, CacheShape, ExpiredWhile, Limits, PrefixCaching, RunAhead, Scheduler, SequenceEvent,
     StepMismatch, TokenOrigin,
 };
 
@@ -29,6 +30,7 @@ pub(super) struct World {
     /// What clients got, prompt and output, to be a prompt's beginning.
     texts: Vec<Vec<TokenId>>,
     pub(super) coverage: Coverage,
+    run_ahead: RunAhead,
 }
 
 /// Where a replica's groups come and go.
@@ -36,7 +38,10 @@ struct Place {
     shard: Option<FakeShard>,
     cache: CacheShape,
     epoch: Epoch,
-    in_flight: Option<Step>,
+    /// The oldest first.
+    in_flight: VecDeque<Step>,
+    /// What the steps that were sent say of blocks.
+    tables: Tables,
     is_draining: bool,
     /// An output that was too late.
     stale: Option<StepOutput>,
@@ -45,7 +50,15 @@ struct Place {
 impl Place {
     fn new(random: &mut Generator) -> Self {
         let cache = random_cache(random);
-        Self { shard: None, cache, epoch: Epoch(0), in_flight: None, is_draining: false, stale: None }
+        Self {
+            shard: None,
+            cache,
+            epoch: Epoch(0),
+            in_flight: VecDeque::new(),
+            tables: Tables::new(cache.block_size),
+            is_draining: false,
+            stale: None,
+        }
     }
 
     fn is_serving(&self) -> bool {
@@ -58,7 +71,7 @@ impl Place {
 }
 
 impl World {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64, run_ahead: RunAhead) -> Self {
         let mut random = Generator::new(seed);
         let prefix_cache = if random.once_in(5) { PrefixCaching::Disabled } else { PrefixCaching::Enabled };
         let limits = Limits {
@@ -81,6 +94,7 @@ impl World {
             clients: BTreeMap::new(),
             texts: Vec::new(),
             coverage: Coverage::default(),
+            run_ahead,
         }
     }
 
@@ -97,7 +111,9 @@ impl World {
             5 => self.lose_group_sometimes(),
             6 => self.answer_wrongly(),
             7 if self.place().shard.is_none() => self.make_group_ready(),
-            _ if self.place().in_flight.is_some() => self.answer(),
+            // Sometimes the answer comes first.
+            _ if self.place().in_flight.len() == 1 && self.random.once_in(2) => self.plan_ahead(),
+            _ if !self.place().in_flight.is_empty() => self.answer(),
             _ if self.place().is_draining => self.leave(),
             _ => self.plan(),
         }
@@ -107,7 +123,7 @@ impl World {
     pub(super) fn settle(&mut self) {
         for replica in self.replicas() {
             self.at = replica;
-            self.answer();
+            self.answer_all();
             self.leave();
             if self.place().shard.is_none() {
                 self.make_group_ready();
@@ -142,10 +158,11 @@ impl World {
         for replica in self.replicas() {
             self.at = replica;
             self.plan();
+            self.plan_ahead();
         }
         for replica in self.replicas() {
             self.at = replica;
-            self.answer();
+            self.answer_all();
         }
     }
 
@@ -168,7 +185,7 @@ impl World {
 
     fn leave(&mut self) {
         if self.place().is_draining && self.place().shard.is_some() {
-            assert!(self.place().in_flight.is_none());
+            assert!(self.place().in_flight.is_empty());
             let left = self.scheduler.running_on(self.at).count();
             let before = self.scheduler.stats();
             self.scheduler.on_group_drained(self.at);
@@ -217,7 +234,7 @@ impl World {
         self.scheduler.on_cancel(id);
         let after = self.scheduler.stats();
         self.clients.remove(&id);
-        let steps = self.places.iter().filter_map(|place| place.in_flight.as_ref());
+        let steps = self.places.iter().flat_map(|place| &place.in_flight);
         if steps.flat_map(|step| &step.work).any(|work| work.sequence == id) {
             assert_eq!(before.blocks_used, after.blocks_used, "blocks came back while they may be written");
             self.coverage.count(Met::CancelledInFlight, 1);
@@ -282,10 +299,12 @@ impl World {
 
     fn lose_group(&mut self) {
         let mut expected = BTreeSet::new();
-        if let Some(step) = self.place().in_flight.take() {
+        let in_flight = std::mem::take(&mut self.place().in_flight);
+        if let Some(step) = in_flight.front() {
             self.coverage.count(Met::LossesInFlight, 1);
-            self.place().stale = Some(self.compute(&step, &BTreeSet::new()));
-            expected = self.note_losses(&step);
+            self.coverage.count(Met::LossesAhead, in_flight.len() as u64 - 1);
+            self.place().stale = Some(self.compute(step, &BTreeSet::new()));
+            expected = self.note_losses(&in_flight);
         } else {
             self.coverage.count(Met::LossesBetween, 1);
         }
@@ -303,15 +322,17 @@ impl World {
         assert_eq!(self.scheduler.plan_step(self.at, self.now), None);
     }
 
-    /// Who ends because `step` is the third in a row that its group is lost with.
-    fn note_losses(&mut self, step: &Step) -> BTreeSet<SequenceId> {
+    /// Who ends because its group is the third in a row that is lost while it computes the sequence.
+    fn note_losses(&mut self, in_flight: &VecDeque<Step>) -> BTreeSet<SequenceId> {
+        let work = in_flight.iter().flat_map(|step| &step.work);
+        let computed: BTreeSet<_> = work.map(|work| work.sequence).collect();
         let mut ending = BTreeSet::new();
-        for work in &step.work {
-            let Some(client) = self.clients.get_mut(&work.sequence) else { continue };
+        for id in computed {
+            let Some(client) = self.clients.get_mut(&id) else { continue };
             client.losses += 1;
             if client.losses == 3 {
                 client.told_to_fail = true;
-                ending.insert(work.sequence);
+                ending.insert(id);
             }
         }
         ending
@@ -334,6 +355,7 @@ impl World {
         let place = self.place();
         (place.epoch, place.is_draining) = (Epoch(place.epoch.0 + 1), false);
         place.shard = Some(FakeShard::new(place.cache));
+        place.tables = Tables::new(place.cache.block_size);
         let (epoch, cache) = (place.epoch, place.cache);
         for event in self.scheduler.on_group_ready(self.at, epoch, cache) {
             if let SequenceEvent::Failed { sequence, .. } = &event {
@@ -349,7 +371,7 @@ impl World {
     /// What a replica leaves undone another one does.
     fn plan(&mut self) {
         let planned = self.plan_here();
-        let is_busy = self.places.iter().any(|place| place.in_flight.is_some());
+        let is_busy = self.places.iter().any(|place| !place.in_flight.is_empty());
         // Others may wait for the blocks of one that is held.
         let is_held = self.clients.values().any(|client| client.held);
         if planned || is_busy || is_held || !self.can_any_go_on() {
@@ -376,23 +398,70 @@ impl World {
 
     fn plan_here(&mut self) -> bool {
         let Some(step) = self.scheduler.plan_step(self.at, self.now) else { return false };
-        assert!(self.place().is_serving());
         assert_eq!(self.scheduler.plan_step(self.at, self.now), None, "two steps in flight");
-        let tokens = step.work.iter().fold(Tokens::ZERO, |sum, work| sum + work.tokens.count());
-        assert!(tokens <= self.limits.max_step_tokens, "{tokens} tokens in a step");
-        let working: BTreeSet<_> = step.work.iter().map(|work| work.sequence).collect();
-        assert_eq!(working.len(), step.work.len(), "two chunks of one sequence");
-        assert!(working.iter().all(|id| self.clients.contains_key(id)), "work for a sequence that ended");
-        assert!(working.iter().all(|id| !self.clients[id].held), "work for a sequence that is held");
+        assert!(self.place().in_flight.is_empty());
         let is_suspect = |id: &SequenceId| self.clients[id].losses >= 2;
+        let working: BTreeSet<_> = step.work.iter().map(|work| work.sequence).collect();
         if working.iter().any(is_suspect) {
             assert_eq!(working.len(), 1, "a suspect is computed together with others");
+            assert_eq!(self.scheduler.plan_ahead(self.at, self.now), None, "a suspect is run ahead of");
             self.coverage.count(Met::ComputedAlone, 1);
         } else {
             let mut running = self.scheduler.running_on(self.at);
             let first = running.find(|id| !self.clients[id].held);
             assert!(working.contains(&first.unwrap()), "what runs longest does not advance");
         }
+        self.send(step);
+        true
+    }
+
+    /// The next step goes to the shards before they answer this one.
+    fn plan_ahead(&mut self) {
+        if self.run_ahead == RunAhead::Never {
+            return;
+        }
+        let Some(before) = self.place().in_flight.front().cloned() else { return };
+        let preemptions = self.scheduler.stats().preemptions_total;
+        let Some(step) = self.scheduler.plan_ahead(self.at, self.now) else {
+            self.coverage.count(Met::AheadRefused, 1);
+            return;
+        };
+        assert_eq!(self.scheduler.plan_ahead(self.at, self.now), None, "three steps in flight");
+        assert_eq!(self.scheduler.stats().preemptions_total, preemptions, "preempted while it is computed");
+        self.check_ahead(&before, &step);
+        self.coverage.count(Met::AheadAdmitted, step.starts.len() as u64);
+        self.send(step);
+    }
+
+    /// Every sequence that `before` samples and that may go on does, with a token nobody knows yet.
+    fn check_ahead(&mut self, before: &Step, step: &Step) {
+        let working: BTreeMap<_, _> = step.work.iter().map(|work| (work.sequence, work)).collect();
+        for work in &before.work {
+            let Some(client) = self.clients.get(&work.sequence) else { continue };
+            let ahead = working.get(&work.sequence);
+            if work.sampling == Sampling::Skip {
+                self.coverage.count(Met::AheadOfChunks, u64::from(ahead.is_some()));
+                continue;
+            }
+            let end = work.first_position.0 + work.tokens.count().0;
+            let ends = end + 1 == client.submission.max_context().0;
+            assert!(client.grammar == Grammar::None || ends, "what follows is its owner's to find out");
+            assert_eq!(ahead.is_some(), !ends, "{} is computed {before:?} {step:?}", work.sequence);
+            if let Some(ahead) = ahead {
+                assert_eq!((&ahead.tokens, ahead.first_position.0), (&WorkTokens::LastSampled, end));
+                self.coverage.count(Met::RunAhead, 1);
+            }
+        }
+    }
+
+    fn send(&mut self, step: Step) {
+        assert!(self.place().is_serving());
+        let tokens = step.work.iter().fold(Tokens::ZERO, |sum, work| sum + work.tokens.count());
+        assert!(tokens <= self.limits.max_step_tokens, "{tokens} tokens in a step");
+        let working: BTreeSet<_> = step.work.iter().map(|work| work.sequence).collect();
+        assert_eq!(working.len(), step.work.len(), "two chunks of one sequence");
+        assert!(working.iter().all(|id| self.clients.contains_key(id)), "work for a sequence that ended");
+        assert!(working.iter().all(|id| !self.clients[id].held), "work for a sequence that is held");
         let long = step.work.iter().filter(|work| !work.appended.is_empty()).count();
         self.coverage.count(Met::ForcedChunks, long as u64);
         for start in &step.starts {
@@ -405,14 +474,21 @@ impl World {
             client.started += 1;
             self.coverage.count(Met::Restarts, u64::from(client.started > 1));
         }
-        let run_ahead = step.work.iter().filter(|work| work.tokens == WorkTokens::LastSampled).count();
-        self.coverage.count(Met::RunAhead, run_ahead as u64);
-        self.place().in_flight = Some(step);
-        true
+        let last_sampled = step.work.iter().filter(|work| work.tokens == WorkTokens::LastSampled).count();
+        self.coverage.count(Met::LastSampled, last_sampled as u64);
+        let place = self.place();
+        place.tables.on_step(&step, &place.in_flight);
+        place.in_flight.push_back(step);
+    }
+
+    fn answer_all(&mut self) {
+        while !self.place().in_flight.is_empty() {
+            self.answer();
+        }
     }
 
     fn answer(&mut self) {
-        let Some(step) = self.place().in_flight.take() else { return };
+        let Some(step) = self.place().in_flight.pop_front() else { return };
         let ids: Vec<_> = step.work.iter().map(|work| work.sequence).collect();
         let mut failing = BTreeSet::new();
         if self.random.once_in(40) {
@@ -426,11 +502,24 @@ impl World {
         let output = self.compute(&step, &failing);
         let events = self.scheduler.on_step_done(self.at, &output, self.now).expect("it answers the step");
         self.check_ends(&events);
+        self.note_ended_ahead(&events);
         for event in events {
             self.take_event(event);
         }
         self.note_progress(&step);
         self.place().stale = Some(output);
+    }
+
+    /// Sequences that end although the step ahead computes them too.
+    fn note_ended_ahead(&mut self, events: &[SequenceEvent]) {
+        let Some(ahead) = self.place().in_flight.front() else { return };
+        let is_computed =
+            |event: &&SequenceEvent| ahead.work.iter().any(|work| work.sequence == event.sequence());
+        let is_end = |event: &&SequenceEvent| {
+            matches!(event, SequenceEvent::Finished { .. } | SequenceEvent::Failed { .. })
+        };
+        let count = events.iter().filter(is_end).filter(is_computed).count();
+        self.coverage.count(Met::EndedAhead, count as u64);
     }
 
     /// What a step finishes it also brings the last token of, if there is one: whoever reads knows which is the last.
@@ -448,14 +537,17 @@ impl World {
     fn answer_wrongly(&mut self) {
         let Some(mut output) = self.place().stale.clone() else { return };
         let mut malformed = false;
-        if let Some(step) = self.place().in_flight.clone() {
-            let variant = self.random.between(0, 2);
+        let in_flight: Vec<Step> = self.place().in_flight.iter().cloned().collect();
+        if let Some(step) = in_flight.first() {
+            let variant = self.random.between(0, 3);
             malformed = variant == 0;
             if variant < 2 {
                 (output.epoch, output.step_id) = (step.epoch, step.step_id);
             }
-            if variant == 1 {
-                output.epoch = Epoch(output.epoch.0 + 1);
+            match (variant, in_flight.get(1)) {
+                (1, _) => output.epoch = Epoch(output.epoch.0 + 1),
+                (3, Some(ahead)) => (output.epoch, output.step_id) = (ahead.epoch, ahead.step_id),
+                _ => {}
             }
             output.results.truncate(step.work.len() - 1);
         }
@@ -513,10 +605,9 @@ impl World {
     fn compute(&mut self, step: &Step, failing: &BTreeSet<SequenceId>) -> StepOutput {
         let salts = step.work.iter().map(|work| (work.sequence, salt_of(work.sequence))).collect();
         let output = self.place().shard.as_mut().unwrap().run(step, &salts, failing);
-        assert!(
-            output.results.iter().all(|result| !matches!(&result.outcome, Outcome::Failed(_))
-                || failing.contains(&result.sequence))
-        );
+        assert!(output.results.iter().all(|result| !matches!(&result.outcome, Outcome::Failed(_))
+            || failing.contains(&result.sequence)
+            || !self.clients.contains_key(&result.sequence)));
         output
     }
 }

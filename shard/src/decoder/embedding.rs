@@ -5,6 +5,11 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Shape, bail};
 use candle_core::{Device, Result, Tensor};
 use lockstep_proto::TokenId;
 
+#[cfg(feature = "cuda")]
+use crate::ops::cuda::kernel::Address;
+#[cfg(feature = "cuda")]
+use crate::ops::cuda::rows::{pick_at, pick_forward};
+use crate::ops::placed::Placed;
 use crate::weights::StoredTensor;
 
 /// Where the table is.
@@ -24,12 +29,19 @@ pub(super) struct Embedding {
 }
 
 impl Embedding {
-    /// (rows) → (rows, hidden). The tokens are in the vocabulary.
-    pub(super) fn rows(&self, tokens: &[TokenId]) -> Result<Tensor> {
+    /// (rows) → (rows, hidden). The tokens are in the vocabulary, and those of the placed rows where these have any.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(unused_variables, reason = "rows are placed on devices alone")
+    )]
+    pub(super) fn rows(&self, tokens: &[TokenId], placed: &Placed<'_>) -> Result<Tensor> {
         match &self.table {
             Table::InFile(table) => self.read(table, tokens),
             #[cfg(feature = "cuda")]
-            Table::OnDevice(table) => table.apply_op1_no_bwd(&Gather { tokens, scale: self.scale }),
+            Table::OnDevice(table) => {
+                let gather = Gather { tokens, at: placed.on_device()?.tokens, scale: self.scale };
+                table.apply_op1_no_bwd(&gather)
+            }
         }
     }
 
@@ -49,6 +61,8 @@ impl Embedding {
 #[cfg(feature = "cuda")]
 struct Gather<'a> {
     tokens: &'a [TokenId],
+    /// Where they are on the device, where they are there already.
+    at: Option<Address>,
     scale: f32,
 }
 
@@ -63,7 +77,10 @@ impl CustomOp1 for Gather<'_> {
     }
 
     fn cuda_fwd(&self, table: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        if let Some(at) = self.at {
+            return pick_at((at, self.tokens.len(), self.scale), table, layout);
+        }
         let tokens: Vec<u32> = self.tokens.iter().map(|token| token.0).collect();
-        crate::ops::cuda::rows::pick_forward((&tokens, self.scale), table, layout)
+        pick_forward((&tokens, self.scale), table, layout)
     }
 }

@@ -5,25 +5,38 @@ use std::ops::Range;
 
 #[cfg(feature = "cuda")]
 use super::ForwardError;
+#[cfg(feature = "cuda")]
+use super::replay::replayed;
 use super::stream::{ForwardResult, Pass, Stream};
 use super::wanted::Wanted;
 use super::{Decoder, Hidden, Logits};
 use crate::batch::Batch;
 use crate::device::DeviceKind;
-use crate::kv::KvPool;
+use crate::kv::{KvPool, LayerKv};
 use crate::ops::cpu::logit_transform::transform;
 #[cfg(feature = "cuda")]
 use crate::ops::cuda::logits::FinishLogits;
 use crate::ops::gather_vocabulary::gather_vocabulary;
+use crate::ops::placed::Placed;
 use crate::ops::select_rows::SelectRows;
 
-/// Runs a batch that was checked. The last layer computes keys and values of every row, and the rest of the
-/// wanted rows alone.
+/// Runs a batch that was checked.
 pub(super) fn forward(decoder: &Decoder, batch: &Batch, kv: &mut KvPool) -> ForwardResult<Hidden> {
     if batch.token_ids.is_empty() {
         return Ok(Hidden::none());
     }
-    let rows = decoder.place(&batch.sequences)?;
+    if let Some(hidden) = replayed(decoder, batch, kv)? {
+        return Ok(hidden);
+    }
+    through_layers(decoder, batch, (decoder.place(&batch.sequences)?, &kv.layers))
+}
+
+/// The last layer computes keys and values of every row, and the rest of the wanted rows alone.
+pub(super) fn through_layers(
+    decoder: &Decoder,
+    batch: &Batch,
+    (rows, kv): (Placed<'_>, &[LayerKv]),
+) -> ForwardResult<Hidden> {
     let pass = Pass { batch, rows, communicator: decoder.communicator.as_ref(), isa: decoder.isa };
     let scale = decoder.spec.choices.scales.residual as f32;
     let before_layer = |index: usize| match decoder.layers.get(index) {
@@ -31,7 +44,7 @@ pub(super) fn forward(decoder: &Decoder, batch: &Batch, kv: &mut KvPool) -> Forw
         None => Some(&decoder.final_norm),
     };
     let mut stream = Stream::begin(decoder, &pass, before_layer(0))?;
-    for (index, (layer, kv)) in decoder.layers.iter().zip(&kv.layers).enumerate() {
+    for (index, (layer, kv)) in decoder.layers.iter().zip(kv).enumerate() {
         let norms = &layer.norms;
         let mut qkv = layer.attention.write_kv(&pass, &stream.normed, kv)?;
         let is_last = index + 1 == decoder.layers.len();
@@ -73,6 +86,12 @@ pub(super) fn logits(decoder: &Decoder, hidden: &Hidden, rows: Range<usize>) -> 
     }
     let values = gather_vocabulary(decoder.communicator.as_ref(), vocabulary, mine, count)?;
     Ok(Logits::new(values, vocabulary))
+}
+
+#[cfg(not(feature = "cuda"))]
+#[expect(clippy::unnecessary_wraps, reason = "its twin of binaries that know GPUs may fail")]
+fn replayed(_: &Decoder, _: &Batch, _: &mut KvPool) -> ForwardResult<Option<Hidden>> {
+    Ok(None)
 }
 
 #[cfg(not(feature = "cuda"))]

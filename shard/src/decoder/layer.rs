@@ -6,15 +6,12 @@ use super::choices::QkNorm;
 use super::mlp::Mlp;
 use super::stream::{ForwardResult, Norm, Pass};
 use crate::kv::LayerKv;
-use crate::kv::layout::Pool;
 use crate::ops::add_bias::AddBias;
 use crate::ops::attention::{Attention, AttentionShape};
-use crate::ops::head_norm::HeadNorm;
 use crate::ops::linear::Linear;
 use crate::ops::placed::Placed;
 use crate::ops::projection_norm::{ProjectionNorm, ProjectionSquares};
-use crate::ops::rope::Rope;
-use crate::ops::write_kv::WriteKv;
+use crate::ops::write_heads::WriteHeads;
 
 /// One rank's part of one layer.
 pub(super) struct Layer {
@@ -91,14 +88,18 @@ impl Projection {
 impl LayerAttention {
     /// (rows, hidden) → (rows, query, key and value heads), with keys and values written to their blocks.
     pub(super) fn write_kv(&self, pass: &Pass<'_>, input: &Tensor, kv: &LayerKv) -> ForwardResult<Tensor> {
-        let (shape, rows, isa) = (self.shape, &pass.rows, pass.isa);
         let qkv = self.qkv.apply(input)?;
-        self.norm(pass, &qkv)?;
-        if let Some(table) = &self.rope_table {
-            qkv.inplace_op2(table, &Rope { shape, rows, isa })?;
-        }
-        kv.keys.inplace_op2(&qkv, &WriteKv { pool: Pool::Keys, shape, rows })?;
-        kv.values.inplace_op2(&qkv, &WriteKv { pool: Pool::Values, shape, rows })?;
+        self.norm_projections(pass, &qkv)?;
+        let (weights, epsilon) = (&self.qk_norm.weights, self.qk_norm.epsilon);
+        let heads = WriteHeads {
+            shape: self.shape,
+            rows: &pass.rows,
+            norm: (self.qk_norm.kind == QkNorm::Head).then_some((weights, epsilon)),
+            rope_table: self.rope_table.as_ref(),
+            kv,
+            isa: pass.isa,
+        };
+        heads.apply(&qkv)?;
         Ok(qkv)
     }
 
@@ -116,12 +117,12 @@ impl LayerAttention {
         self.output.apply_and_sum(pass, &attended)
     }
 
-    fn norm(&self, pass: &Pass<'_>, qkv: &Tensor) -> ForwardResult<()> {
+    /// Norms whole projections, of all ranks together, where they are.
+    fn norm_projections(&self, pass: &Pass<'_>, qkv: &Tensor) -> ForwardResult<()> {
         let LayerQkNorm { kind, weights, epsilon, segments, widths } = &self.qk_norm;
         let (shape, epsilon, isa) = (self.shape, *epsilon, pass.isa);
         match kind {
-            QkNorm::Absent => {}
-            QkNorm::Head => qkv.inplace_op2(weights, &HeadNorm { shape, epsilon, isa })?,
+            QkNorm::Absent | QkNorm::Head => {}
             QkNorm::Projection => {
                 let parts = ProjectionSquares { shape, segments: *segments, isa };
                 let squares = qkv.apply_op1_no_bwd(&parts)?;

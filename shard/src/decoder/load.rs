@@ -8,7 +8,7 @@ mod progress;
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Shape, Tensor};
+use candle_core::{Device, Shape, Tensor};
 use lockstep_models::ModelFiles;
 use lockstep_process::reports;
 use tracing::info;
@@ -146,9 +146,10 @@ impl Loader<'_> {
         Ok(Embedding { table, hidden: self.spec.shape.hidden, scale })
     }
 
-    /// Values on this rank's device.
+    /// Values on this rank's device; no values in main memory, since a device's memory is not given out in nothing.
     fn tensor(&self, values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor, LoadError> {
-        Ok(Tensor::from_vec(values, shape.into(), &self.target.device)?)
+        let device = if values.is_empty() { &Device::Cpu } else { &self.target.device };
+        Ok(Tensor::from_vec(values, shape.into(), device)?)
     }
 
     fn norm(&self, module: &str) -> Result<Norm, LoadError> {

@@ -15,6 +15,8 @@ use super::device_logits::DeviceLogits;
 #[cfg(feature = "cuda")]
 use crate::comm::Communicator;
 #[cfg(feature = "cuda")]
+use crate::ops::cuda::copies::Copy;
+#[cfg(feature = "cuda")]
 use crate::sampling::{RowAsk, RowFound};
 
 /// Most bytes of logits that exist at once, for one row at least. A row of the largest vocabularies in use,
@@ -42,6 +44,18 @@ impl Hidden {
 
     pub(super) fn new(rows: Tensor) -> Self {
         Self { rows: Some(rows) }
+    }
+
+    /// The first rows.
+    #[cfg(feature = "cuda")]
+    pub(super) fn first(self, count: usize) -> candle_core::Result<Self> {
+        Ok(Self { rows: self.slice(0..count)? })
+    }
+
+    /// Copies all of them over the first rows of a tensor on their device.
+    #[cfg(feature = "cuda")]
+    pub(super) fn copy_into(&self, target: &Tensor) -> candle_core::Result<()> {
+        self.rows.as_ref().map_or(Ok(()), |rows| target.inplace_op2(rows, &Copy))
     }
 
     /// How many rows there are.

@@ -15,6 +15,8 @@ mod load;
 pub(crate) mod logits;
 mod mlp;
 mod names;
+#[cfg(feature = "cuda")]
+mod replay;
 pub(crate) mod rope;
 pub(crate) mod spec;
 pub(crate) mod split;
@@ -54,6 +56,8 @@ pub use choices::{
 };
 pub use load::check_weights;
 pub use logits::{Hidden, Logits};
+#[cfg(feature = "cuda")]
+pub(crate) use replay::{MOST_ROWS, Recordings};
 pub use rope::{RampEnds, Rope, RopeScaling, Yarn};
 pub use spec::{ExpertShape, ModelSpec, Shape, SpecError};
 pub use split::{Split, SplitError};
@@ -156,6 +160,12 @@ impl Decoder {
         Self { plan: self.plan.with_kv_cache(held), kv_cache: held, ..self }
     }
 
+    /// Has every step started kernel by kernel.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn record_nothing(&mut self) {
+        self.target.records = false;
+    }
+
     /// KV blocks for this rank, in memory that is taken as they are first written.
     ///
     /// # Errors
@@ -167,7 +177,8 @@ impl Decoder {
 
     /// Rows of the sequences, for every layer: where they stand does not depend on what differs between layers.
     fn place<'a>(&self, sequences: &'a [BatchSequence]) -> candle_core::Result<Placed<'a>> {
-        Placed::new(sequences, self.shape, &self.target.device)
+        let held = self.kv_cache.beside(self.precision.dtype);
+        Placed::new(sequences, (self.shape, held), &self.target.device)
     }
 
     /// What the model is.

@@ -57,7 +57,7 @@ pub(super) struct Stream {
 impl Stream {
     /// Embeds the batch's tokens.
     pub(super) fn begin(decoder: &Decoder, pass: &Pass<'_>, norm: Option<&Norm>) -> ForwardResult<Self> {
-        let residual = decoder.embedding.rows(&pass.batch.token_ids)?;
+        let residual = decoder.embedding.rows(&pass.batch.token_ids, &pass.rows)?;
         let normed = match norm {
             Some(norm) => norm.apply(&residual, pass.isa)?,
             None => residual.clone(),

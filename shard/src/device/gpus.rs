@@ -39,6 +39,11 @@ pub(crate) fn have_nccl() -> bool {
     opens(NCCL)
 }
 
+/// Whether NCCL takes several ranks on a GPU: where its own variable says so, from its version 2.30 on.
+pub(crate) fn does_nccl_share() -> bool {
+    std::env::var_os("NCCL_MULTI_RANK_GPU_ENABLE").is_some_and(|value| value == "1")
+}
+
 pub(super) fn visible() -> Result<usize, DeviceError> {
     for (names, library, part) in LIBRARIES {
         if !opens(names) {

@@ -5,11 +5,15 @@ pub(crate) mod layout;
 
 use candle_core::{Device, Tensor, WithDType};
 use half::bf16;
+#[cfg(feature = "cuda")]
+use lockstep_proto::BlockId;
 use lockstep_proto::{Blocks, Bytes};
 use thiserror::Error;
 
 pub use self::dtype::KvCacheDtype;
 pub(crate) use self::dtype::KvDtype;
+#[cfg(feature = "cuda")]
+use crate::decoder::Recordings;
 use crate::kv::layout::KvLayout;
 use crate::ops::cpu::huge_memory::{ZeroBytes, on_huge_pages};
 
@@ -18,11 +22,15 @@ pub struct KvPool {
     pub(crate) layers: Vec<LayerKv>,
     blocks: Blocks,
     bytes: Bytes,
+    /// Passes over these blocks that were recorded, by the decoder that allocated them.
+    #[cfg(feature = "cuda")]
+    pub(crate) recordings: Recordings,
 }
 
 /// One layer's blocks.
 pub(crate) struct LayerKv {
-    /// (tiles, elements of a tile); on a device (blocks, KV heads, slots, head width)
+    /// (tiles, elements of a tile); on a device (blocks, KV heads, elements of a tile): slots by padded width, and their
+    /// scales where they have some
     pub(crate) keys: Tensor,
     /// Likewise
     pub(crate) values: Tensor,
@@ -43,6 +51,18 @@ impl KvPool {
         self.blocks
     }
 
+    /// How many passes over its blocks were replayed.
+    #[cfg(feature = "cuda")]
+    pub fn replays(&self) -> u64 {
+        self.recordings.replays()
+    }
+
+    /// A block more that there is on devices: rows that nobody asked for are written to it.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn spare(&self) -> BlockId {
+        BlockId(self.blocks.0)
+    }
+
     /// Bytes they take, over all layers. As much as a run of blocks more has its addresses, and is never written.
     pub fn bytes(&self) -> Bytes {
         self.bytes
@@ -61,9 +81,8 @@ impl KvPool {
         let failed = |source| AllocateError { blocks, bytes, source };
         let elements = dtype.tile_elements(layout).saturating_mul(tiles);
         let on_device = |_| -> candle_core::Result<LayerKv> {
-            let held = dtype.of_tensors()?;
-            let shape = (blocks.len(), layout.kv_heads, KvLayout::SLOTS, layout.head_width);
-            let zeroes = || Tensor::zeros(shape, held, device);
+            let shape = (blocks.len() + 1, layout.kv_heads, dtype.tile_elements(layout));
+            let zeroes = || Tensor::zeros(shape, dtype.elements(), device);
             Ok(LayerKv { keys: zeroes()?, values: zeroes()? })
         };
         let in_memory = |_| -> candle_core::Result<LayerKv> {
@@ -78,7 +97,13 @@ impl KvPool {
             Device::Cuda(_) | Device::Metal(_) => (0..layers).map(on_device).collect(),
         };
         let layers = layers.map_err(failed)?;
-        Ok(Self { layers, blocks, bytes })
+        Ok(Self {
+            layers,
+            blocks,
+            bytes,
+            #[cfg(feature = "cuda")]
+            recordings: Recordings::default(),
+        })
     }
 }
 
@@ -88,6 +113,9 @@ fn zeroes(elements: usize, dtype: KvDtype) -> candle_core::Result<Tensor> {
         KvDtype::Float32 => zeroed::<f32>(elements),
         KvDtype::Bfloat16 => zeroed::<bf16>(elements),
         KvDtype::Int8 => zeroed::<u8>(elements),
+        KvDtype::Float8 => {
+            Err(candle_core::Error::msg("floating-point numbers of 8 bits are held on GPUs alone"))
+        }
     }
 }
 

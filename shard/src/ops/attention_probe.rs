@@ -12,7 +12,7 @@ use super::write_kv::WriteKv;
 use crate::batch::{BLOCK_SIZE, BatchSequence};
 use crate::dtype::Dtype;
 use crate::kv::layout::{KvLayout, Pool};
-use crate::kv::{KvCacheDtype, KvPool};
+use crate::kv::{KvCacheDtype, KvDtype, KvPool};
 
 /// Rows whose keys and values are written at a time.
 const ROWS: usize = 512;
@@ -20,6 +20,7 @@ const ROWS: usize = 512;
 /// The attention layers of a model and the KV blocks of one sequence, in main memory.
 pub struct AttentionProbe {
     shape: AttentionShape,
+    held: KvDtype,
     kv: KvPool,
     /// (1, heads of one position)
     qkv: Tensor,
@@ -41,7 +42,8 @@ impl AttentionProbe {
         let shape = AttentionShape { query_heads, kv, scale, window: None, softcap: None };
         let blocks: Vec<BlockId> = (0..positions.div_ceil(BLOCK_SIZE.len()) as u32).map(BlockId).collect();
         let count = Blocks(blocks.len() as u32);
-        let kv = KvPool::allocate((kv, layers), dtype.beside(Dtype::Bfloat16), count, &Device::Cpu)?;
+        let held = dtype.beside(Dtype::Bfloat16);
+        let kv = KvPool::allocate((kv, layers), held, count, &Device::Cpu)?;
         let last = Position(positions as u32 - 1);
         let sequence = |first_position, rows| BatchSequence {
             first_row: 0,
@@ -53,14 +55,14 @@ impl AttentionProbe {
             let rows = ROWS.min(positions - first);
             let qkv = rows_of(rows, shape)?;
             let sequences = [sequence(Position(first as u32), rows)];
-            let rows = &Placed::new(&sequences, shape, &Device::Cpu)?;
+            let rows = &Placed::new(&sequences, (shape, held), &Device::Cpu)?;
             for layer in &kv.layers {
                 layer.keys.inplace_op2(&qkv, &WriteKv { pool: Pool::Keys, shape, rows })?;
                 layer.values.inplace_op2(&qkv, &WriteKv { pool: Pool::Values, shape, rows })?;
             }
         }
         let sequences = vec![sequence(last, 1)];
-        Ok(Self { shape, kv, qkv: rows_of(1, shape)?, sequences })
+        Ok(Self { shape, held, kv, qkv: rows_of(1, shape)?, sequences })
     }
 
     /// Bytes of keys and values a step reads.
@@ -73,7 +75,7 @@ impl AttentionProbe {
     /// # Errors
     /// When an operator fails.
     pub fn seconds(&self) -> Result<f64> {
-        let rows = &Placed::new(&self.sequences, self.shape, &Device::Cpu)?;
+        let rows = &Placed::new(&self.sequences, (self.shape, self.held), &Device::Cpu)?;
         let attention = Attention { shape: self.shape, rows, isa: Isa::of_this_machine() };
         let begun = Instant::now();
         for layer in &self.kv.layers {

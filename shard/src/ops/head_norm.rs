@@ -1,7 +1,5 @@
 //! Norms query and key heads, each by itself, in place.
 
-#[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, bail};
 
 use super::attention::AttentionShape;
@@ -37,16 +35,5 @@ impl InplaceOp2 for HeadNorm {
         let weights = HeadWeights { query, key, epsilon: self.epsilon };
         norm_heads(self.isa, self.shape, weights, contiguous_mut(qkv, qkv_layout)?);
         Ok(())
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        qkv: &mut CudaStorage,
-        qkv_layout: &Layout,
-        weights: &CudaStorage,
-        weights_layout: &Layout,
-    ) -> Result<()> {
-        super::cuda::norm::head_forward(self, (qkv, qkv_layout), (weights, weights_layout))
     }
 }

@@ -24,6 +24,7 @@ pub(crate) mod reference;
 pub(crate) mod rope;
 pub(crate) mod select_rows;
 pub(crate) mod tiles;
+pub(crate) mod write_heads;
 pub(crate) mod write_kv;
 
 use candle_core::backend::BackendStorage;

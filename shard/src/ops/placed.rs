@@ -4,6 +4,7 @@ use candle_core::{Device, Result};
 
 use super::attention::AttentionShape;
 use crate::batch::BatchSequence;
+use crate::kv::KvDtype;
 
 #[cfg(feature = "cuda")]
 pub(crate) use super::cuda::attention::DeviceRows;
@@ -26,30 +27,42 @@ impl<'a> Placed<'a> {
         }
     }
 
-    /// Where operators on `device` find them, for attention of this shape, whose window does not matter.
+    /// Where operators on `device` find them, for attention of this shape, whose window does not matter, over
+    /// keys and values held so.
     ///
     /// # Errors
     /// When the device has no memory for them.
     #[cfg(not(feature = "cuda"))]
-    pub(crate) fn new(sequences: &'a [BatchSequence], _: AttentionShape, _: &Device) -> Result<Self> {
+    pub(crate) fn new(
+        sequences: &'a [BatchSequence],
+        _: (AttentionShape, KvDtype),
+        _: &Device,
+    ) -> Result<Self> {
         Ok(Self { sequences })
     }
 
-    /// Where operators on `device` find them, for attention of this shape, whose window does not matter.
+    /// Where operators on `device` find them, for attention of this shape, whose window does not matter, over
+    /// keys and values held so.
     ///
     /// # Errors
     /// When the device has no memory for them.
     #[cfg(feature = "cuda")]
     pub(crate) fn new(
         sequences: &'a [BatchSequence],
-        shape: AttentionShape,
+        attention: (AttentionShape, KvDtype),
         device: &Device,
     ) -> Result<Self> {
         let on_device = match device {
-            Device::Cuda(device) => Some(DeviceRows::new(device, sequences, shape)?),
+            Device::Cuda(device) => Some(DeviceRows::new(device, sequences, attention)?),
             Device::Cpu | Device::Metal(_) => None,
         };
         Ok(Self { sequences, on_device })
+    }
+
+    /// What is on the device already, of these sequences or of as many like them.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn there(sequences: &'a [BatchSequence], on_device: DeviceRows) -> Self {
+        Self { sequences, on_device: Some(on_device) }
     }
 
     /// What was brought to the device.

@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-#[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, bail};
 
 use super::attention::AttentionShape;
@@ -28,7 +26,7 @@ pub(crate) struct Rope<'a> {
 
 impl Rope<'_> {
     /// How many elements of each head turn.
-    fn rotary_width(&self, table: &Layout) -> Result<usize> {
+    pub(super) fn rotary_width(&self, table: &Layout) -> Result<usize> {
         let (positions, rotary) = table.shape().dims2()?;
         let width = self.shape.kv.head_width;
         if rotary > width || !rotary.is_multiple_of(2) {
@@ -88,18 +86,6 @@ impl InplaceOp2 for Rope<'_> {
             turn(0..positions.len());
         }
         Ok(())
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        qkv: &mut CudaStorage,
-        qkv_layout: &Layout,
-        table: &CudaStorage,
-        table_layout: &Layout,
-    ) -> Result<()> {
-        let of = (self.shape, self.rows.on_device()?, self.rotary_width(table_layout)?);
-        super::cuda::rows::rope_forward(of, (qkv, qkv_layout), (table, table_layout))
     }
 }
 

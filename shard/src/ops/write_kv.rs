@@ -1,7 +1,5 @@
 //! Writes a batch's new keys, or values, into their sequences' KV blocks.
 
-#[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result};
 use half::bf16;
@@ -75,17 +73,5 @@ impl InplaceOp2 for WriteKv<'_> {
             self.on_cpu::<f32>(contiguous_mut(pool, pool_layout)?, qkv);
         }
         Ok(())
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        pool: &mut CudaStorage,
-        pool_layout: &Layout,
-        qkv: &CudaStorage,
-        qkv_layout: &Layout,
-    ) -> Result<()> {
-        let of = (self.shape, self.rows.on_device()?, self.pool);
-        super::cuda::rows::write_kv_forward(of, (pool, pool_layout), (qkv, qkv_layout))
     }
 }

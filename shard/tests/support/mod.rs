@@ -7,11 +7,14 @@ pub(crate) mod reference;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use lockstep_models::ModelFiles;
+use lockstep_process::reports::Progress;
 use lockstep_proto::{BlockId, Blocks, Position, TokenId, Tokens};
 use lockstep_shard::batch::{BLOCK_SIZE, Batch, BatchSequence};
-use lockstep_shard::comm::{Communicator, Solo, Threads};
-use lockstep_shard::decoder::{Decoder, ModelSpec, Precision};
+use lockstep_shard::comm::{Communicator, Membership, Solo, Threads};
+use lockstep_shard::decoder::{Decoder, Logits, ModelSpec, Precision};
+use lockstep_shard::device::{CudaGraphs, DeviceArgs, DeviceChoice, Target};
 use lockstep_shard::kv::{KvCacheDtype, KvPool};
 use lockstep_shard::testing::TinyLlama;
 
@@ -20,6 +23,28 @@ const POOL: Blocks = Blocks(512);
 
 /// Far longer than any exchange here takes.
 const WATCHDOG: Duration = Duration::from_secs(60);
+
+/// Where decoders compute: the CPU, or what this says, as `--device` is told.
+const DEVICE: &str = "LOCKSTEP_TEST_DEVICE";
+
+fn target(communicator: &dyn Communicator) -> Target {
+    let Some(device) = std::env::var_os(DEVICE) else { return Target::cpu() };
+    let device = DeviceChoice::from_str(&device.to_string_lossy(), true).expect("a device");
+    let cuda_graphs = CudaGraphs::Auto;
+    let args = DeviceArgs { device, ranks_per_gpu: 64, exact: true, cuda_graphs, places_taken: 0 };
+    let membership = Membership::new(communicator.rank(), communicator.world_size()).expect("a group");
+    Target::open(args, membership).expect("the device is there")
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_host(logits: Logits) -> Logits {
+    logits
+}
+
+#[cfg(feature = "cuda")]
+fn on_host(logits: Logits) -> Logits {
+    logits.on_host().expect("the device and the group are there")
+}
 
 /// A decoder with its pool, and the next block that is free.
 pub(crate) struct Runner {
@@ -63,7 +88,10 @@ impl Runner {
         communicator: Arc<dyn Communicator>,
     ) -> Self {
         let spec = ModelSpec::read(files).expect("config.json is served");
-        let decoder = Decoder::load(files, &spec, precision, communicator).expect("weights load");
+        let target = target(communicator.as_ref());
+        let of = (&spec, precision);
+        let decoder = Decoder::load_onto((&target, communicator), files, of, Progress::default());
+        let decoder = decoder.expect("weights load");
         let decoder = decoder.with_kv_cache(kv_cache);
         let kv = decoder.allocate_kv(POOL).expect("blocks fit");
         let at_once = decoder.logit_rows_at_once();
@@ -112,7 +140,7 @@ impl Runner {
         let mut rows = Vec::new();
         for first in (0..hidden.len()).step_by(self.at_once) {
             let slice = first..hidden.len().min(first + self.at_once);
-            let logits = self.decoder.logits(&hidden, slice).expect("the rows are there");
+            let logits = on_host(self.decoder.logits(&hidden, slice).expect("the rows are there"));
             rows.extend(logits.rows().map(|row| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>()));
         }
         rows

@@ -1,30 +1,34 @@
 //! Attention over block tables, on a device: how rows are cut into tiles, and where splits are computed apart.
+//!
+//! Keys and values of f32 are multiplied one by one, all others on tensor cores.
 
-use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaStorage;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DeviceRepr};
-use candle_core::{CudaDevice, DType, Layout, Result, Shape, bail};
+use candle_core::{CudaDevice, Layout, Result, Shape, bail};
 
 use super::gpu::Gpu;
 use super::kernel::{Address, Executor, Grid, Kernel, Parameters, launch};
-use super::rows::bf16_or_f32;
-use super::storage::{address, copy_of, of_slice, room, wrapped};
+use super::storage::{address, copy_of, of_slice, pool, room, wrapped};
 use crate::batch::{BLOCK_SIZE, BatchSequence};
+use crate::kv::KvDtype;
 use crate::ops::attention::AttentionShape;
 
 /// Positions of a split, as in attention.cu.
-const SPLIT: usize = 256;
-/// Positions of a step.
-const STEP: usize = 32;
-/// Queries of a warp.
-const EACH: usize = 4;
+pub(crate) const SPLIT: usize = 256;
+/// Threads of a warp, and positions of a step without tensor cores.
+const WARP: usize = 32;
 /// Warps of a block.
 const WARPS: usize = 8;
 /// Widest head there is a kernel for.
 const WIDEST: usize = 256;
 
-/// Blocks below which a device is not full, so that splits are computed apart.
-const FEW_BLOCKS: usize = 264;
+/// Bytes of a block's memory for steps on tensor cores: two of keys and two of values, of 4,096 elements each.
+const STEPS: usize = 4 * 4096 * 2;
+/// For elements of eight bits: as many, two steps that are widened, and scales of four steps of up to 64 slots.
+const SCALED_STEPS: usize = 4 * 4096 + 2 * 4096 * 2 + 4 * 64 * size_of::<f32>();
+
+/// Warps below which a device is not full, so that splits are computed apart.
+const FEW_WARPS: usize = 1056;
 /// Bytes of memory splits that are computed apart may take.
 const SCRATCH: usize = 128 << 20;
 
@@ -55,6 +59,7 @@ pub(crate) struct AttentionParameters {
     pub(crate) query_heads: u32,
     pub(crate) kv_heads: u32,
     pub(crate) width: u32,
+    pub(crate) padded_width: u32,
     pub(crate) tile_queries: u32,
     pub(crate) splits: u32,
     pub(crate) window: u32,
@@ -62,8 +67,45 @@ pub(crate) struct AttentionParameters {
     pub(crate) softcap: f32,
 }
 
-// SAFETY: as in attention.cu.
+// SAFETY: as in attention.cuh.
 unsafe impl Parameters for AttentionParameters {}
+
+/// What multiplies queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Units {
+    Plain,
+    TensorCores,
+}
+
+impl Units {
+    fn of(held: KvDtype) -> Self {
+        match held {
+            KvDtype::Float32 => Self::Plain,
+            KvDtype::Bfloat16 | KvDtype::Int8 | KvDtype::Float8 => Self::TensorCores,
+        }
+    }
+
+    /// Queries that a warp computes.
+    fn queries_of_a_warp(self) -> usize {
+        match self {
+            Self::Plain => 4,
+            Self::TensorCores => 16,
+        }
+    }
+
+    /// Queries of a tile, at most.
+    fn most_queries(self) -> usize {
+        self.queries_of_a_warp() * WARPS
+    }
+
+    /// Warps of a block for so many queries: without tensor cores they are dealt out in turn, with them in sixteens.
+    fn warps(self, queries: usize) -> usize {
+        match self {
+            Self::Plain => queries.clamp(1, WARPS),
+            Self::TensorCores => queries.div_ceil(self.queries_of_a_warp()).max(1),
+        }
+    }
+}
 
 /// A batch's rows as kernels find them.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -79,9 +121,10 @@ pub(crate) struct HostRows {
 }
 
 impl HostRows {
-    /// Tiles have as many rows as their warps have queries for, where each KV head has `group` query heads.
-    pub(crate) fn new(sequences: &[BatchSequence], group: usize) -> Self {
-        let most = (WARPS * EACH / group.max(1)).max(1);
+    /// Tiles have as many rows as their warps have queries for, where each KV head has `group` query heads and keys and
+    /// values are held so.
+    pub(crate) fn new(sequences: &[BatchSequence], group: usize, held: KvDtype) -> Self {
+        let most = (Units::of(held).most_queries() / group.max(1)).max(1);
         let mut rows = Self::default();
         for sequence in sequences {
             let table = rows.tables.len() as u32;
@@ -93,7 +136,8 @@ impl HostRows {
             let end = sequence.first_position.index() + sequence.rows;
             rows.tables.extend(sequence.blocks.iter().take(end.div_ceil(size)).map(|block| block.0));
             let tiles = &mut rows.tiles[usize::from(sequence.rows > 1)];
-            for first in (0..sequence.rows).step_by(most) {
+            // Those with the longest contexts are begun first, so that none is left to be waited for alone.
+            for first in (0..sequence.rows).step_by(most).rev() {
                 tiles.push(Tile {
                     first_row: (sequence.first_row + first) as u32,
                     rows: most.min(sequence.rows - first) as u32,
@@ -104,35 +148,67 @@ impl HostRows {
         }
         rows
     }
+
+    /// Everything, as [`DeviceRows::at`] looks for it.
+    pub(crate) fn words(&self) -> Vec<u32> {
+        let Self { positions, slots, tables, tiles } = self;
+        let tiles = tiles.iter().flatten().flat_map(|tile| {
+            let Tile { first_row, rows, first_position, table } = *tile;
+            [first_row, rows, first_position, table]
+        });
+        positions.iter().chain(slots).copied().chain(tiles).chain(tables.iter().copied()).collect()
+    }
 }
 
-/// The same on a device.
+/// The same on a device, one after the other in its memory.
 pub(crate) struct DeviceRows {
     pub(crate) count: usize,
-    pub(crate) positions: CudaSlice<u32>,
-    pub(crate) slots: CudaSlice<u32>,
-    tables: CudaSlice<u32>,
-    tiles: [(Vec<Tile>, CudaSlice<Tile>); 2],
+    pub(crate) positions: Address,
+    pub(crate) slots: Address,
+    /// Where the rows' tokens are, where they are there as well.
+    pub(crate) tokens: Option<Address>,
+    tables: Address,
+    /// Where tiles are, and what is known of them when they are computed.
+    tiles: [(Vec<Tile>, Address); 2],
+    /// Kept for as long as the rows are.
+    _memory: Option<CudaSlice<u32>>,
 }
 
 impl DeviceRows {
     pub(crate) fn new(
         device: &CudaDevice,
         sequences: &[BatchSequence],
-        shape: AttentionShape,
+        (shape, held): (AttentionShape, KvDtype),
     ) -> Result<Self> {
-        let HostRows { positions, slots, tables, tiles } =
-            HostRows::new(sequences, shape.query_heads / shape.kv.kv_heads.max(1));
+        let rows = HostRows::new(sequences, shape.query_heads / shape.kv.kv_heads.max(1), held);
+        let memory = copy_of(device, &rows.words())?;
+        let placed = Self::at(of_slice(&memory), rows.positions.len(), rows.tiles);
+        Ok(Self { _memory: Some(memory), ..placed })
+    }
+
+    /// Rows whose [`HostRows::words`] are there. `tiles` are as many as there are: they tell how they are cut, which holds for
+    /// all that see no more positions.
+    pub(crate) fn at(first: Address, count: usize, tiles: [Vec<Tile>; 2]) -> Self {
+        let word = size_of::<u32>();
+        let slots = first.plus(count * word);
+        let single_tiles = slots.plus(count * word);
         let [single, several] = tiles;
-        let single = (copy_of(device, &single)?, single);
-        let several = (copy_of(device, &several)?, several);
-        Ok(Self {
-            count: positions.len(),
-            positions: copy_of(device, &positions)?,
-            slots: copy_of(device, &slots)?,
-            tables: copy_of(device, &tables)?,
-            tiles: [(single.1, single.0), (several.1, several.0)],
-        })
+        let several_tiles = single_tiles.plus(size_of_val(single.as_slice()));
+        let tables = several_tiles.plus(size_of_val(several.as_slice()));
+        Self {
+            count,
+            positions: first,
+            slots,
+            tokens: None,
+            tables,
+            tiles: [(single, single_tiles), (several, several_tiles)],
+            _memory: None,
+        }
+    }
+
+    /// The same, whose tokens are there as well.
+    pub(crate) fn with_tokens(self, tokens: Address) -> Self {
+        Self { tokens: Some(tokens), ..self }
     }
 }
 
@@ -147,12 +223,12 @@ pub(crate) struct Cut {
 
 impl Cut {
     /// Apart where a device would not be full otherwise and memory allows: the bits are the same.
-    pub(crate) fn of(shape: AttentionShape, tiles: &[Tile]) -> Self {
+    pub(crate) fn of(shape: AttentionShape, held: KvDtype, tiles: &[Tile]) -> Self {
         let splits = tiles.iter().map(|tile| splits_of(shape, tile)).max().unwrap_or(0);
         let mut cut = Self { splits, ..Self::one_by_one(shape, tiles) };
-        let blocks = tiles.len() * shape.kv.kv_heads;
+        let warps = tiles.len() * shape.kv.kv_heads * Units::of(held).warps(cut.tile_queries);
         if splits < 2
-            || blocks >= FEW_BLOCKS
+            || warps >= FEW_WARPS
             || cut.partial_elements(shape, tiles) * size_of::<f32>() > SCRATCH
         {
             cut.splits = 0;
@@ -182,41 +258,56 @@ fn splits_of(shape: AttentionShape, tile: &Tile) -> usize {
 /// Has the rows of `tiles` attend; those of other tiles are left alone.
 pub(crate) fn attend(
     on: &dyn Executor,
-    held: DType,
+    held: KvDtype,
     parameters: &AttentionParameters,
     tiles: usize,
 ) -> Result<()> {
     let AttentionParameters { query_heads, kv_heads, width, tile_queries, splits, .. } = *parameters;
-    let (width, queries) = (width as usize, tile_queries as usize);
-    if width > WIDEST || queries > WARPS * EACH || !query_heads.is_multiple_of(kv_heads) {
+    let (width, queries, units) = (width as usize, tile_queries as usize, Units::of(held));
+    let most = units.most_queries();
+    if width > WIDEST || queries > most || !query_heads.is_multiple_of(kv_heads) {
         bail!(
             "attend on a device with {query_heads} query heads, {kv_heads} KV heads and heads of {width} \
-             elements: at most {} query heads for a KV head and {WIDEST} elements work",
-            WARPS * EACH
+             elements: at most {most} query heads for a KV head and {WIDEST} elements work"
         );
     }
-    let bf16 = held == DType::BF16;
-    let kernel = match (bf16, width) {
-        (true, ..=64) => Kernel::AttendBf16Of64,
-        (true, ..=128) => Kernel::AttendBf16Of128,
-        (true, _) => Kernel::AttendBf16Of256,
-        (false, ..=64) => Kernel::AttendF32Of64,
-        (false, ..=128) => Kernel::AttendF32Of128,
-        (false, _) => Kernel::AttendF32Of256,
+    let shared = match held {
+        KvDtype::Float32 => (queries * width + WARP * (width + 1)) * size_of::<f32>(),
+        KvDtype::Bfloat16 => STEPS,
+        KvDtype::Int8 | KvDtype::Float8 => SCALED_STEPS,
     };
-    let shared = (queries * width + STEP * (width + 1)) * size_of::<f32>();
     let grid = Grid {
         blocks: [tiles as u32, kv_heads, splits.max(1)],
-        threads: (queries.clamp(1, WARPS) * STEP) as u32,
+        threads: (units.warps(queries) * WARP) as u32,
         shared_bytes: shared as u32,
     };
-    launch(on, kernel, parameters, grid)?;
+    launch(on, kernel(held, width), parameters, grid)?;
     if splits == 0 {
         return Ok(());
     }
-    let threads = width.next_multiple_of(STEP) as u32;
+    let threads = width.next_multiple_of(WARP) as u32;
     let grid = Grid { blocks: [tiles as u32, kv_heads, tile_queries], threads, shared_bytes: 0 };
     launch(on, Kernel::FoldSplits, parameters, grid)
+}
+
+fn kernel(held: KvDtype, width: usize) -> Kernel {
+    match (held, width) {
+        (KvDtype::Float32, ..=64) => Kernel::AttendF32Of64,
+        (KvDtype::Float32, ..=128) => Kernel::AttendF32Of128,
+        (KvDtype::Float32, _) => Kernel::AttendF32Of256,
+        (KvDtype::Bfloat16, ..=64) => Kernel::AttendBf16Of64,
+        (KvDtype::Bfloat16, ..=96) => Kernel::AttendBf16Of96,
+        (KvDtype::Bfloat16, ..=128) => Kernel::AttendBf16Of128,
+        (KvDtype::Bfloat16, _) => Kernel::AttendBf16Of256,
+        (KvDtype::Int8, ..=64) => Kernel::AttendInt8Of64,
+        (KvDtype::Int8, ..=96) => Kernel::AttendInt8Of96,
+        (KvDtype::Int8, ..=128) => Kernel::AttendInt8Of128,
+        (KvDtype::Int8, _) => Kernel::AttendInt8Of256,
+        (KvDtype::Float8, ..=64) => Kernel::AttendFp8Of64,
+        (KvDtype::Float8, ..=96) => Kernel::AttendFp8Of96,
+        (KvDtype::Float8, ..=128) => Kernel::AttendFp8Of128,
+        (KvDtype::Float8, _) => Kernel::AttendFp8Of256,
+    }
 }
 
 pub(crate) fn forward(
@@ -227,20 +318,22 @@ pub(crate) fn forward(
 ) -> Result<(CudaStorage, Shape)> {
     let device = &qkv.device;
     let output = room::<f32>(device, rows.count * shape.query_elements())?;
+    let (held, keys) = pool(keys, keys_layout)?;
+    let (_, values) = pool(values, values_layout)?;
     for (tiles, on_device) in &rows.tiles {
-        let cut = Cut::of(shape, tiles);
+        let cut = Cut::of(shape, held, tiles);
         let partial = room::<f32>(device, cut.partial_elements(shape, tiles))?;
         let call = AttentionParameters {
             qkv: address::<f32>(qkv, qkv_layout)?,
-            keys: bf16_or_f32(keys, keys_layout)?,
-            values: bf16_or_f32(values, values_layout)?,
-            tiles: of_slice(on_device),
-            tables: of_slice(&rows.tables),
+            keys,
+            values,
+            tiles: *on_device,
+            tables: rows.tables,
             output: of_slice(&output),
             partial: of_slice(&partial),
             ..AttentionParameters::of(shape, cut)
         };
-        attend(&Gpu(device), keys.dtype(), &call, tiles.len())?;
+        attend(&Gpu(device), held, &call, tiles.len())?;
     }
     Ok((wrapped(output, device), Shape::from((rows.count, shape.query_elements()))))
 }
@@ -261,6 +354,7 @@ impl AttentionParameters {
             query_heads: shape.query_heads as u32,
             kv_heads: shape.kv.kv_heads as u32,
             width: shape.kv.head_width as u32,
+            padded_width: shape.kv.padded_width() as u32,
             tile_queries: cut.tile_queries as u32,
             splits: cut.splits as u32,
             window: shape.window.map_or(0, |window| u32::try_from(window).unwrap_or(u32::MAX)),

@@ -127,11 +127,13 @@ macro_rules! kernels {
 pub(crate) type Emulated = unsafe extern "C" fn(*const c_void, *const u32, u32, usize);
 
 kernels! {
-    Norms: Norm = "norm" emulated_norm, HeadNorm = "head_norm" emulated_head_norm,
+    Norms: Norm = "norm" emulated_norm,
         ProjectionSquares = "projection_squares" emulated_projection_squares,
         ProjectionNorm = "projection_norm" emulated_projection_norm;
-    Rows: Rope = "rope" emulated_rope,
-        WriteKvF32 = "write_kv_f32" emulated_write_kv_f32, WriteKvBf16 = "write_kv_bf16" emulated_write_kv_bf16,
+    Rows: WriteHeadsF32 = "write_heads_f32" emulated_write_heads_f32,
+        WriteHeadsBf16 = "write_heads_bf16" emulated_write_heads_bf16,
+        WriteHeadsInt8 = "write_heads_int8" emulated_write_heads_int8,
+        WriteHeadsFp8 = "write_heads_fp8" emulated_write_heads_fp8,
         Activation = "activation" emulated_activation, AddBias = "add_bias" emulated_add_bias,
         LogitTransform = "logit_transform" emulated_logit_transform, RoundRows = "round_rows" emulated_round_rows,
         PickRowsF32 = "pick_rows_f32" emulated_pick_rows_f32, PickRowsBf16 = "pick_rows_bf16" emulated_pick_rows_bf16,
@@ -178,8 +180,17 @@ kernels! {
         AttendF32Of128 = "attend_f32_128" emulated_attend_f32_128,
         AttendF32Of256 = "attend_f32_256" emulated_attend_f32_256,
         AttendBf16Of64 = "attend_bf16_64" emulated_attend_bf16_64,
+        AttendBf16Of96 = "attend_bf16_96" emulated_attend_bf16_96,
         AttendBf16Of128 = "attend_bf16_128" emulated_attend_bf16_128,
         AttendBf16Of256 = "attend_bf16_256" emulated_attend_bf16_256,
+        AttendInt8Of64 = "attend_int8_64" emulated_attend_int8_64,
+        AttendInt8Of96 = "attend_int8_96" emulated_attend_int8_96,
+        AttendInt8Of128 = "attend_int8_128" emulated_attend_int8_128,
+        AttendInt8Of256 = "attend_int8_256" emulated_attend_int8_256,
+        AttendFp8Of64 = "attend_fp8_64" emulated_attend_fp8_64,
+        AttendFp8Of96 = "attend_fp8_96" emulated_attend_fp8_96,
+        AttendFp8Of128 = "attend_fp8_128" emulated_attend_fp8_128,
+        AttendFp8Of256 = "attend_fp8_256" emulated_attend_fp8_256,
         FoldSplits = "fold_splits" emulated_fold_splits;
     Sampling: Sample = "sample" emulated_sample;
 }

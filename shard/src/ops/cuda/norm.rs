@@ -1,4 +1,4 @@
-//! Norms of rows, of heads and of projections, on a device.
+//! Norms of rows and of projections, on a device; `heads.rs` has those of heads.
 
 use candle_core::cuda_backend::CudaStorage;
 use candle_core::{Layout, Result, Shape, bail};
@@ -7,12 +7,8 @@ use super::gpu::Gpu;
 use super::kernel::{Address, Executor, Grid, Kernel, Parameters, THREADS, launch};
 use super::storage::{address, of_slice, room, wrapped};
 use crate::ops::add_norm::AddNorm;
-use crate::ops::head_norm::HeadNorm;
 use crate::ops::norm::{Norm, NormKind};
 use crate::ops::projection_norm::{ProjectionNorm, ProjectionSquares};
-
-/// Threads of a warp.
-const WARP: u32 = 32;
 
 #[repr(C)]
 pub(crate) struct NormParameters {
@@ -34,28 +30,6 @@ unsafe impl Parameters for NormParameters {}
 /// Norms `rows` rows, of the input or of its sum with a delta.
 pub(crate) fn norm(on: &dyn Executor, parameters: &NormParameters, rows: usize) -> Result<()> {
     launch(on, Kernel::Norm, parameters, Grid::along_x(rows, THREADS))
-}
-
-#[repr(C)]
-pub(crate) struct HeadNormParameters {
-    pub(crate) qkv: Address,
-    pub(crate) weights: Address,
-    pub(crate) rows: u32,
-    pub(crate) row_elements: u32,
-    pub(crate) query_heads: u32,
-    pub(crate) kv_heads: u32,
-    pub(crate) width: u32,
-    pub(crate) epsilon: f32,
-}
-
-// SAFETY: as in norm.cu.
-unsafe impl Parameters for HeadNormParameters {}
-
-/// Norms every query and key head of the rows.
-pub(crate) fn head_norm(on: &dyn Executor, parameters: &HeadNormParameters) -> Result<()> {
-    let heads = parameters.rows as usize * (parameters.query_heads + parameters.kv_heads) as usize;
-    let blocks = heads.div_ceil((THREADS / WARP) as usize);
-    launch(on, Kernel::HeadNorm, parameters, Grid::along_x(blocks, THREADS))
 }
 
 #[repr(C)]
@@ -168,29 +142,6 @@ pub(crate) fn add_forward(
     };
     norm(&Gpu(device), &call, rows)?;
     Ok((wrapped(both, device), Shape::from((2, rows, width))))
-}
-
-pub(crate) fn head_forward(
-    op: &HeadNorm,
-    (qkv, qkv_layout): (&CudaStorage, &Layout),
-    (weights, weights_layout): (&CudaStorage, &Layout),
-) -> Result<()> {
-    let width = op.shape.kv.head_width;
-    if weights_layout.shape().dims() != [2, width] {
-        bail!("norm heads of {width} elements: the weights are of shape {:?}", weights_layout.shape());
-    }
-    let row_elements = op.shape.row_elements();
-    let call = HeadNormParameters {
-        qkv: address::<f32>(qkv, qkv_layout)?,
-        weights: address::<f32>(weights, weights_layout)?,
-        rows: (qkv_layout.shape().elem_count() / row_elements) as u32,
-        row_elements: row_elements as u32,
-        query_heads: op.shape.query_heads as u32,
-        kv_heads: op.shape.kv.kv_heads as u32,
-        width: width as u32,
-        epsilon: op.epsilon,
-    };
-    head_norm(&Gpu(&qkv.device), &call)
 }
 
 pub(crate) fn squares_forward(

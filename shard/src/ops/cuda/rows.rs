@@ -8,55 +8,7 @@ use half::bf16;
 use super::gpu::Gpu;
 use super::kernel::{Address, Executor, Grid, Kernel, Parameters, launch};
 use super::storage::{address, copy_of, of_slice, room, wrapped};
-use crate::kv::layout::Pool;
 use crate::ops::activation::Activation;
-use crate::ops::attention::AttentionShape;
-use crate::ops::placed::DeviceRows;
-
-#[repr(C)]
-pub(crate) struct RopeParameters {
-    pub(crate) qkv: Address,
-    pub(crate) table: Address,
-    pub(crate) positions: Address,
-    pub(crate) rows: u32,
-    pub(crate) row_elements: u32,
-    pub(crate) heads: u32,
-    pub(crate) width: u32,
-    pub(crate) rotary: u32,
-}
-
-// SAFETY: as in rows.cu.
-unsafe impl Parameters for RopeParameters {}
-
-/// Turns the queries and keys of the rows by their positions.
-pub(crate) fn rope(on: &dyn Executor, parameters: &RopeParameters) -> Result<()> {
-    let RopeParameters { rows, heads, rotary, .. } = *parameters;
-    let pairs = rows as usize * heads as usize * (rotary / 2) as usize;
-    launch(on, Kernel::Rope, parameters, Grid::of_elements(pairs))
-}
-
-#[repr(C)]
-pub(crate) struct WriteKvParameters {
-    pub(crate) pool: Address,
-    pub(crate) qkv: Address,
-    pub(crate) slots: Address,
-    pub(crate) rows: u32,
-    pub(crate) row_elements: u32,
-    pub(crate) first_element: u32,
-    pub(crate) heads: u32,
-    pub(crate) width: u32,
-}
-
-// SAFETY: as in rows.cu.
-unsafe impl Parameters for WriteKvParameters {}
-
-/// Writes the rows' keys, or values, into a pool of bf16 or f32.
-pub(crate) fn write_kv(on: &dyn Executor, held: DType, parameters: &WriteKvParameters) -> Result<()> {
-    let kernel = if held == DType::BF16 { Kernel::WriteKvBf16 } else { Kernel::WriteKvF32 };
-    let WriteKvParameters { rows, heads, width, .. } = *parameters;
-    let elements = rows as usize * heads as usize * width as usize;
-    launch(on, kernel, parameters, Grid::of_elements(elements))
-}
 
 #[repr(C)]
 pub(crate) struct ActivationParameters {
@@ -203,48 +155,7 @@ pub(crate) fn join_vocabulary(on: &dyn Executor, parameters: &VocabularyParamete
     launch(on, Kernel::JoinVocabulary, parameters, Grid::of_elements(parameters.elements as usize))
 }
 
-pub(crate) fn rope_forward(
-    (shape, rows, rotary): (AttentionShape, &DeviceRows, usize),
-    (qkv, qkv_layout): (&CudaStorage, &Layout),
-    (table, table_layout): (&CudaStorage, &Layout),
-) -> Result<()> {
-    let call = RopeParameters {
-        qkv: address::<f32>(qkv, qkv_layout)?,
-        table: address::<f32>(table, table_layout)?,
-        positions: of_slice(&rows.positions),
-        rows: rows.count as u32,
-        row_elements: shape.row_elements() as u32,
-        heads: (shape.query_heads + shape.kv.kv_heads) as u32,
-        width: shape.kv.head_width as u32,
-        rotary: rotary as u32,
-    };
-    rope(&Gpu(&qkv.device), &call)
-}
-
-pub(crate) fn write_kv_forward(
-    (shape, rows, which): (AttentionShape, &DeviceRows, Pool),
-    (pool, pool_layout): (&CudaStorage, &Layout),
-    (qkv, qkv_layout): (&CudaStorage, &Layout),
-) -> Result<()> {
-    let held = pool.dtype();
-    let first = match which {
-        Pool::Keys => shape.query_elements(),
-        Pool::Values => shape.query_elements() + shape.kv_elements(),
-    };
-    let call = WriteKvParameters {
-        pool: bf16_or_f32(pool, pool_layout)?,
-        qkv: address::<f32>(qkv, qkv_layout)?,
-        slots: of_slice(&rows.slots),
-        rows: rows.count as u32,
-        row_elements: shape.row_elements() as u32,
-        first_element: first as u32,
-        heads: shape.kv.kv_heads as u32,
-        width: shape.kv.head_width as u32,
-    };
-    write_kv(&Gpu(&qkv.device), held, &call)
-}
-
-/// Where weights or KV blocks are.
+/// Where weights are.
 pub(crate) fn bf16_or_f32(storage: &CudaStorage, layout: &Layout) -> Result<Address> {
     if storage.dtype() == DType::BF16 {
         address::<bf16>(storage, layout)
@@ -314,21 +225,31 @@ pub(crate) fn pick_forward(
     source: &CudaStorage,
     layout: &Layout,
 ) -> Result<(CudaStorage, Shape)> {
-    let (rows, width) = layout.shape().dims2()?;
+    let (rows, _) = layout.shape().dims2()?;
     if let Some(row) = wanted.iter().find(|row| **row as usize >= rows) {
         bail!("copy row {row}: there are {rows}");
     }
+    let numbers = copy_of(&source.device, wanted)?;
+    pick_at((of_slice(&numbers), wanted.len(), scale), source, layout)
+}
+
+/// The same of rows whose numbers are on the device, and are of rows that are there.
+pub(crate) fn pick_at(
+    (numbers, count, scale): (Address, usize, f32),
+    source: &CudaStorage,
+    layout: &Layout,
+) -> Result<(CudaStorage, Shape)> {
+    let (_, width) = layout.shape().dims2()?;
     let device: &CudaDevice = &source.device;
-    let numbers = copy_of(device, wanted)?;
-    let output = room::<f32>(device, wanted.len() * width)?;
+    let output = room::<f32>(device, count * width)?;
     let call = PickParameters {
         source: bf16_or_f32(source, layout)?,
-        rows: of_slice(&numbers),
+        rows: numbers,
         output: of_slice(&output),
-        elements: (wanted.len() * width) as u64,
+        elements: (count * width) as u64,
         width: width as u32,
         scale,
     };
     pick_rows(&Gpu(device), source.dtype(), &call)?;
-    Ok((wrapped(output, device), Shape::from((wanted.len(), width))))
+    Ok((wrapped(output, device), Shape::from((count, width))))
 }

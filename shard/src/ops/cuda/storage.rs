@@ -3,11 +3,14 @@
 //! Everything a rank does on a device is on one stream, in order: what a kernel reads was written by those started
 //! before it, and memory that is given back is taken again only after them. So addresses need no lifetimes here.
 
+use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr};
-use candle_core::cuda_backend::{CudaDType, CudaStorage};
+use candle_core::cuda_backend::{CudaDType, CudaStorage, CudaStorageSlice};
 use candle_core::{CudaDevice, Layout, Result, bail};
+use half::bf16;
 
 use super::kernel::Address;
+use crate::kv::KvDtype;
 
 /// Where a contiguous tensor is.
 pub(crate) fn address<T: CudaDType + DeviceRepr>(
@@ -18,6 +21,23 @@ pub(crate) fn address<T: CudaDType + DeviceRepr>(
         bail!("read a tensor of shape {:?} on a device: it is not contiguous", layout.shape())
     };
     Ok(of_slice(storage.as_cuda_slice::<T>()?).plus(first * size_of::<T>()))
+}
+
+/// Where a pool of KV blocks is, and what it holds.
+pub(crate) fn pool(storage: &CudaStorage, layout: &Layout) -> Result<(KvDtype, Address)> {
+    let held = KvDtype::of_elements(storage.dtype())?;
+    let place = match held {
+        KvDtype::Float32 => address::<f32>(storage, layout)?,
+        KvDtype::Bfloat16 => address::<bf16>(storage, layout)?,
+        KvDtype::Int8 => address::<u8>(storage, layout)?,
+        KvDtype::Float8 => {
+            let CudaStorageSlice::F8E4M3(slice) = &storage.slice else {
+                bail!("read KV blocks on a device: they are no floats of eight bits")
+            };
+            of_slice(slice).plus(layout.start_offset())
+        }
+    };
+    Ok((held, place))
 }
 
 /// Where a slice is.

@@ -1,17 +1,18 @@
 //! Attention over scattered blocks: against the CPU, and against itself cut in other ways.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use lockstep_proto::{BlockId, Blocks, Position};
 
-use super::{BF16, Checks, EXACT, Error, F32, Machine, Numbers};
+use super::heads::{name, rounded};
+use super::{BF16, Checks, Error, F32, Machine, Numbers};
 use crate::batch::BatchSequence;
 use crate::kv::layout::{KvLayout, Pool};
 use crate::kv::{KvDtype, KvPool};
 use crate::ops::attention::{Attention, AttentionShape};
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cuda::attention::{AttentionParameters, Cut, HostRows, Tile, attend};
+use crate::ops::cuda::heads::{WriteHeadsParameters, write_heads};
 use crate::ops::cuda::kernel::Address;
-use crate::ops::cuda::rows::{WriteKvParameters, write_kv};
 use crate::ops::placed::Placed;
 use crate::ops::write_kv::WriteKv;
 
@@ -21,7 +22,7 @@ const BLOCKS: u32 = 101;
 /// attend.
 struct Case {
     shape: AttentionShape,
-    held: DType,
+    held: KvDtype,
     sequences: &'static [(usize, usize)],
 }
 
@@ -34,22 +35,23 @@ fn shape((query_heads, kv_heads, head_width): (usize, usize, usize)) -> Attentio
 /// A decoding sequence of each interesting length, and prompts in one chunk and in the middle.
 const MIXED: &[(usize, usize)] = &[(1, 1), (32, 1), (33, 1), (257, 1), (5, 5), (300, 7), (40, 40)];
 const SHORT: &[(usize, usize)] = &[(37, 1), (20, 20)];
+/// Rows that begin and end in the middle of a split, and rows on both sides of a split's end.
+const LONG: &[(usize, usize)] = &[(600, 1), (519, 9)];
+
+const ALL: [KvDtype; 4] = [KvDtype::Float32, KvDtype::Bfloat16, KvDtype::Int8, KvDtype::Float8];
 
 pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
     let heads = [
         ((4, 2, 20), MIXED),
         ((8, 1, 64), SHORT),
         ((2, 2, 80), SHORT),
+        ((6, 2, 96), SHORT),
         ((4, 1, 128), MIXED),
         ((2, 1, 256), SHORT),
     ];
-    for held in [DType::F32, DType::BF16] {
+    for held in ALL {
         for (sizes, sequences) in heads {
-            let case = Case { shape: shape(sizes), held, sequences };
-            let name =
-                format!("attention, {}/{} heads of {}, {}", sizes.0, sizes.1, sizes.2, held.as_str());
-            checks.check(name, || agrees(machine, &case));
-            machine.clear();
+            agree(machine, checks, &Case { shape: shape(sizes), held, sequences }, "all seen");
         }
         let plain = shape((4, 2, 20));
         let variants = [
@@ -59,13 +61,36 @@ pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
         ];
         for (what, shape) in variants {
             let case = Case { shape, held, sequences: MIXED };
-            checks.check(format!("attention, {what}, {}", held.as_str()), || agrees(machine, &case));
-            machine.clear();
-            let name = format!("attention cut in other ways, {what}, {}", held.as_str());
-            checks.check(name, || cut_in_other_ways(machine, &case));
-            machine.clear();
+            agree(machine, checks, &case, what);
+            same(machine, checks, &case, what);
+        }
+        let windowed = AttentionShape { window: Some(300), ..shape((3, 1, 64)) };
+        same(machine, checks, &Case { shape: windowed, held, sequences: LONG }, "a window of 300");
+    }
+    for held in [KvDtype::Bfloat16, KvDtype::Int8] {
+        for sizes in [(32, 1, 32), (71, 1, 64)] {
+            agree(machine, checks, &Case { shape: shape(sizes), held, sequences: SHORT }, "all seen");
+        }
+        for sizes in [(2, 1, 96), (4, 1, 128), (2, 1, 256)] {
+            same(machine, checks, &Case { shape: shape(sizes), held, sequences: MIXED }, "all seen");
         }
     }
+}
+
+fn called(case: &Case, what: &str) -> String {
+    let AttentionShape { query_heads, kv, .. } = case.shape;
+    format!("{query_heads}/{} heads of {}, {what}, {}", kv.kv_heads, kv.head_width, name(case.held))
+}
+
+fn agree(machine: &mut Machine, checks: &mut Checks<'_>, case: &Case, what: &str) {
+    checks.check(format!("attention, {}", called(case, what)), || agrees(machine, case));
+    machine.clear();
+}
+
+fn same(machine: &mut Machine, checks: &mut Checks<'_>, case: &Case, what: &str) {
+    let name = format!("attention cut in other ways, {}", called(case, what));
+    checks.check(name, || cut_in_other_ways(machine, case));
+    machine.clear();
 }
 
 /// Keys and values of all positions, and the queries that attend.
@@ -107,27 +132,18 @@ impl Setup {
             first += length;
             first_of_batch += rows;
         }
-        let room = BLOCKS as usize * case.shape.kv.kv_heads * KvLayout::SLOTS * case.shape.kv.head_width;
+        let room = BLOCKS as usize * case.shape.kv.kv_heads * case.held.tile_bytes(case.shape.kv);
         // What nobody wrote is no number, and must not be read.
-        let (keys, values) = (machine.room::<f32>(room)?, machine.room::<f32>(room)?);
-        let rows = HostRows::new(&history, 1);
-        let (source, slots) = (machine.put(&all)?, machine.put(&rows.slots)?);
-        for (pool, first) in [
-            (keys, case.shape.query_elements()),
-            (values, case.shape.query_elements() + case.shape.kv_elements()),
-        ] {
-            let call = WriteKvParameters {
-                pool,
-                qkv: source,
-                slots,
-                rows: total as u32,
-                row_elements: elements as u32,
-                first_element: first as u32,
-                heads: case.shape.kv.kv_heads as u32,
-                width: case.shape.kv.head_width as u32,
-            };
-            machine.run(|on| write_kv(on, case.held, &call))?;
-        }
+        let (keys, values) = (machine.room::<u8>(room)?, machine.room::<u8>(room)?);
+        let rows = HostRows::new(&history, 1, case.held);
+        let call = WriteHeadsParameters {
+            qkv: machine.put(&all)?,
+            slots: machine.put(&rows.slots)?,
+            keys,
+            values,
+            ..WriteHeadsParameters::of(case.shape, total)
+        };
+        machine.run(|on| write_heads(on, case.held, &call))?;
         Ok(Self { all, history, batch, qkv, keys, values })
     }
 
@@ -144,7 +160,7 @@ impl Setup {
         cut: impl Fn(&[Tile]) -> Cut,
     ) -> Result<Vec<f32>> {
         let shape = case.shape;
-        let rows = HostRows::new(sequences, shape.query_heads / shape.kv.kv_heads);
+        let rows = HostRows::new(sequences, shape.query_heads / shape.kv.kv_heads, case.held);
         let output = machine.room::<f32>(self.rows() * shape.query_elements())?;
         let (qkv, tables) = (machine.put(&self.qkv)?, machine.put(&rows.tables)?);
         for tiles in &rows.tiles {
@@ -167,10 +183,16 @@ impl Setup {
 
 fn agrees(machine: &mut Machine, case: &Case) -> Result<Error> {
     let setup = Setup::new(machine, case)?;
-    let found = setup.attend(machine, case, &setup.batch, |tiles| Cut::of(case.shape, tiles))?;
+    let apart = |tiles: &[Tile]| Cut::of(case.shape, case.held, tiles);
+    let found = setup.attend(machine, case, &setup.batch, apart)?;
+    // The CPU holds no floats of eight bits.
+    let expected = if case.held == KvDtype::Float8 { plain(&setup, case) } else { on_cpu(&setup, case)? };
+    Ok(Error::of(&found, &expected, if case.held == KvDtype::Float32 { F32 } else { BF16 }))
+}
+
+fn on_cpu(setup: &Setup, case: &Case) -> Result<Vec<f32>> {
     let (shape, elements) = (case.shape, case.shape.row_elements());
-    let held = if case.held == DType::BF16 { KvDtype::Bfloat16 } else { KvDtype::Float32 };
-    let pool = KvPool::allocate((shape.kv, 1), held, Blocks(BLOCKS), &Device::Cpu);
+    let pool = KvPool::allocate((shape.kv, 1), case.held, Blocks(BLOCKS), &Device::Cpu);
     let pool = pool.map_err(candle_core::Error::wrap)?;
     let all = Tensor::from_slice(&setup.all, (setup.all.len() / elements, elements), &Device::Cpu)?;
     let history = Placed::on_cpu(&setup.history);
@@ -180,28 +202,81 @@ fn agrees(machine: &mut Machine, case: &Case) -> Result<Error> {
     let qkv = Tensor::from_slice(&setup.qkv, (setup.rows(), elements), &Device::Cpu)?;
     let placed = Placed::on_cpu(&setup.batch);
     let op = Attention { shape, rows: &placed, isa: Isa::of_this_machine() };
-    let expected = qkv.apply_op3_no_bwd(&kv.keys, &kv.values, &op)?.flatten_all()?.to_vec1()?;
-    Ok(Error::of(&found, &expected, if case.held == DType::BF16 { BF16 } else { F32 }))
+    qkv.apply_op3_no_bwd(&kv.keys, &kv.values, &op)?.flatten_all()?.to_vec1()
 }
 
-/// The same bits with splits apart and one by one, and row by row instead of in chunks.
+/// By the definition, over keys and values as they are held.
+fn plain(setup: &Setup, case: &Case) -> Vec<f32> {
+    let mut output = Vec::new();
+    for (history, batch) in setup.history.iter().zip(&setup.batch) {
+        for position in batch.first_position.index()..history.rows {
+            for head in 0..case.shape.query_heads {
+                output.extend(plain_head(&setup.all, case, (history.first_row, position), head));
+            }
+        }
+    }
+    output
+}
+
+/// Of the row at a position of a sequence whose first row of all this is.
+fn plain_head(
+    all: &[f32],
+    case: &Case,
+    (first_row, position): (usize, usize),
+    query_head: usize,
+) -> Vec<f32> {
+    let (shape, width) = (case.shape, case.shape.kv.head_width);
+    let head = |row: usize, at: usize| &all[row * shape.row_elements() + at * width..][..width];
+    let key_head = shape.query_heads + query_head / (shape.query_heads / shape.kv.kv_heads);
+    let value_head = key_head + shape.kv.kv_heads;
+    let first = shape.window.map_or(0, |window| (position + 1).saturating_sub(window));
+    let rows = first_row + first..=first_row + position;
+    let query = head(first_row + position, query_head);
+    let score = |row| {
+        let key = rounded(case.held, head(row, key_head));
+        let score = query.iter().zip(&key).map(|(q, k)| q * k).sum::<f32>() * shape.scale;
+        shape.softcap.map_or(score, |cap| cap * (score / cap).tanh())
+    };
+    let scores: Vec<f32> = rows.clone().map(score).collect();
+    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weights: Vec<f32> = scores.iter().map(|score| (score - largest).exp()).collect();
+    let mass: f32 = weights.iter().sum();
+    let mut sums = vec![0.0; width];
+    for (weight, row) in weights.iter().zip(rows) {
+        let values = rounded(case.held, head(row, value_head));
+        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight / mass * value);
+    }
+    sums
+}
+
+/// The same bits with splits apart and one by one, in chunks of three rows, and row by row.
 fn cut_in_other_ways(machine: &mut Machine, case: &Case) -> Result<Error> {
     let setup = Setup::new(machine, case)?;
-    let serial = setup.attend(machine, case, &setup.batch, |tiles| Cut::one_by_one(case.shape, tiles))?;
-    let apart = setup.attend(machine, case, &setup.batch, |tiles| Cut::of(case.shape, tiles))?;
-    let rows: Vec<BatchSequence> = setup.batch.iter().flat_map(row_by_row).collect();
-    let single = setup.attend(machine, case, &rows, |tiles| Cut::of(case.shape, tiles))?;
-    Ok(Error::of(&apart, &serial, EXACT).max(Error::of(&single, &serial, EXACT)))
+    let apart = |tiles: &[Tile]| Cut::of(case.shape, case.held, tiles);
+    let one_by_one = |tiles: &[Tile]| Cut::one_by_one(case.shape, tiles);
+    let in_chunks = |rows| -> Vec<BatchSequence> {
+        setup.batch.iter().flat_map(|sequence| chunks_of(sequence, rows)).collect()
+    };
+    let serial = setup.attend(machine, case, &setup.batch, one_by_one)?;
+    let mut error = Error::unless(!serial.iter().any(|value| value.is_nan()));
+    for other in [
+        setup.attend(machine, case, &setup.batch, apart)?,
+        setup.attend(machine, case, &in_chunks(3), one_by_one)?,
+        setup.attend(machine, case, &in_chunks(1), apart)?,
+    ] {
+        error = error.max(Error::of_bits(&other, &serial));
+    }
+    Ok(error)
 }
 
-fn row_by_row(sequence: &BatchSequence) -> Vec<BatchSequence> {
-    let row = |row: usize| BatchSequence {
-        first_row: sequence.first_row + row,
-        rows: 1,
-        first_position: Position(sequence.first_position.0 + row as u32),
+fn chunks_of(sequence: &BatchSequence, rows: usize) -> Vec<BatchSequence> {
+    let chunk = |first: usize| BatchSequence {
+        first_row: sequence.first_row + first,
+        rows: rows.min(sequence.rows - first),
+        first_position: Position(sequence.first_position.0 + first as u32),
         blocks: sequence.blocks.clone(),
     };
-    (0..sequence.rows).map(row).collect()
+    (0..sequence.rows).step_by(rows).map(chunk).collect()
 }
 
 #[cfg(test)]
@@ -217,25 +292,32 @@ mod tests {
             blocks: blocks.iter().copied().map(BlockId).collect(),
         };
         let batch = [sequence(0, 1, 16, &[9, 4, 7]), sequence(1, 10, 3, &[2])];
-        let rows = HostRows::new(&batch, 8);
+        let rows = HostRows::new(&batch, 8, KvDtype::Float32);
         assert_eq!(rows.positions, [16, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
         assert_eq!(rows.slots[..3], [64, 35, 36]);
         // A block that is not reached yet is left out.
         assert_eq!(rows.tables, [9, 4, 2]);
         let tile = |first_row, rows, first_position, table| Tile { first_row, rows, first_position, table };
         assert_eq!(rows.tiles[0], [tile(0, 1, 16, 0)]);
-        assert_eq!(rows.tiles[1], [tile(1, 4, 3, 2), tile(5, 4, 7, 2), tile(9, 2, 11, 2)]);
+        assert_eq!(rows.tiles[1], [tile(9, 2, 11, 2), tile(5, 4, 7, 2), tile(1, 4, 3, 2)]);
+        // On tensor cores a tile has more rows, and one at least.
+        let rows = HostRows::new(&batch, 8, KvDtype::Bfloat16);
+        assert_eq!(rows.tiles[1], [tile(1, 10, 3, 2)]);
+        assert_eq!(HostRows::new(&batch, 71, KvDtype::Int8).tiles[1].len(), 10);
     }
 
     #[test]
     fn splits_are_apart_where_the_device_would_be_idle() {
         let shape = shape((8, 2, 64));
         let tile = |first_position| Tile { first_row: 0, rows: 1, first_position, table: 0 };
-        assert_eq!(Cut::of(shape, &[tile(255)]), Cut { tile_queries: 4, splits: 0 });
-        assert_eq!(Cut::of(shape, &[tile(256), tile(1000)]), Cut { tile_queries: 4, splits: 4 });
+        let of = |shape, tiles: &[Tile]| Cut::of(shape, KvDtype::Bfloat16, tiles);
+        assert_eq!(of(shape, &[tile(255)]), Cut { tile_queries: 4, splits: 0 });
+        assert_eq!(of(shape, &[tile(256), tile(1000)]), Cut { tile_queries: 4, splits: 4 });
         let windowed = AttentionShape { window: Some(100), ..shape };
-        assert_eq!(Cut::of(windowed, &[tile(600)]).splits, 2);
-        assert_eq!(Cut::of(shape, &[tile(1000); 132]).splits, 0);
-        assert_eq!(Cut::of(shape, &[]), Cut { tile_queries: 0, splits: 0 });
+        assert_eq!(of(windowed, &[tile(600)]).splits, 2);
+        assert_eq!(of(shape, &[tile(1000); 528]).splits, 0);
+        assert_eq!(of(shape, &[]), Cut { tile_queries: 0, splits: 0 });
+        // Without tensor cores each of four queries has a warp.
+        assert_eq!(Cut::of(shape, KvDtype::Float32, &[tile(1000); 132]).splits, 0);
     }
 }

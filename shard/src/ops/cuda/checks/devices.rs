@@ -9,11 +9,13 @@ use lockstep_process::reports::Progress;
 use lockstep_proto::{BlockId, Blocks, Epoch, Position, Rank, TokenId};
 
 use super::products::{Weights, twin};
+use super::recordings;
 use super::{BF16, Checks, EXACT, Error, F32, Failure, Numbers};
 use crate::batch::{Batch, BatchSequence};
 use crate::comm::{Communicator, Joining, Membership, Nccl, Solo, Threads};
 use crate::decoder::{Decoder, Dtype, ModelSpec, Precision, Quantize};
 use crate::device::{DeviceError, Target, gpus, visible_gpus};
+use crate::kv::KvCacheDtype;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::panels::PanelShape;
 use crate::ops::cuda::product::{DeviceMatrix, DevicePart, DeviceWeights, Order};
@@ -27,9 +29,12 @@ const WATCHDOG: Duration = Duration::from_secs(30);
 /// Largest error of a whole model whose activations are rounded to 8 bits on one side, relative to the largest logit.
 const QUANTIZED_MODEL: f32 = 5e-2;
 
-type Checked<T> = Result<T, Failure>;
+/// What weights and KV blocks are held in.
+type Held = (Precision, KvCacheDtype);
 
-fn broken(error: impl std::fmt::Display) -> Failure {
+pub(super) type Checked<T> = Result<T, Failure>;
+
+pub(super) fn broken(error: impl std::fmt::Display) -> Failure {
     Failure::Broken(error.to_string())
 }
 
@@ -51,12 +56,16 @@ pub(super) fn check(checks: &mut Checks<'_>) -> Result<(), DeviceError> {
     for quantize in [Quantize::Int8, Quantize::Int4] {
         checks.check_or_skip(format!("a whole model, {quantize}"), || quantized(&fast, quantize));
     }
-    let precisions = [(&exact, Quantize::None), (&fast, Quantize::Int4), (&exact, Quantize::Fp8)];
-    for (target, quantize) in precisions {
-        let precision = Precision { dtype: Dtype::Bfloat16, quantize };
-        let name = format!("a whole model in chunks and at once, {precision}");
-        checks.check_or_skip(name, || chunks(target, precision));
+    let of = |quantize| Precision { dtype: Dtype::Bfloat16, quantize };
+    for kv_cache in [KvCacheDtype::Auto, KvCacheDtype::Int8, KvCacheDtype::Float8] {
+        let name = format!("a whole model in chunks and at once, exact, KV cache {kv_cache}");
+        checks.check_or_skip(name, || chunks(&exact, (of(Quantize::None), kv_cache)));
     }
+    for (target, quantize) in [(&fast, Quantize::Int4), (&exact, Quantize::Fp8)] {
+        let name = format!("a whole model in chunks and at once, {}", of(quantize));
+        checks.check_or_skip(name, || chunks(target, (of(quantize), KvCacheDtype::Auto)));
+    }
+    recordings::check(checks, &exact);
     for order in [Order::Fastest, Order::Exact] {
         checks
             .check_or_skip(format!("sums and gathers of two ranks, {order:?}"), || two_ranks(gpus, order));
@@ -84,15 +93,20 @@ fn product(target: &Target, (rows, inputs, outputs): (usize, usize, usize), held
 }
 
 /// A folder with a random model in it, removed when this is dropped.
-struct Folder(std::path::PathBuf);
+pub(super) struct Folder(std::path::PathBuf);
 
 impl Folder {
-    fn with_model() -> std::io::Result<Self> {
+    /// One at a time.
+    pub(super) fn of(model: &TinyLlama) -> Checked<Self> {
         let name = format!("lockstep-gpu-checks-{}", std::process::id());
         let folder = Self(std::env::temp_dir().join(name));
-        std::fs::create_dir_all(&folder.0)?;
-        TinyLlama::new(7).write(&folder.0)?;
+        std::fs::create_dir_all(&folder.0).map_err(broken)?;
+        model.write(&folder.0).map_err(broken)?;
         Ok(folder)
+    }
+
+    pub(super) fn files(&self) -> ModelFiles {
+        ModelFiles::Folder(self.0.clone())
     }
 }
 
@@ -104,13 +118,13 @@ impl Drop for Folder {
 }
 
 /// Logits of every row of a prompt computed in chunks, and of one token after it.
-fn logits(target: &Target, precision: Precision, chunk: usize) -> Checked<Vec<f32>> {
-    let folder = Folder::with_model().map_err(broken)?;
-    let files = ModelFiles::Folder(folder.0.clone());
+fn logits(target: &Target, (precision, kv_cache): Held, chunk: usize) -> Checked<Vec<f32>> {
+    let folder = Folder::of(&TinyLlama::new(7))?;
+    let files = folder.files();
     let spec = ModelSpec::read(&files).map_err(broken)?;
     let alone: Arc<dyn Communicator> = Arc::new(Solo);
     let decoder = Decoder::load_onto((target, alone), &files, (&spec, precision), Progress::default());
-    let decoder = decoder.map_err(broken)?;
+    let decoder = decoder.map_err(broken)?.with_kv_cache(kv_cache);
     let mut kv = decoder.allocate_kv(Blocks(32)).map_err(broken)?;
     let mut numbers = Numbers::new(3);
     let tokens: Vec<TokenId> = (0..301).map(|_| TokenId(numbers.below(spec.vocabulary_size()))).collect();
@@ -142,25 +156,25 @@ fn logits(target: &Target, precision: Precision, chunk: usize) -> Checked<Vec<f3
 }
 
 fn model(target: &Target, dtype: Dtype) -> Checked<Error> {
-    let (found, expected) =
-        (logits(target, dtype.into(), 300)?, logits(&Target::cpu(), dtype.into(), 300)?);
+    let held = (dtype.into(), KvCacheDtype::Auto);
+    let (found, expected) = (logits(target, held, 300)?, logits(&Target::cpu(), held, 300)?);
     // Of a whole model the errors of all operators add up.
     Ok(Error::of(&found, &expected, if dtype == Dtype::Bfloat16 { 3.0 * BF16 } else { 10.0 * F32 }))
 }
 
 /// The CPU rounds activations to 8 bits.
 fn quantized(target: &Target, quantize: Quantize) -> Checked<Error> {
-    let precision = Precision { dtype: Dtype::Bfloat16, quantize };
-    let (found, expected) = (logits(target, precision, 300)?, logits(&Target::cpu(), precision, 300)?);
+    let held = (Precision { dtype: Dtype::Bfloat16, quantize }, KvCacheDtype::Auto);
+    let (found, expected) = (logits(target, held, 300)?, logits(&Target::cpu(), held, 300)?);
     Ok(Error::of(&found, &expected, QUANTIZED_MODEL))
 }
 
 /// Products with quantized weights have one order of sums whether others have it or not.
-fn chunks(target: &Target, precision: Precision) -> Checked<Error> {
-    let whole = logits(target, precision, 300)?;
+fn chunks(target: &Target, held: Held) -> Checked<Error> {
+    let whole = logits(target, held, 300)?;
     let mut error = Error::unless(true);
     for chunk in [1, 17, 256] {
-        error = error.max(Error::of(&logits(target, precision, chunk)?, &whole, EXACT));
+        error = error.max(Error::of(&logits(target, held, chunk)?, &whole, EXACT));
     }
     Ok(error)
 }
@@ -220,7 +234,7 @@ fn lost_rank(gpus: usize) -> Checked<Error> {
             nccl.abort();
             return Ok(true);
         }
-        let values = Tensor::ones(1 << 20, DType::F32, &target.device).map_err(broken)?;
+        let values = Tensor::from_vec(vec![1.0_f32; 1 << 20], 1 << 20, &target.device).map_err(broken)?;
         let reduce = crate::ops::all_reduce::AllReduce::over(nccl);
         let outcome = values.inplace_op1(&reduce).map_err(|error| error.to_string());
         Ok(outcome.is_err() || nccl.wait().is_err())

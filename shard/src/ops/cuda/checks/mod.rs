@@ -5,10 +5,12 @@
 
 mod attention;
 mod devices;
+mod heads;
 mod machine;
 mod norms;
 mod products;
 mod quantized;
+mod recordings;
 mod rows;
 mod sampling;
 
@@ -47,6 +49,12 @@ impl Error {
         let largest = found.iter().zip(expected).map(difference).fold(0.0, f32::max);
         let found = if found.len() == expected.len() { largest } else { f32::INFINITY };
         Self { found, allowed }
+    }
+
+    /// Of what must have the same bits, zeros included.
+    fn of_bits(found: &[f32], expected: &[f32]) -> Self {
+        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        Self::unless(bits(found) == bits(expected))
     }
 
     /// Of what is either right or wrong.
@@ -146,6 +154,7 @@ pub fn kernels(machine: &mut Machine, tell: &mut dyn FnMut(Outcome)) {
     let mut checks = Checks { tell };
     norms::check(machine, &mut checks);
     rows::check(machine, &mut checks);
+    heads::check(machine, &mut checks);
     products::check(machine, &mut checks);
     quantized::check(machine, &mut checks);
     attention::check(machine, &mut checks);

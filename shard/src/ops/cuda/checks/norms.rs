@@ -9,10 +9,9 @@ use crate::ops::attention::AttentionShape;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cuda::kernel::Address;
 use crate::ops::cuda::norm::{
-    HeadNormParameters, NormParameters, ProjectionNormParameters, ProjectionSquaresParameters, head_norm,
-    norm, projection_norm, projection_squares,
+    NormParameters, ProjectionNormParameters, ProjectionSquaresParameters, norm, projection_norm,
+    projection_squares,
 };
-use crate::ops::head_norm::HeadNorm;
 use crate::ops::norm::{Norm, NormKind};
 use crate::ops::projection_norm::{ProjectionNorm, ProjectionSquares};
 
@@ -45,7 +44,6 @@ pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
         }
     }
     for rows in [1, 7] {
-        checks.check(format!("head norm, {rows} rows"), || heads(machine, rows));
         for segments in [1, 4] {
             checks.check(format!("projection norm, {rows} rows in {segments} segments"), || {
                 projections(machine, rows, segments)
@@ -115,28 +113,6 @@ fn add_norm(
     // Each half by its own size.
     let half = |part: std::ops::Range<usize>| Error::of(&found[part.clone()], &expected[part], F32);
     Ok(half(0..elements).max(half(elements..2 * elements)))
-}
-
-fn heads(machine: &mut Machine, rows: usize) -> Result<Error> {
-    let mut numbers = Numbers::new(rows as u64);
-    let (elements, width) = (SHAPE.row_elements(), SHAPE.kv.head_width);
-    let (qkv, weights) = (numbers.values(rows * elements), numbers.values(2 * width));
-    let place = machine.put(&qkv)?;
-    let call = HeadNormParameters {
-        qkv: place,
-        weights: machine.put(&weights)?,
-        rows: rows as u32,
-        row_elements: elements as u32,
-        query_heads: SHAPE.query_heads as u32,
-        kv_heads: SHAPE.kv.kv_heads as u32,
-        width: width as u32,
-        epsilon: EPSILON,
-    };
-    machine.run(|on| head_norm(on, &call))?;
-    let expected = cpu(&qkv, (rows, elements))?;
-    let op = HeadNorm { shape: SHAPE, epsilon: EPSILON, isa: Isa::of_this_machine() };
-    expected.inplace_op2(&cpu(&weights, (2, width))?, &op)?;
-    Ok(Error::of(&machine.get(place, rows * elements)?, &expected.flatten_all()?.to_vec1()?, F32))
 }
 
 fn projections(machine: &mut Machine, rows: usize, segments: usize) -> Result<Error> {

@@ -2,44 +2,22 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use half::bf16;
-use lockstep_proto::{BlockId, Position};
 
 use super::{Checks, EXACT, Error, F32, Machine, Numbers};
-use crate::batch::BatchSequence;
-use crate::kv::layout::KvLayout;
 use crate::ops::activation::{Activation, GatedActivation, PlainActivation};
 use crate::ops::add_bias::AddBias;
-use crate::ops::attention::AttentionShape;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::logit_transform::transform;
-use crate::ops::cuda::attention::HostRows;
 use crate::ops::cuda::kernel::Address;
 use crate::ops::cuda::rows::{
-    ActivationParameters, BiasParameters, LogitParameters, PickParameters, RopeParameters, RoundParameters,
-    SpreadParameters, TreeParameters, VocabularyParameters, WriteKvParameters, activation, add_bias,
-    add_rows, join_vocabulary, logit_transform, number_of, pick_rows, rope, round_rows, sum_parts,
-    write_kv,
+    ActivationParameters, BiasParameters, LogitParameters, PickParameters, RoundParameters,
+    SpreadParameters, TreeParameters, VocabularyParameters, activation, add_bias, add_rows,
+    join_vocabulary, logit_transform, number_of, pick_rows, round_rows, sum_parts,
 };
 use crate::ops::experts::AddRows;
-use crate::ops::placed::Placed;
-use crate::ops::rope::Rope;
-
-const SHAPE: AttentionShape = AttentionShape {
-    query_heads: 6,
-    kv: KvLayout { kv_heads: 2, head_width: 20 },
-    scale: 1.0,
-    window: None,
-    softcap: None,
-};
 
 pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
-    for rotary in [20, 12] {
-        checks.check(format!("rope, {rotary} of 20 elements"), || turn(machine, rotary));
-    }
     for held in [DType::F32, DType::BF16] {
-        checks.check(format!("keys and values into their blocks, {}", held.as_str()), || {
-            write(machine, held)
-        });
         checks.check(format!("rows picked, {}", held.as_str()), || pick(machine, held));
     }
     for function in [Activation::Silu, Activation::GeluTanh] {
@@ -57,87 +35,6 @@ pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
     }
     checks.check("slices of the vocabulary joined", || vocabulary(machine));
     machine.clear();
-}
-
-/// Three sequences: one at its beginning, one decoding across a block's end, one in the middle of its prompt.
-fn sequences() -> [BatchSequence; 3] {
-    let blocks = |ids: &[u32]| ids.iter().copied().map(BlockId).collect();
-    [
-        BatchSequence { first_row: 0, rows: 3, first_position: Position(0), blocks: blocks(&[6]) },
-        BatchSequence { first_row: 3, rows: 1, first_position: Position(31), blocks: blocks(&[2, 5]) },
-        BatchSequence { first_row: 4, rows: 5, first_position: Position(14), blocks: blocks(&[0, 3]) },
-    ]
-}
-
-const ROWS: usize = 9;
-
-fn turn(machine: &mut Machine, rotary: usize) -> Result<Error> {
-    let mut numbers = Numbers::new(rotary as u64);
-    let elements = SHAPE.row_elements();
-    let (qkv, table) = (numbers.values(ROWS * elements), numbers.values(40 * rotary));
-    let sequences = sequences();
-    let rows = HostRows::new(&sequences, 3);
-    let place = machine.put(&qkv)?;
-    let call = RopeParameters {
-        qkv: place,
-        table: machine.put(&table)?,
-        positions: machine.put(&rows.positions)?,
-        rows: ROWS as u32,
-        row_elements: elements as u32,
-        heads: (SHAPE.query_heads + SHAPE.kv.kv_heads) as u32,
-        width: SHAPE.kv.head_width as u32,
-        rotary: rotary as u32,
-    };
-    machine.run(|on| rope(on, &call))?;
-    let expected = Tensor::from_vec(qkv, (ROWS, elements), &Device::Cpu)?;
-    let table = Tensor::from_vec(table, (40, rotary), &Device::Cpu)?;
-    let placed = Placed::on_cpu(&sequences);
-    expected.inplace_op2(&table, &Rope { shape: SHAPE, rows: &placed, isa: Isa::of_this_machine() })?;
-    Ok(Error::of(&machine.get(place, ROWS * elements)?, &expected.flatten_all()?.to_vec1()?, F32))
-}
-
-/// Against plain indices: the CPU's blocks lie in an order of their own.
-fn write(machine: &mut Machine, held: DType) -> Result<Error> {
-    const BLOCKS: usize = 7;
-    let elements = SHAPE.row_elements();
-    let qkv = Numbers::new(3).values(ROWS * elements);
-    let (heads, width) = (SHAPE.kv.kv_heads, SHAPE.kv.head_width);
-    let pool = BLOCKS * heads * KvLayout::SLOTS * width;
-    let place = machine.put(&vec![bf16::from_f32(0.5); 2 * pool])?;
-    let sequences = sequences();
-    let rows = HostRows::new(&sequences, 3);
-    let first = SHAPE.query_elements() + SHAPE.kv_elements();
-    let call = WriteKvParameters {
-        pool: place,
-        qkv: machine.put(&qkv)?,
-        slots: machine.put(&rows.slots)?,
-        rows: ROWS as u32,
-        row_elements: elements as u32,
-        first_element: first as u32,
-        heads: heads as u32,
-        width: width as u32,
-    };
-    machine.run(|on| write_kv(on, held, &call))?;
-    let is_bf16 = held == DType::BF16;
-    let found: Vec<f32> = if is_bf16 {
-        machine.get::<bf16>(place, pool)?.into_iter().map(bf16::to_f32).collect()
-    } else {
-        machine.get(place, pool)?
-    };
-    let untouched = if is_bf16 { 0.5 } else { f32::from_bits(0x3f00_3f00) };
-    let mut expected = vec![untouched; pool];
-    let mut row = 0;
-    for sequence in &sequences {
-        for position in sequence.first_position.index()..sequence.first_position.index() + sequence.rows {
-            let block = sequence.blocks[position / 16].index();
-            for (at, value) in qkv[row * elements + first..][..heads * width].iter().enumerate() {
-                let place = ((block * heads + at / width) * 16 + position % 16) * width + at % width;
-                expected[place] = if is_bf16 { bf16::from_f32(*value).to_f32() } else { *value };
-            }
-            row += 1;
-        }
-    }
-    Ok(Error::of(&found, &expected, EXACT))
 }
 
 fn pick(machine: &mut Machine, held: DType) -> Result<Error> {

@@ -14,14 +14,19 @@
 #include <cstdint>
 #include <cmath>
 // Declares a kernel of up to THREADS threads a block; its body follows, with the parameters as `p`.
-#define KERNEL(NAME, PARAMETERS, THREADS)                                                                         \
+#define KERNEL(NAME, PARAMETERS, THREADS) KERNEL_WITHIN(NAME, PARAMETERS, (THREADS))
+// The same, of which so many blocks are to fit on a processor together.
+#define KERNEL_BESIDE(NAME, PARAMETERS, THREADS, BLOCKS) KERNEL_WITHIN(NAME, PARAMETERS, (THREADS, BLOCKS))
+#define KERNEL_WITHIN(NAME, PARAMETERS, BOUNDS)                                                                   \
     static __device__ void NAME##_body(const PARAMETERS &p);                                                      \
-    extern "C" __global__ void __launch_bounds__(THREADS) lockstep_##NAME(const PARAMETERS p) { NAME##_body(p); }            \
+    extern "C" __global__ void __launch_bounds__ BOUNDS lockstep_##NAME(const PARAMETERS p) { NAME##_body(p); }   \
     static __device__ void NAME##_body(const PARAMETERS &p)
 // Memory of a block as large as the launch says, at a multiple of 128 bytes.
 #define DYNAMIC_SHARED(NAME) extern __shared__ __align__(128) float NAME[]
 #define WARP_SHUFFLE_XOR(VALUE, MASK) __shfl_xor_sync(0xffffffffu, VALUE, MASK)
 #define WARP_SHUFFLE(VALUE, LANE) __shfl_sync(0xffffffffu, VALUE, LANE)
+#define WARP_ANY(IS) __any_sync(0xffffffffu, IS)
+#define WARP_SYNC() __syncwarp()
 #endif
 
 typedef uint32_t u32;

@@ -87,6 +87,10 @@ inline void check_place(const void *place) {
 
 } // namespace emulation
 
+inline u32 pack_bf16(float first, float second) {
+    return (u32)round_to_bf16(first).bits | (u32)round_to_bf16(second).bits << 16;
+}
+
 inline void multiply_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     emulation::multiply(d, a, b, emulation::bf16_in);
 }

@@ -1,4 +1,4 @@
-// Norms of rows, of heads and of projections.
+// Norms of rows and of projections; those of heads are in heads.cuh.
 //
 // All sums: a thread adds the elements that are its own in their order, then warps by butterfly, then warps in
 // their order (`block_sum`). How many rows there are shows in no bit.
@@ -44,31 +44,6 @@ KERNEL(norm, NormParameters, 256) {
         if (p.has_bias) normed += p.parameters[p.width + at];
         p.output[row + at] = normed;
     }
-}
-
-struct HeadNormParameters {
-    float *qkv;           // (rows, row_elements): query heads, key heads, value heads
-    const float *weights; // (2, width): of queries, of keys
-    u32 rows;
-    u32 row_elements;
-    u32 query_heads;
-    u32 kv_heads;
-    u32 width;
-    float epsilon;
-};
-
-// One warp a query or key head, eight a block.
-KERNEL(head_norm, HeadNormParameters, 256) {
-    const u32 heads = p.query_heads + p.kv_heads;
-    const u64 of_all = (u64)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
-    if (of_all >= (u64)p.rows * heads) return;
-    const u32 head = of_all % heads, lane = threadIdx.x % WARP;
-    float *x = p.qkv + of_all / heads * p.row_elements + (u64)head * p.width;
-    const float *weights = p.weights + (head < p.query_heads ? 0 : p.width);
-    float squares = 0;
-    for (u32 at = lane; at < p.width; at += WARP) squares = fmaf(x[at], x[at], squares);
-    const float factor = 1.0f / sqrtf(warp_sum(squares) / (float)p.width + p.epsilon);
-    for (u32 at = lane; at < p.width; at += WARP) x[at] = x[at] * factor * weights[at];
 }
 
 struct ProjectionSquaresParameters {

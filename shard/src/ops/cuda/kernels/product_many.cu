@@ -109,9 +109,8 @@ template <class F> __device__ void multiply_many(const ProductParameters &p) {
 }
 
 // Two blocks at once on a multiprocessor.
-#define MANY_BOUNDS MANY_THREADS, 2
 #define MANY(NAME, FORMAT)                                                                                        \
-    KERNEL(many_##NAME, ProductParameters, MANY_BOUNDS) { multiply_many<FORMAT>(p); }
+    KERNEL_BESIDE(many_##NAME, ProductParameters, MANY_THREADS, 2) { multiply_many<FORMAT>(p); }
 
 MANY(bf16, Bf16Rows)
 MANY(int8, Int8)

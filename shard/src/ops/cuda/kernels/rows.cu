@@ -1,59 +1,14 @@
-// What is done to rows element by element: rotation, keys and values into their blocks, activations, biases,
-// rounding, and rows that are picked, spread and put together. No sum crosses threads; one thread an element unless
-// said otherwise, 256 a block, blocks counted along x.
+// What is done to rows: heads on their way to attention, activations, biases, rounding, and rows that are picked,
+// spread and put together. One thread an element unless said otherwise, 256 a block, blocks counted along x.
 #include "activate.cuh"
-#include "device.cuh"
+#include "heads.cuh"
 
 __device__ inline u64 my_element() { return (u64)blockIdx.x * blockDim.x + threadIdx.x; }
 
-struct RopeParameters {
-    float *qkv;           // (rows, row_elements): query heads, then key heads are turned
-    const float *table;   // (positions, rotary): cosines, then sines
-    const u32 *positions; // (rows)
-    u32 rows;
-    u32 row_elements;
-    u32 heads; // query and key heads
-    u32 width;
-    u32 rotary; // elements of a head that turn, even
-};
-
-// One thread a pair.
-KERNEL(rope, RopeParameters, 256) {
-    const u32 half = p.rotary / 2;
-    const u64 of_row = (u64)p.heads * half, at = my_element();
-    if (at >= p.rows * of_row) return;
-    const u64 row = at / of_row;
-    const u32 head = at % of_row / half, pair = at % half;
-    const float *angles = p.table + (u64)p.positions[row] * p.rotary;
-    float *left = p.qkv + row * p.row_elements + (u64)head * p.width + pair, *right = left + half;
-    const float x = *left, y = *right, cosine = angles[pair], sine = angles[half + pair];
-    *left = x * cosine - y * sine;
-    *right = y * cosine + x * sine;
-}
-
-struct WriteKvParameters {
-    void *pool;       // (blocks, heads, 16, width)
-    const float *qkv; // (rows, row_elements)
-    const u32 *slots; // (rows): 16 * block + slot
-    u32 rows;
-    u32 row_elements;
-    u32 first_element; // of a row, where its keys, or values, begin
-    u32 heads;
-    u32 width;
-};
-
-template <class K> __device__ void write_rows(const WriteKvParameters &p) {
-    const u64 of_row = (u64)p.heads * p.width, at = my_element();
-    if (at >= p.rows * of_row) return;
-    const u64 row = at / of_row;
-    const u32 head = at % of_row / p.width, element = at % p.width;
-    const u64 block = p.slots[row] / 16, slot = p.slots[row] % 16;
-    K *place = (K *)p.pool + ((block * p.heads + head) * 16 + slot) * p.width + element;
-    store(place, p.qkv[row * p.row_elements + p.first_element + (u64)head * p.width + element]);
-}
-
-KERNEL(write_kv_f32, WriteKvParameters, 256) { write_rows<float>(p); }
-KERNEL(write_kv_bf16, WriteKvParameters, 256) { write_rows<bf16>(p); }
+KERNEL(write_heads_f32, WriteHeadsParameters, 256) { write_heads<float>(p); }
+KERNEL(write_heads_bf16, WriteHeadsParameters, 256) { write_heads<bf16>(p); }
+KERNEL(write_heads_int8, WriteHeadsParameters, 256) { write_heads<Integer8>(p); }
+KERNEL(write_heads_fp8, WriteHeadsParameters, 256) { write_heads<Float8>(p); }
 
 struct ActivationParameters {
     const float *input; // (rows, 2 * width), gate first, or (rows, width) where there is no gate

@@ -16,20 +16,16 @@ struct alignas(16) Quad {
     u32 words[4];
 };
 
-// Two numbers as bf16 in a word, the first in its lower half.
-__device__ inline u32 pack_bf16(float first, float second) {
-#ifdef LOCKSTEP_EMULATED
-    return (u32)round_to_bf16(first).bits | (u32)round_to_bf16(second).bits << 16;
-#else
-    u32 word;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
-    return word;
-#endif
-}
-
 #ifdef LOCKSTEP_EMULATED
 #include "emulated_tensor.h"
 #else
+
+// Two numbers as bf16 in a word, the first in its lower half, rounded as `round_to_bf16` does.
+__device__ inline u32 pack_bf16(float first, float second) {
+    u32 both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
+    return both;
+}
 
 // d += a b, numbers of bf16, sums of f32. In which order one instruction adds its 16 products is the hardware's; it is
 // the same for every row and column.
