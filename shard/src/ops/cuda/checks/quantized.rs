@@ -4,7 +4,7 @@ use candle_core::Result;
 use half::{bf16, f16};
 
 use super::products::{Held, Reading, Rows, TENSOR_CORES, Weights, alone, gated, packed_twin};
-use super::{Checks, Error, Machine, Numbers};
+use super::{Checks, EXACT, Error, Machine, Numbers};
 use crate::ops::activation::Activation;
 use crate::ops::cpu::panels::{PanelShape, RowSource};
 use crate::ops::cpu::quantized::{
@@ -15,7 +15,7 @@ use crate::ops::cuda::product::float8::{quantize, widen};
 use crate::ops::cuda::product::kernels::Coding;
 use crate::ops::cuda::product::tiles::{TileRows, TileSource, Tiling, by_segment};
 use crate::ops::matrix::Packed;
-use crate::ops::tiles::tiles;
+use crate::ops::tiles::{TileFormat, tiles};
 
 /// Largest error relative to the largest number where the CPU rounds activations to 8 bits: half a step of each of 32
 /// is at most 1/254 of the largest of them, and of a sum far less.
@@ -51,6 +51,12 @@ pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
         }
     }
     check_float8(machine, checks);
+    for quantize in [TileFormat::Int8, TileFormat::Int4, TileFormat::Float8] {
+        checks.check(format!("product on one rank and on two, {quantize:?}"), || {
+            on_two_ranks(machine, quantize)
+        });
+        machine.clear();
+    }
 }
 
 fn check_format(machine: &mut Machine, checks: &mut Checks<'_>, format: Format) {
@@ -252,6 +258,51 @@ fn float8(machine: &mut Machine, (rows, shape): (usize, PanelShape), against: Ag
         Against::Quantized => TENSOR_CORES,
     };
     Ok(Error::of(&found, &plain(&input, &weights, inputs), allowed))
+}
+
+/// A rank quantizes its own half of each row.
+fn on_two_ranks(machine: &mut Machine, format: TileFormat) -> Result<Error> {
+    let shape = PanelShape { outputs: 35, inputs: 320, segments: 4 };
+    let mut numbers = Numbers::new(14);
+    let (input, weights) = (numbers.values(66 * 320), numbers.values(35 * 320));
+    let halves = |values: &[f32], rank: usize| -> Vec<f32> {
+        values.chunks_exact(160).skip(rank).step_by(2).flatten().copied().collect()
+    };
+    let mut error = Error::unless(true);
+    for rows in [3, 66] {
+        let input = &input[..rows * 320];
+        let held = quantized(machine, &weights, (shape, format))?;
+        let whole = held.multiply(machine, (input, Rows::of(rows)), None)?;
+        let mut parts = Vec::new();
+        for rank in [0, 1] {
+            let shape = PanelShape { inputs: 160, segments: 2, ..shape };
+            let held = quantized(machine, &halves(&weights, rank), (shape, format))?;
+            parts.push(held.multiply(machine, (&halves(input, rank), Rows::of(rows)), None)?);
+        }
+        let sums: Vec<f32> = parts[0].iter().zip(&parts[1]).map(|(left, right)| left + right).collect();
+        error = error.max(Error::of(&sums, &whole, EXACT));
+    }
+    Ok(error)
+}
+
+/// Weights as a rank quantizes them when it loads them.
+fn quantized(
+    machine: &mut Machine,
+    values: &[f32],
+    (shape, format): (PanelShape, TileFormat),
+) -> Result<Held> {
+    let weights = Weights { values: values.to_vec(), inputs: shape.inputs };
+    let format = match format {
+        TileFormat::Float8 => None,
+        TileFormat::Int4 | TileFormat::Int4Minimum => Some(Format::Nibbles),
+        TileFormat::Int8 | TileFormat::Int8Minimum | TileFormat::Int8Short => Some(Format::Bytes),
+    };
+    let rows = TileRows::InOrder;
+    let Some(format) = format else {
+        return held(machine, &Tiling { source: TileSource::Float8(&weights), shape, rows });
+    };
+    let quantizing = Quantizing::of_this_machine(&weights, format);
+    held(machine, &Tiling { source: TileSource::Groups { rows: &quantizing, format }, shape, rows })
 }
 
 fn round_to_float8(values: &mut [f32]) {
