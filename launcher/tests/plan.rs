@@ -177,6 +177,7 @@ fn what_was_typed_reaches_the_roles() {
       --device cuda
       --ranks-per-gpu 2
       --exact
+      --cuda-graphs off
       --dtype float32
       --quantize int8
       --kv-cache-dtype int8
