@@ -224,12 +224,15 @@ pub struct Target {
     /// Whether steps that only decode are recorded and replayed.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "nothing is recorded on a CPU"))]
     pub(crate) records: bool,
+    /// Of a GPU its compute capability, such as 9.0. Others may add the products of one instruction in another order.
+    pub(crate) architecture: String,
 }
 
 impl Target {
     /// The CPU.
     pub fn cpu() -> Self {
-        Self { device: candle_core::Device::Cpu, exact: true, records: false }
+        let device = candle_core::Device::Cpu;
+        Self { device, exact: true, records: false, architecture: String::new() }
     }
 
     /// Opens the device of a rank.
@@ -257,7 +260,9 @@ impl Target {
     /// When it cannot be opened.
     #[cfg(feature = "cuda")]
     pub fn open_gpu(ordinal: usize, exact: bool) -> Result<Self, DeviceError> {
-        Ok(Self { device: candle_core::Device::Cuda(gpus::open(ordinal)?), exact, records: false })
+        let device = gpus::open(ordinal)?;
+        let (_, architecture) = gpus::name(&device)?;
+        Ok(Self { device: candle_core::Device::Cuda(device), exact, records: false, architecture })
     }
 
     /// The GPU, where it is one.

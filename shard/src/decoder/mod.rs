@@ -36,11 +36,11 @@ use crate::batch::{Batch, BatchSequence};
 use crate::comm::{CommError, Communicator};
 use crate::device::{DeviceError, DeviceKind, Target};
 use crate::kv::{KvCacheDtype, KvPool};
-use crate::ops::REVISION;
 use crate::ops::attention::AttentionShape;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::linear::Linear;
 use crate::ops::placed::Placed;
+use crate::ops::{GPU_REVISION, REVISION};
 use crate::plan::MemoryPlan;
 
 pub use crate::dtype::Dtype;
@@ -208,10 +208,11 @@ impl Decoder {
         let virtual_shards = self.spec.virtual_shards();
         match self.target.kind() {
             DeviceKind::Cpu => format!("{dtype}{weights}{kv}/{}/v{virtual_shards}/r{REVISION}", self.isa),
-            DeviceKind::Cuda if self.target.exact => {
-                format!("{dtype}{weights}{kv}/cuda-exact/v{virtual_shards}/r{REVISION}")
+            DeviceKind::Cuda => {
+                let order =
+                    if self.target.exact { format!("exact/v{virtual_shards}") } else { "fast".to_owned() };
+                format!("{dtype}{weights}{kv}/cuda-{}/{order}/r{GPU_REVISION}", self.target.architecture)
             }
-            DeviceKind::Cuda => format!("{dtype}{weights}{kv}/cuda/r{REVISION}"),
         }
     }
 
