@@ -154,8 +154,9 @@ CUDA int cuEventQuery(void *handle) {
     Event *event = (Event *)handle;
     if (event->is_captured) return CAPTURED_EVENT;
     if (event->is_done) return SUCCESS;
-    // A device works on by itself: who asks often enough is told at last.
-    if (int error = advance()) return error;
+    // A device works on by itself: who asks often enough is told at last. What comes after the event waits, so that nobody
+    // counts on its being done.
+    if (int error = advance(event->is_done)) return error;
     return NOT_READY;
 }
 
@@ -164,7 +165,7 @@ CUDA int cuEventSynchronize(void *handle) {
     if (int error = check_context()) return error;
     const Event *event = (Event *)handle;
     if (event->is_captured) return CAPTURED_EVENT;
-    return event->is_done ? SUCCESS : finish();
+    return event->is_done ? SUCCESS : finish(event->is_done);
 }
 
 CUDA int cuEventElapsedTime_v2(float *milliseconds, void *, void *) {

@@ -4,6 +4,7 @@
 //! f32, rows of plain numbers. Every operator has its kernel's parameters, the shape of its launch, and what ties
 //! both to candle's storage; the kernels are in `kernels/`.
 
+pub(crate) mod answers;
 pub(crate) mod attention;
 pub mod checks;
 pub(crate) mod copies;
