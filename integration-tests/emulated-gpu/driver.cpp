@@ -124,6 +124,8 @@ CUDA int cuStreamWaitEvent(void *, void *, unsigned) { return check_context(); }
 struct Event {
     bool is_done = true;
     bool is_captured = false;
+    // How often it was recorded: the last time counts.
+    size_t times = 0;
 };
 
 CUDA int cuEventCreate(void **event, unsigned) {
@@ -145,7 +147,8 @@ CUDA int cuEventRecord(void *handle, void *stream) {
     Event *event = (Event *)handle;
     event->is_captured = stream_of(stream)->capture_status == CAPTURE_ACTIVE;
     event->is_done = event->is_captured;
-    return submit(stream_of(stream), {"an event", [event] { event->is_done = true; }});
+    const size_t time = ++event->times;
+    return submit(stream_of(stream), {"an event", [event, time] { event->is_done |= event->times == time; }});
 }
 
 CUDA int cuEventQuery(void *handle) {

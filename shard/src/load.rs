@@ -290,7 +290,7 @@ impl Model for Loaded {
     }
 
     #[cfg(feature = "cuda")]
-    fn is_answered(&self, asked: &DeviceAsked) -> Result<bool, ModelError> {
+    fn is_answered(&mut self, asked: &DeviceAsked) -> Result<bool, ModelError> {
         self.asking.is_answered(&self.decoder, asked).map_err(boxed)
     }
 

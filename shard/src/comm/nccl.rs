@@ -209,7 +209,8 @@ impl Nccl {
         Ok(state)
     }
 
-    fn check_time(&self, start: Instant) -> Result<(), CommError> {
+    /// Gives the group up where something has taken longer than the watchdog allows.
+    pub(crate) fn check_time(&self, start: Instant) -> Result<(), CommError> {
         if start.elapsed() < self.watchdog {
             return Ok(());
         }

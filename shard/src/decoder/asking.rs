@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::Instant;
 
 use candle_core::{CudaDevice, Storage};
 use lockstep_proto::Rank;
@@ -22,6 +23,8 @@ use crate::sampling::{RowAsk, on_device};
 #[derive(Default)]
 pub(crate) struct Asking {
     places: [Option<Place>; 2],
+    /// Since when somebody looks whether a step is answered.
+    looking_since: Option<Instant>,
 }
 
 /// What one step asks and is answered.
@@ -37,8 +40,11 @@ pub struct DeviceAsked {
     place: usize,
     shape: AnswerShape,
     /// Rows the device cannot tell of, with their logits on rank 0.
-    left: BTreeMap<usize, Option<Vec<f32>>>,
+    left: BTreeMap<usize, Left>,
 }
+
+/// A row's logits on rank 0.
+type Left = Option<Vec<f32>>;
 
 /// What rows are asked, as the device takes it.
 struct Question<'a> {
@@ -83,23 +89,33 @@ impl Asking {
         Ok(Some(DeviceAsked { place: number, shape, left }))
     }
 
-    /// Whether the answers have come.
-    pub(crate) fn is_answered(&self, decoder: &Decoder, asked: &DeviceAsked) -> Result<bool, ForwardError> {
+    /// Whether the answers have come. Who asks again and again is told when that takes too long.
+    pub(crate) fn is_answered(
+        &mut self,
+        decoder: &Decoder,
+        asked: &DeviceAsked,
+    ) -> Result<bool, ForwardError> {
         let Some(Some(place)) = self.places.get(asked.place) else { return Ok(true) };
         let copied = place.answers.copied();
-        match decoder.communicator.nccl() {
-            Some(nccl) => Ok(nccl.has_come_to(copied)?),
-            None => Ok(copied.try_is_complete().map_err(candle_core::Error::wrap)?),
+        let Some(nccl) = decoder.communicator.nccl() else {
+            return Ok(copied.try_is_complete().map_err(candle_core::Error::wrap)?);
+        };
+        let since = *self.looking_since.get_or_insert_with(Instant::now);
+        let is_there = nccl.has_come_to(copied)?;
+        if !is_there {
+            nccl.check_time(since)?;
         }
+        Ok(is_there)
     }
 
     /// Waits for the answers, but for nothing that was started after them.
     pub(crate) fn answers(
-        &self,
+        &mut self,
         decoder: &Decoder,
         asked: DeviceAsked,
     ) -> Result<Vec<RowAnswer>, ForwardError> {
         let DeviceAsked { place, shape, mut left } = asked;
+        self.looking_since = None;
         let Some(Some(place)) = self.places.get(place) else { return Ok(Vec::new()) };
         // Waiting for the event alone would wait for a lost peer for ever.
         if let Some(nccl) = decoder.communicator.nccl() {
@@ -144,7 +160,7 @@ impl Question<'_> {
         decoder: &Decoder,
         (hidden, slice): (&Hidden, Range<usize>),
         at: &SamplingAt,
-    ) -> Result<Vec<(usize, Option<Vec<f32>>)>, ForwardError> {
+    ) -> Result<Vec<(usize, Left)>, ForwardError> {
         let first = slice.start;
         let logits = decoder.logits(hidden, slice.clone())?;
         let Some(rows) = logits.device_rows() else {

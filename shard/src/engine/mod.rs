@@ -182,7 +182,7 @@ impl<M: Model> Engine<M> {
     ///
     /// # Errors
     /// When the rank is of no use any more.
-    pub fn is_computed(&self, begun: &Begun<M>) -> Result<bool, StepError> {
+    pub fn is_computed(&mut self, begun: &Begun<M>) -> Result<bool, StepError> {
         let is_answered = begun.asked().map_or(Ok(true), |asked| self.model.is_answered(asked));
         is_answered.map_err(|error| StepError::Fatal { step: begun.step(), reason: error.into() })
     }

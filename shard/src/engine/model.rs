@@ -81,7 +81,7 @@ pub trait Model {
     ///
     /// # Errors
     /// When another rank is lost or the device has failed.
-    fn is_answered(&self, _asked: &Self::Asked) -> Result<bool, ModelError> {
+    fn is_answered(&mut self, _asked: &Self::Asked) -> Result<bool, ModelError> {
         Ok(true)
     }
 

@@ -143,7 +143,7 @@ impl Model for FakeDevice {
         Ok(Some(Asked { number: self.begun - 1, found, left }))
     }
 
-    fn is_answered(&self, asked: &Asked) -> Result<bool, ModelError> {
+    fn is_answered(&mut self, asked: &Asked) -> Result<bool, ModelError> {
         Ok(match self.pace {
             Pace::Instant => true,
             Pace::OnceTheNextIsBegun { last } => asked.number >= last || self.begun > asked.number + 1,

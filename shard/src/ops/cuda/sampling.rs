@@ -217,7 +217,7 @@ impl AnswerShape {
     }
 
     /// Where the answers and rivals from `row` on are, those of all at `first`.
-    fn from_row(self, first: Address, row: usize) -> (Address, Address) {
+    fn at_row(self, first: Address, row: usize) -> (Address, Address) {
         let rivals = first.plus(self.rows * size_of::<Answer>());
         let rival = row * self.most_rivals * size_of::<Rival>();
         (first.plus(row * size_of::<Answer>()), rivals.plus(rival))
@@ -260,7 +260,7 @@ impl SamplingAt {
         let (rows, vocabulary) = layout.shape().dims2()?;
         let device = &logits.device;
         let work = room::<f32>(device, rows * vocabulary)?;
-        let (answers, rivals) = self.shape.from_row(self.answers, first_row);
+        let (answers, rivals) = self.shape.at_row(self.answers, first_row);
         let call = SampleParameters {
             logits: address::<f32>(logits, layout)?,
             work: of_slice(&work),

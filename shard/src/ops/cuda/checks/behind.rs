@@ -189,14 +189,35 @@ fn folder() -> Checked<Folder> {
     Folder::of(&TinyLlama { max_positions: 2048, ..TinyLlama::new(5) })
 }
 
-/// Whether both are the same to the bit, and tell of as many sampled tokens as there should be.
-fn same(one_by_one: &Ran, behind: &Ran) -> bool {
-    let bits = |(results, _): &Ran| format!("{results:?}");
-    let outcomes = || one_by_one.0.iter().flatten().map(|result| &result.outcome);
+/// Says where two runs differ, if not in how many steps were begun behind others; and where they tell of other numbers of tokens
+/// and failures than they should.
+fn compare_results(one_by_one: &Ran, behind: &Ran) -> Checked<()> {
+    let bits = |results: &Vec<SequenceResult>| format!("{results:?}");
+    let both = one_by_one.0.iter().zip(&behind.0).enumerate();
+    for (step, (expected, found)) in both {
+        if bits(expected) != bits(found) {
+            return Err(broken(format!("step {step}: {expected:?} one by one, {found:?} behind another")));
+        }
+    }
+    let outcomes = || behind.0.iter().flatten().map(|result| &result.outcome);
     let sampled = outcomes().filter(|outcome| matches!(outcome, Outcome::Sampled(_))).count();
     let failed = outcomes().filter(|outcome| matches!(outcome, Outcome::Failed(_))).count();
-    bits(one_by_one) == bits(behind) && (sampled, failed) == (92, 5)
+    let found = (one_by_one.0.len(), behind.0.len(), sampled, failed);
+    let expected = (STEPS as usize, STEPS as usize, SAMPLED, FAILED);
+    if found == expected { Ok(()) } else { Err(broken(format!("{found:?} in place of {expected:?}"))) }
 }
+
+/// How many steps were begun behind another.
+fn compare_behind(found: &[usize], expected: &[usize]) -> Checked<Error> {
+    if found == expected {
+        return Ok(Error::unless(true));
+    }
+    Err(broken(format!("{found:?} steps were begun behind another in place of {expected:?}")))
+}
+
+/// Tokens of all scripts but those the failure leaves none of, and those.
+const SAMPLED: usize = 92;
+const FAILED: usize = 5;
 
 /// Steps that wait: the first, and those before, with and after the watermark.
 const BEHIND: usize = 22;
@@ -215,7 +236,8 @@ fn alone(target: &Target) -> Checked<Error> {
     let folder = folder()?;
     let ran = |how| run(&folder.files(), (target, Arc::new(Solo)), how);
     let (one_by_one, behind) = (ran(How::OneByOne)?, ran(How::Behind)?);
-    Ok(Error::unless(same(&one_by_one, &behind) && (one_by_one.1, behind.1) == (0, BEHIND)))
+    compare_results(&one_by_one, &behind)?;
+    compare_behind(&[one_by_one.1, behind.1], &[0, BEHIND])
 }
 
 /// Exact sums: as of one rank.
@@ -255,6 +277,9 @@ fn compare(expected: &[Ran], found: &[Ran], behind: usize) -> Checked<Error> {
     let ([expected, _], [found, other]) = (expected, found) else {
         return Err(Failure::Broken(format!("{} ranks of two", found.len())));
     };
-    let is_silent = other.0.iter().all(Vec::is_empty);
-    Ok(Error::unless(same(expected, found) && is_silent && [found.1, other.1] == [behind; 2]))
+    compare_results(expected, found)?;
+    if !other.0.iter().all(Vec::is_empty) {
+        return Err(broken("the second rank has results to tell"));
+    }
+    compare_behind(&[found.1, other.1], &[behind; 2])
 }
