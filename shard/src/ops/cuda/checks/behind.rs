@@ -79,6 +79,19 @@ fn scripts() -> Vec<Script> {
     ]
 }
 
+/// The token that was sampled last, and one after it.
+fn go_on(sequence: SequenceId, position: u32) -> Work {
+    Work {
+        sequence,
+        first_position: Position(position),
+        tokens: WorkTokens::LastSampled,
+        new_blocks: Vec::new(),
+        sampling: Sampling::Sample,
+        logprobs: ContextLogprobs::Skip,
+        appended: Vec::new(),
+    }
+}
+
 /// Every step, planned before anything is computed.
 fn steps(vocabulary: u32) -> Vec<Step> {
     let mut numbers = Numbers::new(77);
@@ -106,15 +119,7 @@ fn steps(vocabulary: u32) -> Vec<Step> {
             let Some(at) = id.checked_sub(script.first_step).filter(|at| *at < script.tokens) else {
                 continue;
             };
-            let mut work = Work {
-                sequence,
-                first_position: Position(script.prompt as u32 + at - u32::from(at > 0)),
-                tokens: WorkTokens::LastSampled,
-                new_blocks: Vec::new(),
-                sampling: Sampling::Sample,
-                logprobs: ContextLogprobs::Skip,
-                appended: Vec::new(),
-            };
+            let mut work = go_on(sequence, script.prompt as u32 + at - u32::from(at > 0));
             if at == 0 {
                 step.starts.push(SequenceStart {
                     sequence,
@@ -122,8 +127,8 @@ fn steps(vocabulary: u32) -> Vec<Step> {
                     context: prompt.clone(),
                     prompt_tokens: Tokens::of_len(prompt.len()),
                 });
-                work.first_position = Position(0);
                 work.tokens = WorkTokens::Ids(prompt.clone());
+                work.first_position = Position(0);
                 work.logprobs = ContextLogprobs::From(Position(0));
                 let last = Tokens(script.prompt as u32 + script.tokens);
                 for _ in 0..last.blocks_ceil(BLOCK_SIZE).0 {
