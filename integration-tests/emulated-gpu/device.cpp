@@ -83,11 +83,13 @@ static void look_for_fault() {
     fail(atoi(text) ? atoi(text) : ILLEGAL_ADDRESS);
 }
 
+static const bool NEVER = false;
+
 // Where a stream's work waits for another rank, that of other streams goes on. Whether anything was done.
-static bool run_once() {
+static bool run_once(const bool &is_enough = NEVER) {
     std::set<Stream *> waiting;
     bool is_any_done = false;
-    for (auto next = queue.begin(); next != queue.end() && failed_with == SUCCESS;) {
+    for (auto next = queue.begin(); next != queue.end() && failed_with == SUCCESS && !is_enough;) {
         const Operation &operation = next->operation;
         bool is_done = !waiting.count(next->stream);
         if (is_done && operation.attempt) is_done = operation.attempt();
@@ -100,9 +102,11 @@ static bool run_once() {
     return is_any_done;
 }
 
-int advance() {
+int advance() { return advance(NEVER); }
+
+int advance(const bool &is_done) {
     look_for_fault();
-    while (run_once()) {
+    while (!is_done && run_once(is_done)) {
     }
     return failed_with;
 }
@@ -117,6 +121,17 @@ int finish() {
     while (failed_with == SUCCESS && !is_finished(device)) {
         if (run_once()) continue;
         // Another rank may be a thread of this process.
+        one_at_a_time.unlock();
+        usleep(20);
+        one_at_a_time.lock();
+    }
+    return failed_with;
+}
+
+int finish(const bool &is_done) {
+    look_for_fault();
+    while (failed_with == SUCCESS && !is_done) {
+        if (run_once(is_done)) continue;
         one_at_a_time.unlock();
         usleep(20);
         one_at_a_time.lock();

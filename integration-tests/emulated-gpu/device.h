@@ -52,8 +52,11 @@ int submit(Stream *stream, Operation operation);
 
 // Runs what was queued for the current device, and what others wait for meanwhile.
 int finish();
+// Runs what was queued until `is_done`, and nothing that comes after that.
+int finish(const bool &is_done);
 // Runs what can be run at once.
 int advance();
+int advance(const bool &is_done);
 
 // Of an operation that may not be done while this thread captures: breaks the capture.
 int check_no_capture(const char *name);

@@ -124,6 +124,8 @@ CUDA int cuStreamWaitEvent(void *, void *, unsigned) { return check_context(); }
 struct Event {
     bool is_done = true;
     bool is_captured = false;
+    // How often it was recorded: the last time counts.
+    size_t times = 0;
 };
 
 CUDA int cuEventCreate(void **event, unsigned) {
@@ -145,7 +147,8 @@ CUDA int cuEventRecord(void *handle, void *stream) {
     Event *event = (Event *)handle;
     event->is_captured = stream_of(stream)->capture_status == CAPTURE_ACTIVE;
     event->is_done = event->is_captured;
-    return submit(stream_of(stream), {"an event", [event] { event->is_done = true; }});
+    const size_t time = ++event->times;
+    return submit(stream_of(stream), {"an event", [event, time] { event->is_done |= event->times == time; }});
 }
 
 CUDA int cuEventQuery(void *handle) {
@@ -154,8 +157,9 @@ CUDA int cuEventQuery(void *handle) {
     Event *event = (Event *)handle;
     if (event->is_captured) return CAPTURED_EVENT;
     if (event->is_done) return SUCCESS;
-    // A device works on by itself: who asks often enough is told at last.
-    if (int error = advance()) return error;
+    // A device works on by itself: who asks often enough is told at last. What comes after the event waits, so that nobody
+    // counts on its being done.
+    if (int error = advance(event->is_done)) return error;
     return NOT_READY;
 }
 
@@ -164,7 +168,7 @@ CUDA int cuEventSynchronize(void *handle) {
     if (int error = check_context()) return error;
     const Event *event = (Event *)handle;
     if (event->is_captured) return CAPTURED_EVENT;
-    return event->is_done ? SUCCESS : finish();
+    return event->is_done ? SUCCESS : finish(event->is_done);
 }
 
 CUDA int cuEventElapsedTime_v2(float *milliseconds, void *, void *) {

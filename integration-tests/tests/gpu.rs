@@ -119,6 +119,33 @@ fn what_is_recorded_is_counted_and_what_cannot_be_is_said_once() {
     assert_eq!(refused.count_in_log("decode steps are not recorded"), 1);
 }
 
+/// How many ranks have begun a step behind another, after as many answers as it takes for all that may.
+async fn count_behind(cluster: &Cluster, ranks: usize) -> usize {
+    let client = cluster.client();
+    let request = Generate::greedy("Once upon a time", 24);
+    let count = || cluster.count_in_log("a step was begun behind the one the device is at");
+    let all = async {
+        loop {
+            client.generate(&request).await.expect("it answers");
+            if count() >= ranks {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, all).await.expect("steps are begun behind others");
+    check_log(cluster);
+    count()
+}
+
+#[tokio::test]
+async fn steps_are_begun_before_the_gpu_is_done_unless_the_host_is_needed_in_the_middle() {
+    let Some(gpu) = EmulatedGpu::find() else { return };
+    assert_eq!(count_behind(&gpu.setup(LOCKSTEP).start(), 1).await, 1);
+    for (two, by_nccl) in two_ranks(&gpu).into_iter().zip(BY_NCCL) {
+        assert_eq!(count_behind(&two.start(), by_nccl).await, by_nccl);
+    }
+}
+
 async fn rest(stream: EventStream) -> Vec<String> {
     let rest = tokio::time::timeout(DEADLINE, stream.rest()).await.expect("the stream ends");
     rest.expect("the connection holds")

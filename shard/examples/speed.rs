@@ -25,7 +25,7 @@ use lockstep_shard::batch::BLOCK_SIZE;
 use lockstep_shard::comm::{Communicator, Membership, Solo, Timed};
 use lockstep_shard::decoder::{Decoder, Dtype, ModelSpec, Precision, Quantize};
 use lockstep_shard::device::{DeviceArgs, Target};
-use lockstep_shard::engine::{Configuration, Engine, Group};
+use lockstep_shard::engine::{Begun, Configuration, Engine, Group};
 use lockstep_shard::kv::KvCacheDtype;
 use lockstep_shard::{Loaded, use_instruction_set};
 use serde_json::json;
@@ -229,22 +229,51 @@ impl BareEngine {
             self.open(streams, prompt)?;
         }
         let mut times = Times::default();
+        let mut since = Instant::now();
+        let mut before: Option<Begun<Loaded>> = None;
         for _ in 0..steps {
             let position = Position(self.streams.computed.0);
             let last = |sequence: &SequenceId| chunk(*sequence, position, WorkTokens::LastSampled);
-            let work = self.streams.ids.iter().map(last).collect();
-            self.run(step(work), &mut times)?;
+            let step = self.numbered(step(self.streams.ids.iter().map(last).collect()));
+            // As a shard does whose router is a step ahead.
+            if let Some(first) = before.take_if(|before| !self.engine.can_begin_behind(before, &step)) {
+                self.finish(first, (&mut since, &mut times))?;
+            }
+            let begun = self.engine.begin_step(step, before.as_ref())?;
+            if let Some(first) = before.replace(begun) {
+                self.finish(first, (&mut since, &mut times))?;
+            }
             self.streams.computed += Tokens(1);
+        }
+        if let Some(last) = before {
+            self.finish(last, (&mut since, &mut times))?;
         }
         Ok(times)
     }
 
-    fn run(&mut self, step: Step, times: &mut Times) -> Result<(), Box<dyn Error>> {
+    fn numbered(&mut self, step: Step) -> Step {
         let step = Step { step_id: StepId(self.steps), ..step };
         self.steps += 1;
-        let begun = Instant::now();
-        let output = self.engine.run_step(step)?;
-        times.steps.push(begun.elapsed().as_secs_f64());
+        step
+    }
+
+    fn run(&mut self, step: Step, times: &mut Times) -> Result<(), Box<dyn Error>> {
+        let step = self.numbered(step);
+        let mut since = Instant::now();
+        let begun = self.engine.begin_step(step, None)?;
+        self.finish(begun, (&mut since, times))
+    }
+
+    /// Takes a step's time since the one before it was finished.
+    fn finish(
+        &mut self,
+        begun: Begun<Loaded>,
+        (since, times): (&mut Instant, &mut Times),
+    ) -> Result<(), Box<dyn Error>> {
+        let output = self.engine.finish_step(begun)?;
+        let done = Instant::now();
+        times.steps.push((done - *since).as_secs_f64());
+        *since = done;
         times.forward += output.timings.forward_ns as f64 / 1e9;
         times.sample += output.timings.sample_ns as f64 / 1e9;
         times.sampled.clear();

@@ -14,6 +14,17 @@ pub struct Batch {
     pub sequences: Vec<BatchSequence>,
     /// The rows whose logits are wanted, in the order wanted.
     pub logit_rows: Vec<usize>,
+    /// Rows whose tokens nobody on the host knows yet.
+    pub fed: Vec<FedRow>,
+}
+
+/// A row whose token is one that the step before chooses; what stands for it among the tokens means nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FedRow {
+    /// Which row of the batch.
+    pub row: usize,
+    /// In which of the wanted rows of the step before it is chosen.
+    pub chosen_in: usize,
 }
 
 /// One sequence's part of a batch.

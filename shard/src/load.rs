@@ -19,12 +19,18 @@ use crate::comm::{CommError, Communicator, SharedMemory, Solo, Tcp, Timed};
 use crate::config::{CommunicatorAddress, Config};
 use crate::decoder::{self, Decoder, Hidden, Logits, ModelSpec, SpecError};
 #[cfg(feature = "cuda")]
+use crate::decoder::{Asking, DeviceAsked};
+#[cfg(feature = "cuda")]
 use crate::device::gpus;
 use crate::device::{DeviceError, DeviceKind, Target};
+#[cfg(not(feature = "cuda"))]
+use crate::engine::NeverAsked;
+#[cfg(feature = "cuda")]
+use crate::engine::RowAnswer;
 use crate::engine::{Engine, Group, LogitRows, Model, ModelError};
 use crate::kv::KvPool;
 #[cfg(feature = "cuda")]
-use crate::sampling::{RowAsk, RowFound};
+use crate::sampling::RowAsk;
 
 /// How long rank 0 waits for ranks on other hosts to start.
 const RENDEZVOUS_LIMIT: Duration = Duration::from_secs(300);
@@ -89,10 +95,15 @@ pub enum LoadError {
     },
 }
 
+/// Why a step has KV blocks.
+const NO_KV: &str = "the engine takes no step before it has allocated KV blocks";
+
 /// A decoder with the KV blocks it works on.
 pub struct Loaded {
     decoder: Decoder,
     kv: Option<KvPool>,
+    #[cfg(feature = "cuda")]
+    asking: Asking,
 }
 
 /// Joins the group and loads the model. Each piece of it advances `progress`.
@@ -198,13 +209,22 @@ fn join(config: &Config) -> Result<Arc<dyn Communicator>, LoadError> {
 impl Loaded {
     /// Without KV blocks yet.
     pub fn new(decoder: Decoder) -> Self {
-        Self { decoder, kv: None }
+        Self {
+            decoder,
+            kv: None,
+            #[cfg(feature = "cuda")]
+            asking: Asking::default(),
+        }
     }
 }
 
 impl Model for Loaded {
     type Hidden = Hidden;
     type Logits = Logits;
+    #[cfg(feature = "cuda")]
+    type Asked = DeviceAsked;
+    #[cfg(not(feature = "cuda"))]
+    type Asked = NeverAsked;
 
     fn vocabulary_size(&self) -> u32 {
         self.decoder.spec().vocabulary_size()
@@ -241,9 +261,42 @@ impl Model for Loaded {
         self.decoder.logit_rows_at_once()
     }
 
-    fn forward(&mut self, batch: &Batch) -> Result<Hidden, ModelError> {
-        let kv = self.kv.as_mut().expect("the engine takes no step before it has allocated KV blocks");
+    #[cfg(feature = "cuda")]
+    fn is_asynchronous(&self) -> bool {
+        self.decoder.is_all_on_device()
+    }
+
+    #[cfg(feature = "cuda")]
+    fn forward(&mut self, batch: &Batch, before: Option<&DeviceAsked>) -> Result<Hidden, ModelError> {
+        let kv = self.kv.as_mut().expect(NO_KV);
+        let chosen = before.and_then(|before| self.asking.chosen(before));
+        self.decoder.forward_fed((batch, chosen), kv).map_err(boxed)
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn forward(&mut self, batch: &Batch, _: Option<&NeverAsked>) -> Result<Hidden, ModelError> {
+        let kv = self.kv.as_mut().expect(NO_KV);
         self.decoder.forward(batch, kv).map_err(boxed)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn ask(
+        &mut self,
+        hidden: &Hidden,
+        asks: &[RowAsk<'_>],
+        before: Option<&DeviceAsked>,
+    ) -> Result<Option<DeviceAsked>, ModelError> {
+        self.asking.ask(&self.decoder, (hidden, asks), before).map_err(boxed)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn is_answered(&mut self, asked: &DeviceAsked) -> Result<bool, ModelError> {
+        self.asking.is_answered(&self.decoder, asked).map_err(boxed)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn answers(&mut self, asked: DeviceAsked) -> Result<Vec<RowAnswer>, ModelError> {
+        self.asking.answers(&self.decoder, asked).map_err(boxed)
     }
 
     fn logits(&self, hidden: &Hidden, rows: Range<usize>) -> Result<Logits, ModelError> {
@@ -252,11 +305,6 @@ impl Model for Loaded {
 }
 
 impl LogitRows for Logits {
-    #[cfg(feature = "cuda")]
-    fn ask(&mut self, asks: &[RowAsk<'_>]) -> Result<Option<Vec<RowFound>>, ModelError> {
-        Logits::ask(self, asks).map_err(boxed)
-    }
-
     fn row(&self, index: usize) -> &[f32] {
         Logits::row(self, index)
     }

@@ -1,7 +1,10 @@
 //! The thread that owns model, KV and samplers; the panic boundary.
 //!
-//! Commands reach it over one bounded channel and are done in order. Whatever ends it ends the process: a
+//! Commands reach it over one bounded channel and are done in order; a step may be begun before the one before it is
+//! answered. Whatever ends it ends the process: a
 //! rank that cannot compute must not look alive.
+
+mod turns;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,9 +15,9 @@ use lockstep_proto::{ShardDescription, Step, StepId, StepOutput, TraceParent, Wi
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
+use self::turns::Turns;
 use crate::comm::{Communicator, Timed};
-use crate::engine::{Configuration, ConfigureError, Engine, FatalError, InvalidStep, Model, StepError};
-use crate::traces::StepTrace;
+use crate::engine::{Configuration, ConfigureError, Engine, FatalError, InvalidStep, Model};
 
 /// Commands that wait for the worker. Each stream has at most [`STEPS_IN_FLIGHT`] steps on their way; two
 /// streams, of which one takes over from the other, and some calls of `Configure` fit without waiting.
@@ -180,84 +183,13 @@ fn live<M: Model, E>(
     };
     let comm = engine.comm();
     let _ = loaded.send(Ok(Loaded { description: engine.describe(), comm: Arc::clone(&comm) }));
-    let end = catch_unwind(AssertUnwindSafe(|| do_commands(&mut engine, inbox, traces)))
+    let end = catch_unwind(AssertUnwindSafe(|| Turns::new(&mut engine, inbox, traces).run()))
         .unwrap_or_else(|panic| Err(WorkerError::Panicked(message(&*panic))));
     // The other ranks wait for this one in vain: they are told before anybody is.
     if end.is_err() {
         comm.abort();
     }
     end
-}
-
-fn do_commands<M: Model>(
-    engine: &mut Engine<M>,
-    mut inbox: mpsc::Receiver<Command>,
-    traces: &Traces,
-) -> Result<(), WorkerError> {
-    let rank = engine.describe().rank;
-    let mut current = None;
-    while let Some(command) = inbox.blocking_recv() {
-        match command {
-            Command::Configure(configuration, answer) => {
-                current = None;
-                // The caller may have gone; the configuration holds all the same.
-                let configured = engine.configure(configuration).map(|()| engine.steps());
-                let _ = answer.send(configured);
-            }
-            Command::CatchUp(done) => {
-                // Who asked may have turned to something else.
-                let _ = done.send(());
-            }
-            Command::OpenStream(stream) => {
-                engine.on_stream_opened();
-                current = Some(stream);
-            }
-            Command::Step { stream, answer, .. } if current != Some(stream) => {
-                answer.send(Err(StepRefusal::StreamEnded));
-            }
-            Command::Step { stream: _, step, traces: parents, answer } => {
-                let trace = StepTrace::begin(traces, rank, &step, &parents);
-                run_step(engine, step, trace, answer)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn run_step<M: Model>(
-    engine: &mut Engine<M>,
-    step: Step,
-    trace: Option<StepTrace<'_>>,
-    answer: Answer,
-) -> Result<(), WorkerError> {
-    match engine.run_step(step) {
-        Ok(output) => {
-            let timings = output.timings;
-            // The router waits; the spans do not hold it up.
-            answer.send(Ok(output));
-            if let Some(trace) = trace {
-                trace.end(&timings);
-            }
-            Ok(())
-        }
-        Err(StepError::Invalid { step, reason }) => {
-            let reason = Arc::new(reason);
-            answer.send(Err(StepRefusal::Invalid { step, reason: Arc::clone(&reason) }));
-            if let Some(trace) = trace {
-                trace.fail();
-            }
-            Err(WorkerError::Refused { step, reason })
-        }
-        Err(StepError::Fatal { step, reason }) => {
-            // Who is told of it kills this process, which may say nothing more.
-            tracing::error!(%step, %reason, "this rank cannot go on");
-            answer.send(Err(StepRefusal::RankLost { step }));
-            if let Some(trace) = trace {
-                trace.fail();
-            }
-            Err(WorkerError::Fatal { step, reason })
-        }
-    }
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {

@@ -19,7 +19,7 @@ use lockstep_proto::{
 };
 use lockstep_shard::comm::{Communicator, Solo, Threads, Timed};
 use lockstep_shard::config::ListenAddress;
-use lockstep_shard::engine::{Engine, Group};
+use lockstep_shard::engine::{Engine, Group, Model};
 use lockstep_shard::{Patience, ShardError, StreamEnd, serve};
 use tokio_stream::StreamExt;
 use tonic::Code;
@@ -28,6 +28,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use self::client::{EPOCH, Run, configuration, connect, decode, prefill, start, step, token};
+use self::fake::device::{Call, FakeDevice, Pace};
 use self::fake::{BLOCK_SIZE, BROKEN_TOKEN, FakeModel, HANG_TOKEN, PANIC_TOKEN, VOCABULARY};
 
 /// A running shard and the folder its socket is in.
@@ -43,6 +44,16 @@ impl Shard {
     }
 
     fn start_in(folder: tempfile::TempDir, comm: Arc<dyn Communicator>, patience: Patience) -> Self {
+        Self::start_model(folder, comm, patience, FakeModel::new)
+    }
+
+    /// With a model of the group's communicator.
+    fn start_model<M: Model + 'static>(
+        folder: tempfile::TempDir,
+        comm: Arc<dyn Communicator>,
+        patience: Patience,
+        model: impl FnOnce(Arc<dyn Communicator>) -> M + Send + 'static,
+    ) -> Self {
         let tasks = Tasks::new();
         let listen = ListenAddress::Unix(socket(&folder));
         let serving = tasks.clone();
@@ -50,7 +61,7 @@ impl Shard {
         let end = tokio::task::spawn(async move {
             let load = move || {
                 let timed = Arc::new(Timed::new(comm));
-                let model = FakeModel::new(Arc::clone(&timed) as Arc<dyn Communicator>);
+                let model = model(Arc::clone(&timed) as Arc<dyn Communicator>);
                 Ok(Engine::new(model, Group { comm: timed, epoch: EPOCH, kv_budget: Bytes(6400) }))
             };
             serve(listen, &serving, (Traces::default(), patience), load).await
@@ -105,6 +116,45 @@ async fn steps_stream_through_a_unix_socket() {
         context.push(token(&run.receive().await.unwrap().results[0].outcome));
     }
     assert_eq!(context[3..], fake::continuation(&[3, 1, 4], 3));
+    shard.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_step_is_begun_before_the_one_a_device_is_at_is_answered() {
+    let (calls_tx, calls) = std::sync::mpsc::channel();
+    let model = move |comm| {
+        // The device is done with a step once the next one is begun, so that nothing is answered before.
+        let (model, calls) = FakeDevice::new(comm, Pace::OnceTheNextIsBegun { last: 3 });
+        calls_tx.send(calls).unwrap();
+        model
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let shard = Shard::start_model(folder, Arc::new(Solo), Patience::USUAL, model);
+    let mut client = shard.configured().await;
+    let mut run = Run::open(&mut client).await;
+    let context = vec![3, 1];
+    run.send(step(0, vec![start(1, &context)], vec![prefill(1, &context, 9)])).await;
+    run.send(step(1, Vec::new(), vec![decode(1, 2)])).await;
+    let mut tokens = Vec::new();
+    for id in 2..4 {
+        let output = run.receive().await.unwrap();
+        assert_eq!(output.step_id, StepId(id - 2));
+        tokens.push(token(&output.results[0].outcome));
+        let blocks = if id == 3 { vec![BlockId(2)] } else { Vec::new() };
+        run.send(step(id, Vec::new(), vec![Work { new_blocks: blocks, ..decode(1, id as u32 + 1) }])).await;
+    }
+    for id in 2..4 {
+        let output = run.receive().await.unwrap();
+        assert_eq!(output.step_id, StepId(id));
+        tokens.push(token(&output.results[0].outcome));
+    }
+    assert_eq!(tokens, fake::continuation(&context, 4));
+    // All that was begun is done when the next router comes.
+    client.configure(configuration()).await.unwrap();
+    let calls = calls.recv().unwrap();
+    let (begin, answers) = (Call::Begin, Call::Answers);
+    let expected = [begin(0), begin(1), answers(0), begin(2), answers(1), begin(3), answers(2), answers(3)];
+    assert_eq!(*calls.lock().unwrap(), expected);
     shard.stop().await.unwrap();
 }
 

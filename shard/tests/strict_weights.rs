@@ -138,7 +138,8 @@ fn the_plan_says_what_a_loaded_rank_takes() {
 fn batch() -> Batch {
     let sequence =
         BatchSequence { first_row: 0, rows: 2, first_position: Position(0), blocks: vec![BlockId(1)] };
-    Batch { token_ids: vec![TokenId(1), TokenId(330)], sequences: vec![sequence], logit_rows: vec![1] }
+    let token_ids = vec![TokenId(1), TokenId(330)];
+    Batch { token_ids, sequences: vec![sequence], logit_rows: vec![1], fed: Vec::new() }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use candle_core::CudaDevice;
-use candle_core::cuda_backend::cudarc::driver::{CudaStream, sys as driver};
+use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, sys as driver};
 use candle_core::cuda_backend::cudarc::nccl::result::{self, NcclError, NcclStatus};
 use candle_core::cuda_backend::cudarc::nccl::sys::{
     self, ncclComm_t, ncclConfig_t, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId,
@@ -136,15 +136,31 @@ impl Nccl {
     pub(crate) fn wait(&self) -> Result<(), CommError> {
         let stream = self.device.cuda_stream();
         let event = stream.record_event(None).map_err(|error| failed("watch the device", &error))?;
+        self.wait_for(&event)
+    }
+
+    /// Returns once the device has come to an event.
+    ///
+    /// # Errors
+    /// As [`Self::wait`].
+    pub(crate) fn wait_for(&self, event: &CudaEvent) -> Result<(), CommError> {
         let start = Instant::now();
-        loop {
-            if event.try_is_complete().map_err(|error| failed("wait for the device", &error))? {
-                return Ok(());
-            }
-            self.look()?;
+        while !self.has_come_to(event)? {
             self.check_time(start)?;
             std::thread::sleep(LOOK_AGAIN);
         }
+        Ok(())
+    }
+
+    /// Whether the device has come to an event.
+    ///
+    /// # Errors
+    /// When the group was aborted, a peer was lost, or the device has failed.
+    pub(crate) fn has_come_to(&self, event: &CudaEvent) -> Result<bool, CommError> {
+        if event.try_is_complete().map_err(|error| failed("wait for the device", &error))? {
+            return Ok(true);
+        }
+        self.look().map(|_| false)
     }
 
     /// Makes a call and waits until NCCL has taken it.
@@ -193,7 +209,8 @@ impl Nccl {
         Ok(state)
     }
 
-    fn check_time(&self, start: Instant) -> Result<(), CommError> {
+    /// Gives the group up where something has taken longer than the watchdog allows.
+    pub(crate) fn check_time(&self, start: Instant) -> Result<(), CommError> {
         if start.elapsed() < self.watchdog {
             return Ok(());
         }

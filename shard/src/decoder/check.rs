@@ -5,8 +5,8 @@ use std::ops::Range;
 use lockstep_proto::{BlockId, Blocks, Position, TokenId, Tokens};
 use thiserror::Error;
 
-use super::{Decoder, Hidden};
-use crate::batch::{BLOCK_SIZE, Batch, BatchSequence};
+use super::{ChosenOnDevice, Decoder, Hidden};
+use crate::batch::{BLOCK_SIZE, Batch, BatchSequence, FedRow};
 use crate::kv::KvPool;
 
 /// A batch that makes no sense.
@@ -72,6 +72,18 @@ pub enum BatchError {
         /// Rows that asked for logits.
         rows: usize,
     },
+    /// A token of the step before that nobody has.
+    #[error(
+        "feed row {row} of a batch by row {chosen_in} of the step before: the device has {rows} of its rows"
+    )]
+    Fed {
+        /// The row.
+        row: usize,
+        /// Where its token would be.
+        chosen_in: usize,
+        /// Rows there are.
+        rows: usize,
+    },
     /// A pool that was not made by this decoder.
     #[error("use a KV pool of {found} layers: the model has {expected}")]
     Pool {
@@ -104,6 +116,15 @@ pub(super) fn check(decoder: &Decoder, batch: &Batch, kv: &KvPool) -> Result<(),
     }
     match batch.logit_rows.iter().find(|row| **row >= rows) {
         Some(row) => Err(BatchError::LogitRow { row: *row, rows }),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn check_fed(batch: &Batch, chosen: Option<ChosenOnDevice>) -> Result<(), BatchError> {
+    let rows = chosen.map_or(0, |chosen| chosen.rows);
+    let is_there = |fed: &FedRow| fed.chosen_in < rows && fed.row < batch.token_ids.len();
+    match batch.fed.iter().find(|fed| !is_there(fed)) {
+        Some(FedRow { row, chosen_in }) => Err(BatchError::Fed { row: *row, chosen_in: *chosen_in, rows }),
         None => Ok(()),
     }
 }

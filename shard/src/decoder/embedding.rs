@@ -30,10 +30,7 @@ pub(super) struct Embedding {
 
 impl Embedding {
     /// (rows) → (rows, hidden). The tokens are in the vocabulary, and those of the placed rows where these have any.
-    #[cfg_attr(
-        not(feature = "cuda"),
-        expect(unused_variables, reason = "rows are placed on devices alone")
-    )]
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "rows are placed on devices"))]
     pub(super) fn rows(&self, tokens: &[TokenId], placed: &Placed<'_>) -> Result<Tensor> {
         match &self.table {
             Table::InFile(table) => self.read(table, tokens),

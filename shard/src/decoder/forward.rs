@@ -6,10 +6,12 @@ use std::ops::Range;
 #[cfg(feature = "cuda")]
 use super::ForwardError;
 #[cfg(feature = "cuda")]
+use super::fed::FedTokens;
+#[cfg(feature = "cuda")]
 use super::replay::replayed;
 use super::stream::{ForwardResult, Pass, Stream};
 use super::wanted::Wanted;
-use super::{Decoder, Hidden, Logits};
+use super::{ChosenOnDevice, Decoder, Hidden, Logits};
 use crate::batch::Batch;
 use crate::device::DeviceKind;
 use crate::kv::{KvPool, LayerKv};
@@ -21,14 +23,42 @@ use crate::ops::placed::Placed;
 use crate::ops::select_rows::SelectRows;
 
 /// Runs a batch that was checked.
-pub(super) fn forward(decoder: &Decoder, batch: &Batch, kv: &mut KvPool) -> ForwardResult<Hidden> {
+pub(super) fn forward(
+    decoder: &Decoder,
+    (batch, chosen): (&Batch, Option<ChosenOnDevice>),
+    kv: &mut KvPool,
+) -> ForwardResult<Hidden> {
     if batch.token_ids.is_empty() {
         return Ok(Hidden::none());
     }
-    if let Some(hidden) = replayed(decoder, batch, kv)? {
+    if let Some(hidden) = replayed(decoder, (batch, chosen), kv)? {
         return Ok(hidden);
     }
-    through_layers(decoder, batch, (decoder.place(&batch.sequences)?, &kv.layers))
+    by_itself(decoder, (batch, chosen), &kv.layers)
+}
+
+/// A pass of which nothing is recorded.
+#[cfg(not(feature = "cuda"))]
+fn by_itself(
+    decoder: &Decoder,
+    (batch, _): (&Batch, Option<ChosenOnDevice>),
+    layers: &[LayerKv],
+) -> ForwardResult<Hidden> {
+    through_layers(decoder, batch, (decoder.place(&batch.sequences)?, layers))
+}
+
+/// A pass of which nothing is recorded.
+#[cfg(feature = "cuda")]
+pub(super) fn by_itself(
+    decoder: &Decoder,
+    (batch, chosen): (&Batch, Option<ChosenOnDevice>),
+    layers: &[LayerKv],
+) -> ForwardResult<Hidden> {
+    let rows = decoder.place(&batch.sequences)?;
+    let Some(tokens) = FedTokens::new(decoder, (batch, chosen))? else {
+        return through_layers(decoder, batch, (rows, layers));
+    };
+    through_layers(decoder, batch, (rows.with_tokens(tokens.address()), layers))
 }
 
 /// The last layer computes keys and values of every row, and the rest of the wanted rows alone.
@@ -90,7 +120,11 @@ pub(super) fn logits(decoder: &Decoder, hidden: &Hidden, rows: Range<usize>) -> 
 
 #[cfg(not(feature = "cuda"))]
 #[expect(clippy::unnecessary_wraps, reason = "its twin of binaries that know GPUs may fail")]
-fn replayed(_: &Decoder, _: &Batch, _: &mut KvPool) -> ForwardResult<Option<Hidden>> {
+fn replayed(
+    _: &Decoder,
+    _: (&Batch, Option<ChosenOnDevice>),
+    _: &mut KvPool,
+) -> ForwardResult<Option<Hidden>> {
     Ok(None)
 }
 

@@ -16,8 +16,6 @@ use super::device_logits::DeviceLogits;
 use crate::comm::Communicator;
 #[cfg(feature = "cuda")]
 use crate::ops::cuda::copies::Copy;
-#[cfg(feature = "cuda")]
-use crate::sampling::{RowAsk, RowFound};
 
 /// Most bytes of logits that exist at once, for one row at least. A row of the largest vocabularies in use,
 /// 2^18 entries of four bytes, takes 1 MiB: 16 rows of it are one slice, or 32 rows of 2^17 entries, or 128 of
@@ -102,18 +100,10 @@ impl Logits {
         Self { values: Vec::new(), vocabulary, on_device }
     }
 
-    /// What is found in the rows where they are; nothing where they are in main memory, or are there afterwards.
-    ///
-    /// # Errors
-    /// When the device or the group fails.
+    /// The rows where they are, unless that is main memory.
     #[cfg(feature = "cuda")]
-    pub(crate) fn ask(&mut self, asks: &[RowAsk<'_>]) -> Result<Option<Vec<RowFound>>, ForwardError> {
-        let Some(on_device) = self.on_device.take() else { return Ok(None) };
-        let found = on_device.ask(asks)?;
-        if found.is_none() {
-            self.values = on_device.on_host()?;
-        }
-        Ok(found)
+    pub(super) fn device_rows(&self) -> Option<&DeviceLogits> {
+        self.on_device.as_ref()
     }
 
     /// With the rows in main memory.

@@ -3,12 +3,16 @@
 //! What a row of logits is depends on its sequence's tokens alone: not on what else is in the batch, how a
 //! prompt is cut into chunks, or how many ranks there are.
 
+#[cfg(feature = "cuda")]
+mod asking;
 mod check;
 pub(crate) mod choices;
 #[cfg(feature = "cuda")]
 mod device_logits;
 mod embedding;
 mod families;
+#[cfg(feature = "cuda")]
+mod fed;
 mod forward;
 mod layer;
 mod load;
@@ -42,6 +46,11 @@ use crate::ops::linear::Linear;
 use crate::ops::placed::Placed;
 use crate::ops::{GPU_REVISION, REVISION};
 use crate::plan::MemoryPlan;
+
+#[cfg(feature = "cuda")]
+pub(crate) use asking::Asking;
+#[cfg(feature = "cuda")]
+pub use asking::DeviceAsked;
 
 pub use crate::dtype::Dtype;
 pub use crate::kv::AllocateError;
@@ -77,6 +86,16 @@ pub struct Decoder {
     /// Of any layer's attention, without what differs between layers.
     shape: AttentionShape,
     kv_cache: KvCacheDtype,
+}
+
+/// Where a device has the tokens that a step chooses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChosenOnDevice {
+    /// The address of the step's answers.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "it is an address on a device"))]
+    pub(crate) answers: u64,
+    /// How many there are.
+    pub(crate) rows: usize,
 }
 
 /// A model that cannot be loaded.
@@ -227,8 +246,32 @@ impl Decoder {
     /// # Errors
     /// When the batch makes no sense, the group is lost or an operator fails.
     pub fn forward(&self, batch: &Batch, kv: &mut KvPool) -> Result<Hidden, ForwardError> {
+        self.forward_fed((batch, None), kv)
+    }
+
+    /// The same of a batch that may be fed by the step before.
+    pub(crate) fn forward_fed(
+        &self,
+        (batch, chosen): (&Batch, Option<ChosenOnDevice>),
+        kv: &mut KvPool,
+    ) -> Result<Hidden, ForwardError> {
         check::check(self, batch, kv)?;
-        forward::forward(self, batch, kv)
+        check::check_fed(batch, chosen)?;
+        forward::forward(self, (batch, chosen), kv)
+    }
+
+    /// Whether all of a step is done on a device, so that the host has only to start it. Experts are chosen on the host in
+    /// the middle of a pass, and sums over ranks that have no NCCL are made there.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn is_all_on_device(&self) -> bool {
+        let is_dense = |mlp: &mlp::Mlp| match mlp {
+            mlp::Mlp::Dense(_) => true,
+            mlp::Mlp::Experts(_) => false,
+        };
+        let communicator = self.communicator.as_ref();
+        let sums_on_device = communicator.world_size() == 1 || communicator.nccl().is_some();
+        let is_on_device = self.target.kind() == DeviceKind::Cuda;
+        is_on_device && sums_on_device && self.layers.iter().all(|layer| is_dense(&layer.mlp))
     }
 
     /// The logits of some of the rows that asked for them, counted in the order they were asked for. Every rank

@@ -12,10 +12,10 @@ use tracing::{debug, warn};
 
 pub(crate) use self::padding::MOST_ROWS;
 use self::padding::Padded;
-use super::forward::through_layers;
-use super::mlp::Mlp;
+use super::fed::{feed, token_words};
+use super::forward::{by_itself, through_layers};
 use super::stream::ForwardResult;
-use super::{Decoder, ForwardError, Hidden};
+use super::{ChosenOnDevice, Decoder, ForwardError, Hidden};
 use crate::batch::{BLOCK_SIZE, Batch};
 use crate::kv::{KvDtype, KvPool, LayerKv};
 use crate::ops::cuda::attention::{Cut, HostRows, SPLIT, Tile};
@@ -103,8 +103,12 @@ impl Recorded {
 }
 
 /// The same rows as a pass by itself computes, where the batch is one of a kind that is recorded.
-pub(super) fn replayed(decoder: &Decoder, batch: &Batch, kv: &mut KvPool) -> ForwardResult<Option<Hidden>> {
-    if !decoder.target.records || !can_be_recorded(decoder) {
+pub(super) fn replayed(
+    decoder: &Decoder,
+    (batch, chosen): (&Batch, Option<ChosenOnDevice>),
+    kv: &mut KvPool,
+) -> ForwardResult<Option<Hidden>> {
+    if !decoder.target.records || !decoder.is_all_on_device() {
         return Ok(None);
     }
     let Some(padded) = Padded::of(batch, kv.spare()) else { return Ok(None) };
@@ -115,39 +119,30 @@ pub(super) fn replayed(decoder: &Decoder, batch: &Batch, kv: &mut KvPool) -> For
         return Ok(None);
     }
     let Some(recorded) = recordings.of(decoder) else {
-        return padded_pass(decoder, &padded, layers, asked).map(Some);
+        return padded_pass(decoder, (&padded, chosen), layers, asked).map(Some);
     };
     recorded.words.write(&words)?;
+    if let Some(device) = decoder.target.gpu() {
+        feed(device, (&padded.batch, chosen), recorded.words.address())?;
+    }
     match step.compute(recorded, asked) {
         Ok(hidden) => Ok(Some(hidden)),
         Err(Failed::Pass(error)) => Err(error),
         Err(Failed::Recording(error)) => {
             *recordings = Recordings::off(&error);
-            padded_pass(decoder, &padded, layers, asked).map(Some)
+            padded_pass(decoder, (&padded, chosen), layers, asked).map(Some)
         }
     }
-}
-
-/// Experts are chosen on the host in the middle of a pass, and sums over ranks that have no NCCL are made there.
-fn can_be_recorded(decoder: &Decoder) -> bool {
-    let is_dense = |mlp: &Mlp| match mlp {
-        Mlp::Dense(_) => true,
-        Mlp::Experts(_) => false,
-    };
-    let communicator = decoder.communicator.as_ref();
-    let sums_on_device = communicator.world_size() == 1 || communicator.nccl().is_some();
-    sums_on_device && decoder.layers.iter().all(|layer| is_dense(&layer.mlp))
 }
 
 /// A padded batch kernel by kernel, as recordings of other ranks have it: what ranks exchange must have one size.
 fn padded_pass(
     decoder: &Decoder,
-    padded: &Padded,
+    (padded, chosen): (&Padded, Option<ChosenOnDevice>),
     layers: &[LayerKv],
     asked: usize,
 ) -> ForwardResult<Hidden> {
-    let rows = decoder.place(&padded.batch.sequences)?;
-    Ok(through_layers(decoder, &padded.batch, (rows, layers))?.first(asked)?)
+    Ok(by_itself(decoder, (&padded.batch, chosen), layers)?.first(asked)?)
 }
 
 /// Why a step was not computed.
@@ -185,11 +180,12 @@ impl<'a> Step<'a> {
 
     /// The tokens, and [`HostRows::words`].
     fn words(&self) -> Vec<u32> {
-        let Batch { token_ids, sequences, .. } = &self.padded.batch;
+        let Batch { sequences, .. } = &self.padded.batch;
         let shape = self.decoder.shape;
         let rows = HostRows::new(sequences, shape.query_heads / shape.kv.kv_heads.max(1), self.held);
-        let tokens = token_ids.iter().map(|token| token.0);
-        tokens.chain(rows.words()).collect()
+        let mut words = token_words(&self.padded.batch);
+        words.extend(rows.words());
+        words
     }
 
     /// Runs, records or replays it, over words that were written.

@@ -18,7 +18,7 @@ pub(super) enum Wanted {
 impl Wanted {
     /// Of a batch that was checked.
     pub(super) fn of(batch: &Batch) -> Self {
-        let Batch { token_ids, sequences, logit_rows } = batch;
+        let Batch { token_ids, sequences, logit_rows, fed: _ } = batch;
         if logit_rows.is_empty() {
             return Self::Nothing;
         }
@@ -62,6 +62,7 @@ mod tests {
             token_ids: vec![TokenId(0); 6],
             sequences: vec![sequence(0, 3, 10), sequence(3, 1, 20), sequence(4, 2, 30)],
             logit_rows: logit_rows.to_vec(),
+            fed: Vec::new(),
         })
     }
 

@@ -1,9 +1,9 @@
-//! From logits to results, on rank 0, and from results to what the other ranks must know.
+//! From rows of logits, or what a device says of them, to results, and from results to what every rank must know.
 
-use lockstep_proto::{Outcome, Sampling, SequenceResult, TokenId, TokenLogprobs};
+use lockstep_proto::{Outcome, SequenceResult, TokenId, TokenLogprobs};
 
-use super::model::{LogitRows, ModelError};
-use super::plan::{Ask, Computed, Entry, Purpose};
+use super::model::{LogitRows, RowAnswer};
+use super::plan::{Ask, Computed, Entry, Purpose, Sample};
 use super::sequences::Sequences;
 use crate::ops::cpu::parallel::map_each;
 use crate::sampling::{RowAsk, SamplingError};
@@ -39,31 +39,36 @@ pub(super) enum Missing {
 
 /// What is found in a slice of logits, one a purpose. Rows do not depend on each other, so neither does their
 /// order of computation matter.
-///
-/// # Errors
-/// When the device the logits are on fails, or another rank is lost.
-pub(super) fn found<L: LogitRows>(
-    purposes: &[Purpose],
-    sequences: &Sequences,
-    logits: &mut L,
-) -> Result<Vec<Found>, ModelError> {
+pub(super) fn found<L: LogitRows>(purposes: &[Purpose], sequences: &Sequences, logits: &L) -> Vec<Found> {
     /// Scalar operations an entry takes to be looked at and weighed.
     const OPERATIONS: usize = 8;
 
     let asks: Vec<_> = purposes.iter().map(|purpose| ask(purpose, sequences)).collect();
-    // Of a sequence that is not known nothing is asked, and its row may be looked at all the same.
-    let nothing = RowAsk::Known { token: TokenId(0), top: 0 };
-    let asked: Vec<_> = asks.iter().map(|ask| ask.as_ref().copied().unwrap_or(nothing)).collect();
-    if let Some(found) = logits.ask(&asked)? {
-        let found = asks.into_iter().zip(found).map(|(ask, found)| ask.and_then(|_| Ok(found?)));
-        return Ok(found.collect());
-    }
-    let logits = &*logits;
     let entries: usize = (0..asks.len()).map(|index| logits.row(index).len()).sum();
-    Ok(map_each(asks.len(), entries * OPERATIONS, |index| match &asks[index] {
+    map_each(asks.len(), entries * OPERATIONS, |index| match &asks[index] {
         Ok(ask) => Ok(ask.answer(logits.row(index))?),
         Err(missing) => Err(missing.clone()),
-    }))
+    })
+}
+
+/// What a device has found, and the host in the rows that are left to it.
+pub(super) fn of_answers(
+    purposes: &[Purpose],
+    sequences: &Sequences,
+    answers: Vec<RowAnswer>,
+) -> Vec<Found> {
+    let rows = purposes.iter().zip(answers);
+    rows.map(|(purpose, answer)| match answer {
+        RowAnswer::Found(found) => Ok(found?),
+        RowAnswer::Logits(logits) => Ok(ask(purpose, sequences)?.answer(&logits)?),
+        RowAnswer::LeftToRank0 => Err(Missing::Choice(FAILED_ON_RANK_0.to_owned())),
+    })
+    .collect()
+}
+
+/// What is asked of a row; of one whose sequence is not known something of which nothing comes.
+pub(super) fn ask_or_nothing<'a>(purpose: &'a Purpose, sequences: &'a Sequences) -> RowAsk<'a> {
+    ask(purpose, sequences).unwrap_or(RowAsk::Known { token: TokenId(0), top: 0 })
 }
 
 fn ask<'a>(purpose: &'a Purpose, sequences: &'a Sequences) -> Result<RowAsk<'a>, Missing> {
@@ -71,10 +76,11 @@ fn ask<'a>(purpose: &'a Purpose, sequences: &'a Sequences) -> Result<RowAsk<'a>,
     let sampler = &sequence.sampler;
     Ok(match &purpose.ask {
         Ask::Known(token) => RowAsk::Known { token: *token, top: sampler.params().top_logprobs as usize },
-        Ask::Sample(allowed) => RowAsk::Sample {
+        Ask::Sample(Sample { allowed, output_position, fed }) => RowAsk::Sample {
             sampler,
             allowed: allowed.as_deref(),
-            output_position: sequence.output_position(),
+            output_position: *output_position,
+            fed: *fed,
         },
     })
 }
@@ -88,8 +94,8 @@ impl From<SamplingError> for Missing {
     }
 }
 
-/// Why no row of a step is to be believed, if any is no row of numbers.
-pub(super) fn check_numbers(found: &[Found]) -> Result<(), SamplingError> {
+/// Why no row is to be believed, if any is no row of numbers.
+fn check_numbers(found: &[Found]) -> Result<(), SamplingError> {
     let broken = found.iter().find_map(|found| match found {
         Err(Missing::Numbers(error)) => Some(*error),
         Err(Missing::Choice(_)) | Ok(_) => None,
@@ -98,39 +104,55 @@ pub(super) fn check_numbers(found: &[Found]) -> Result<(), SamplingError> {
 }
 
 /// One result an entry of the plan, from what was found in all its rows of logits, in their order.
-pub(super) fn results(entries: &[Entry], found: Vec<Found>) -> Vec<SequenceResult> {
+///
+/// # Errors
+/// When any is no row of numbers, other than of a sequence that has failed.
+pub(super) fn results(
+    entries: &[Entry],
+    found: Vec<Found>,
+    sequences: &Sequences,
+) -> Result<Vec<SequenceResult>, SamplingError> {
     let mut found = found.into_iter();
-    entries.iter().map(|entry| result(entry, &mut found)).collect()
+    entries.iter().map(|entry| result(entry, &mut found, sequences)).collect()
 }
 
-fn result(entry: &Entry, found: &mut impl Iterator<Item = Found>) -> SequenceResult {
+fn result(
+    entry: &Entry,
+    found: &mut impl Iterator<Item = Found>,
+    sequences: &Sequences,
+) -> Result<SequenceResult, SamplingError> {
     let failed = |sequence, reason| SequenceResult {
         sequence,
         prompt: Vec::new(),
         outcome: Outcome::Failed(reason),
     };
-    match entry {
+    Ok(match entry {
         Entry::Failed(sequence, reason) => failed(*sequence, reason.clone()),
-        Entry::Computed(computed) => match of_computed(computed, found) {
-            Ok(result) => result,
-            Err(Missing::Choice(reason)) => failed(computed.sequence, reason),
-            Err(Missing::Numbers(error)) => failed(computed.sequence, error.to_string()),
-        },
-    }
+        Entry::Computed(computed) => {
+            // All of a chunk's rows are taken, even where the first has failed: the next chunk's come after them.
+            let rows: Vec<Found> = found.by_ref().take(computed.rows()).collect();
+            // It may have failed after this step was begun, and was computed in vain.
+            if let Some(reason) = sequences.failure(computed.sequence) {
+                return Ok(failed(computed.sequence, reason));
+            }
+            check_numbers(&rows)?;
+            match of_computed(computed, rows) {
+                Ok(result) => result,
+                Err(Missing::Choice(reason)) => failed(computed.sequence, reason),
+                Err(Missing::Numbers(error)) => return Err(error),
+            }
+        }
+    })
 }
 
-fn of_computed(
-    computed: &Computed,
-    found: &mut impl Iterator<Item = Found>,
-) -> Result<SequenceResult, Missing> {
-    let Computed { sequence, known_rows, sampling } = computed;
-    // All of a chunk's rows are taken, even where the first has failed: the next chunk's come after them.
-    let prompt: Vec<Found> = found.by_ref().take(*known_rows).collect();
-    let outcome = match sampling {
-        Sampling::Skip => Outcome::Computed,
-        Sampling::Sample => {
-            Outcome::Sampled(found.next().unwrap_or_else(|| Err(Missing::Choice(NOT_COMPUTED.to_owned())))?)
-        }
+fn of_computed(computed: &Computed, rows: Vec<Found>) -> Result<SequenceResult, Missing> {
+    let Computed { sequence, known_rows, samples } = computed;
+    let mut rows = rows.into_iter();
+    let prompt: Vec<Found> = rows.by_ref().take(*known_rows).collect();
+    let outcome = if *samples {
+        Outcome::Sampled(rows.next().unwrap_or_else(|| Err(Missing::Choice(NOT_COMPUTED.to_owned())))?)
+    } else {
+        Outcome::Computed
     };
     let prompt = prompt.into_iter().collect::<Result<_, _>>()?;
     Ok(SequenceResult { sequence: *sequence, prompt, outcome })

@@ -3,6 +3,7 @@
 //! Knows nothing of connections, threads and text. Everything it holds can be rebuilt from the tokens a
 //! router knows.
 
+mod begun;
 mod choose;
 mod error;
 mod model;
@@ -10,7 +11,6 @@ mod plan;
 mod sequences;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use lockstep_proto::{
     Blocks, Bytes, Epoch, Rank, SequenceResult, ShardDescription, Step, StepId, StepOutput, StepTimings,
@@ -18,18 +18,21 @@ use lockstep_proto::{
 };
 use tracing::debug;
 
+use self::begun::{Lap, Rows};
 use self::choose::{Choice, Found};
-use self::plan::{Entry, Plan};
+use self::plan::{Entry, Plan, Purpose};
 use self::sequences::{Limits, Progress, Sequences};
 use crate::comm::{Communicator, Timed};
 
+pub use self::begun::Begun;
 pub use self::error::{ConfigureError, FatalError, InvalidSequence, InvalidStep, StepError};
-pub use self::model::{LogitRows, Model, ModelError};
+pub use self::model::{LogitRows, Model, ModelError, NeverAsked, RowAnswer};
 
 /// One rank of a group, with its model and the sequences it knows.
 ///
 /// Call [`configure`](Self::configure) first, [`on_stream_opened`](Self::on_stream_opened) whenever a router
-/// begins to send steps, then [`run_step`](Self::run_step) for each.
+/// begins to send steps, then [`begin_step`](Self::begin_step) and [`finish_step`](Self::finish_step) for each, or
+/// [`run_step`](Self::run_step), which is both.
 pub struct Engine<M> {
     model: M,
     group: Group,
@@ -131,30 +134,80 @@ impl<M: Model> Engine<M> {
         self.last_step = None;
     }
 
+    /// Whether a step that was begun may have a device to wait for.
+    pub fn is_asynchronous(&self) -> bool {
+        self.model.is_asynchronous()
+    }
+
+    /// Whether `next` may be begun before `begun`, the step before it, is finished: both are for the device alone, and the
+    /// host need not know what the first chooses. Nothing is wrong where it may not.
+    pub fn can_begin_behind(&self, begun: &Begun<M>, next: &Step) -> bool {
+        self.model.is_asynchronous() && begun.feeds(next, &self.sequences)
+    }
+
     /// Computes one step, together with the other ranks, which are given the same one.
     ///
     /// # Errors
     /// When the step makes no sense, or the rank is of no use any more.
     pub fn run_step(&mut self, step: Step) -> Result<StepOutput, StepError> {
+        let begun = self.begin_step(step, None)?;
+        self.finish_step(begun)
+    }
+
+    /// Begins one step; a device computes it while the host goes on. Steps are finished in their order. `before` is the one
+    /// that is not finished yet, where there is one, behind which this one [may begin](Self::can_begin_behind).
+    ///
+    /// # Errors
+    /// When the step makes no sense, or the rank is of no use any more. The one before it can be finished all the same.
+    pub fn begin_step(&mut self, step: Step, before: Option<&Begun<M>>) -> Result<Begun<M>, StepError> {
         let step_id = step.step_id;
-        let invalid = |reason| StepError::Invalid { step: step_id, reason };
-        let plan = self.plan(step).map_err(invalid)?;
+        let plan = self.plan(step).map_err(|reason| StepError::Invalid { step: step_id, reason })?;
         self.steps += 1;
-        let comm_before = self.group.comm.nanoseconds();
         let fatal = |reason| StepError::Fatal { step: step_id, reason };
-        let (results, mut timings) = self.compute(&plan).map_err(fatal)?;
+        let comm_before = self.group.comm.nanoseconds();
+        let (rows, mut timings) = self.begin_rows(&plan, before.and_then(Begun::asked)).map_err(fatal)?;
         timings.comm_ns = self.group.comm.nanoseconds() - comm_before;
         debug!(
             step = %step_id,
+            behind = before.map(|before| before.step().0),
             sequences = plan.entries.len(),
             tokens = plan.batch.token_ids.len(),
+            fed = plan.batch.fed.len(),
+            "step begun",
+        );
+        Ok(Begun { plan, rows, timings })
+    }
+
+    /// Whether [`Self::finish_step`] has no device to wait for.
+    ///
+    /// # Errors
+    /// When the rank is of no use any more.
+    pub fn is_computed(&mut self, begun: &Begun<M>) -> Result<bool, StepError> {
+        let is_answered = begun.asked().map_or(Ok(true), |asked| self.model.is_answered(asked));
+        is_answered.map_err(|error| StepError::Fatal { step: begun.step(), reason: error.into() })
+    }
+
+    /// Waits for a step that was begun, and takes note of what it chose.
+    ///
+    /// # Errors
+    /// When the rank is of no use any more.
+    pub fn finish_step(&mut self, begun: Begun<M>) -> Result<StepOutput, StepError> {
+        let Begun { plan, rows, mut timings } = begun;
+        let step = plan.step;
+        let comm_before = self.group.comm.nanoseconds();
+        let mut lap = Lap::start();
+        let results = self.finish_rows(&plan, rows).map_err(|reason| StepError::Fatal { step, reason })?;
+        timings.sample_ns += lap.next_ns();
+        timings.comm_ns += self.group.comm.nanoseconds() - comm_before;
+        debug!(
+            %step,
             known = self.sequences.count(),
             forward_ns = timings.forward_ns,
             sample_ns = timings.sample_ns,
             comm_ns = timings.comm_ns,
             "step",
         );
-        Ok(StepOutput { epoch: self.group.epoch, step_id, results, timings })
+        Ok(StepOutput { epoch: self.group.epoch, step_id: step, results, timings })
     }
 
     fn plan(&mut self, step: Step) -> Result<Plan, InvalidStep> {
@@ -171,81 +224,108 @@ impl<M: Model> Engine<M> {
         Plan::new(step, &mut self.sequences, &limits)
     }
 
-    /// The plan's results, which only rank 0 has, and where the time went.
-    fn compute(&mut self, plan: &Plan) -> Result<(Vec<SequenceResult>, StepTimings), FatalError> {
-        if plan.entries.is_empty() {
-            return Ok((Vec::new(), StepTimings::default()));
-        }
-        let (found, timings) = self.found(plan)?;
-        choose::check_numbers(&found)?;
-        let results = match self.group.comm.rank() {
-            Rank(0) => choose::results(&plan.entries, found),
-            Rank(_) => Vec::new(),
-        };
-        self.share(plan, &results)?;
-        Ok((results, timings))
-    }
-
-    /// What was found in the batch's rows of logits, on rank 0, and where the time went. The logits of a step
-    /// may be larger than its KV: they are computed slice by slice, and no slice outlives its turn.
-    fn found(&mut self, plan: &Plan) -> Result<(Vec<Found>, StepTimings), FatalError> {
-        let Plan { batch, purposes, entries: _ } = plan;
-        let mut found = Vec::new();
+    /// Starts the plan's rows, and says where the time went.
+    fn begin_rows(
+        &mut self,
+        plan: &Plan,
+        before: Option<&M::Asked>,
+    ) -> Result<(Rows<M::Asked>, StepTimings), FatalError> {
+        let Plan { batch, purposes, .. } = plan;
         let mut timings = StepTimings::default();
         // A step of failed sequences only computes nothing.
         if batch.token_ids.is_empty() {
-            return Ok((found, timings));
+            return Ok((Rows::Found(Vec::new()), timings));
         }
         let mut lap = Lap::start();
-        let hidden = self.model.forward(batch)?;
+        let hidden = self.model.forward(batch, before)?;
         timings.forward_ns += lap.next_ns();
+        let asked = {
+            let asks: Vec<_> =
+                purposes.iter().map(|purpose| choose::ask_or_nothing(purpose, &self.sequences)).collect();
+            self.model.ask(&hidden, &asks, before)?
+        };
+        timings.sample_ns += lap.next_ns();
+        let rows = match asked {
+            Some(asked) => Rows::Asked(asked),
+            None => Rows::Found(self.found_on_host(purposes, &hidden, &mut timings)?),
+        };
+        Ok((rows, timings))
+    }
+
+    /// What rank 0 finds in the batch's rows of logits. The logits of a step may be larger than its KV: they are computed
+    /// slice by slice, and no slice outlives its turn.
+    fn found_on_host(
+        &self,
+        purposes: &[Purpose],
+        hidden: &M::Hidden,
+        timings: &mut StepTimings,
+    ) -> Result<Vec<Found>, FatalError> {
+        let mut found = Vec::new();
+        let mut lap = Lap::start();
         let at_once = self.model.logit_rows_at_once().max(1);
         for first in (0..purposes.len()).step_by(at_once) {
             let rows = first..purposes.len().min(first + at_once);
-            let mut logits = self.model.logits(&hidden, rows.clone())?;
+            let logits = self.model.logits(hidden, rows.clone())?;
             timings.forward_ns += lap.next_ns();
             if self.group.comm.rank() == Rank(0) {
-                found.extend(choose::found(&purposes[rows], &self.sequences, &mut logits)?);
+                found.extend(choose::found(&purposes[rows], &self.sequences, &logits));
             }
             timings.sample_ns += lap.next_ns();
         }
-        Ok((found, timings))
+        Ok(found)
     }
 
-    /// Tells every rank what rank 0 has sampled.
-    fn share(&mut self, plan: &Plan, results: &[SequenceResult]) -> Result<(), FatalError> {
-        if plan.batch.logit_rows.is_empty() {
-            return Ok(());
+    /// The plan's results, which only rank 0 tells.
+    fn finish_rows(
+        &mut self,
+        plan: &Plan,
+        rows: Rows<M::Asked>,
+    ) -> Result<Vec<SequenceResult>, FatalError> {
+        if plan.entries.is_empty() {
+            return Ok(Vec::new());
         }
+        let is_rank_0 = self.group.comm.rank() == Rank(0);
+        // What a device finds of all rows, every rank's does: nobody need tell the others.
+        let (found, is_everywhere) = match rows {
+            Rows::Found(found) => (found, plan.batch.logit_rows.is_empty()),
+            Rows::Asked(asked) => {
+                let answers = self.model.answers(asked)?;
+                (choose::of_answers(&plan.purposes, &self.sequences, answers), plan.is_for_devices)
+            }
+        };
+        let results = match is_rank_0 || is_everywhere {
+            true => choose::results(&plan.entries, found, &self.sequences)?,
+            false => Vec::new(),
+        };
+        let choices = match is_everywhere {
+            true => results.iter().map(choose::choice).collect(),
+            false => self.shared(plan, &results)?,
+        };
+        self.take_note(plan, &choices, &results);
+        Ok(if is_rank_0 { results } else { Vec::new() })
+    }
+
+    /// Tells every rank what rank 0 has chosen.
+    fn shared(&self, plan: &Plan, results: &[SequenceResult]) -> Result<Vec<Choice>, FatalError> {
         let mut bytes: Vec<u8> =
             results.iter().flat_map(|result| choose::choice(result).encode()).collect();
         bytes.resize(plan.entries.len() * Choice::BYTES, 0);
         self.group.comm.broadcast(Rank(0), &mut bytes)?;
         let (choices, _) = bytes.as_chunks::<{ Choice::BYTES }>();
+        Ok(choices.iter().copied().map(Choice::decode).collect())
+    }
+
+    fn take_note(&mut self, plan: &Plan, choices: &[Choice], results: &[SequenceResult]) {
         for (index, (entry, choice)) in plan.entries.iter().zip(choices).enumerate() {
             let (Entry::Computed(plan::Computed { sequence, .. }) | Entry::Failed(sequence, _)) = entry;
+            // It may have been released by the step behind this one.
             let Ok(sequence) = self.sequences.get_mut(*sequence) else { continue };
-            match Choice::decode(*choice) {
+            sequence.on_finished(plan.step);
+            match choice {
                 Choice::Nothing => {}
-                Choice::Token(token) => sequence.on_emitted(token),
+                Choice::Token(token) => sequence.on_emitted(*token),
                 Choice::Failed => sequence.progress = Progress::Failed(choose::failure(results.get(index))),
             }
         }
-        Ok(())
-    }
-}
-
-/// Tells the times between two moments.
-struct Lap(Instant);
-
-impl Lap {
-    fn start() -> Self {
-        Self(Instant::now())
-    }
-
-    /// Since the last call.
-    fn next_ns(&mut self) -> u64 {
-        let since = std::mem::replace(&mut self.0, Instant::now());
-        u64::try_from((self.0 - since).as_nanos()).unwrap_or(u64::MAX)
     }
 }

@@ -2,19 +2,25 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lockstep_proto::{ContextLogprobs, Sampling, SequenceId, Step, TokenId, TokenMask, Tokens, Work};
+use lockstep_proto::{
+    ContextLogprobs, Sampling, SequenceId, Step, StepId, TokenId, TokenMask, Tokens, Work,
+};
 
 use super::error::{InvalidSequence, InvalidStep};
-use super::sequences::{Chunk, Limits, Progress, Sequence, Sequences};
-use crate::batch::{Batch, BatchSequence};
+use super::sequences::{Awaited, Chunk, Limits, Progress, Sequence, Sequences};
+use crate::batch::{Batch, BatchSequence, FedRow};
+use crate::sampling::is_for_devices;
 
 /// What one step computes.
 pub(super) struct Plan {
+    pub(super) step: StepId,
     pub(super) batch: Batch,
     /// One a logit row of the batch, in that order.
     pub(super) purposes: Vec<Purpose>,
     /// One an entry of the step's work, in that order.
     pub(super) entries: Vec<Entry>,
+    /// Whether a device can answer all that is asked.
+    pub(super) is_for_devices: bool,
 }
 
 /// What a row of logits is wanted for.
@@ -27,8 +33,18 @@ pub(super) struct Purpose {
 pub(super) enum Ask {
     /// The log-probability of the known token that follows.
     Known(TokenId),
-    /// A token that follows, of those the grammar's mask allows where there is one.
-    Sample(Option<Vec<u8>>),
+    /// A token that follows.
+    Sample(Sample),
+}
+
+/// How a token is asked for, but for what its sequence's sampler knows.
+pub(super) struct Sample {
+    /// The grammar's mask.
+    pub(super) allowed: Option<Vec<u8>>,
+    /// How many tokens were emitted before.
+    pub(super) output_position: Tokens,
+    /// In which wanted row of the step before the last of them is chosen, where that is not known yet.
+    pub(super) fed: Option<usize>,
 }
 
 /// What becomes of one entry of the step's work.
@@ -45,15 +61,22 @@ pub(super) struct Computed {
     pub(super) sequence: SequenceId,
     /// How many logit rows ask about known tokens.
     pub(super) known_rows: usize,
-    /// Whether one more is sampled.
-    pub(super) sampling: Sampling,
+    /// Whether a token is sampled from one more.
+    pub(super) samples: bool,
+}
+
+impl Computed {
+    /// How many logit rows are its own.
+    pub(super) fn rows(&self) -> usize {
+        self.known_rows + usize::from(self.samples)
+    }
 }
 
 impl Plan {
     /// Applies the step's releases and starts to `sequences` and lays out its work. After an error the
     /// sequences are of no use.
     pub(super) fn new(step: Step, sequences: &mut Sequences, limits: &Limits) -> Result<Self, InvalidStep> {
-        let Step { epoch: _, step_id: _, starts, work, masks, releases } = step;
+        let Step { epoch: _, step_id: step, starts, work, masks, releases } = step;
         for sequence in releases {
             sequences.release(sequence);
         }
@@ -65,7 +88,8 @@ impl Plan {
         check_once(&work)?;
         let mut masks = Masks::new(masks, limits)?;
         let entries = Vec::with_capacity(work.len());
-        let mut plan = Self { batch: Batch::default(), purposes: Vec::new(), entries };
+        let mut plan =
+            Self { step, batch: Batch::default(), purposes: Vec::new(), entries, is_for_devices: true };
         for work in &work {
             let entry = plan.add(work, sequences, limits, &mut masks);
             plan.entries.push(of_sequence(work.sequence, entry)?);
@@ -96,7 +120,8 @@ impl Plan {
             ContextLogprobs::From(position) => {
                 // Those a known token follows.
                 let skipped = position.index().saturating_sub(chunk.first.index());
-                let following = sequence.context[chunk.first.index() + 1..].iter().take(chunk.tokens.len());
+                let following = sequence.context.iter().skip(chunk.first.index() + 1);
+                let following = following.take(chunk.tokens.len());
                 for (row, token) in (first_row..).zip(following).skip(skipped) {
                     self.want(row, Purpose { sequence: work.sequence, ask: Ask::Known(*token) });
                 }
@@ -104,20 +129,33 @@ impl Plan {
             ContextLogprobs::Skip => {}
         }
         let known_rows = self.purposes.len() - rows_before;
-        match work.sampling {
+        let samples = match work.sampling {
             Sampling::Sample => {
+                let output_position = sequence.output_position();
+                let chosen_here = Awaited { step: self.step, row: self.purposes.len() };
+                let fed = sequence.awaited.replace(chosen_here).map(|awaited| awaited.row);
+                let ask = Ask::Sample(Sample { allowed, output_position, fed });
                 let last_row = first_row + chunk.tokens.len() - 1;
-                self.want(last_row, Purpose { sequence: work.sequence, ask: Ask::Sample(allowed) });
+                self.want(last_row, Purpose { sequence: work.sequence, ask });
+                true
             }
-            Sampling::Skip => {}
+            Sampling::Skip => false,
+        };
+        if self.purposes.len() > rows_before {
+            self.is_for_devices &= is_for_devices(sequence.sampler.params());
         }
-        Ok(Entry::Computed(Computed { sequence: work.sequence, known_rows, sampling: work.sampling }))
+        Ok(Entry::Computed(Computed { sequence: work.sequence, known_rows, samples }))
     }
 
     /// Puts a chunk's tokens at the end of the batch; returns its first row.
     fn add_rows(&mut self, sequence: &Sequence, chunk: Chunk) -> usize {
         let first_row = self.batch.token_ids.len();
         self.batch.token_ids.extend_from_slice(sequence.tokens(chunk));
+        if let Some(Awaited { step: _, row: chosen_in }) = sequence.awaited {
+            // The whole chunk: any token stands for it.
+            self.batch.fed.push(FedRow { row: first_row, chosen_in });
+            self.batch.token_ids.push(TokenId(0));
+        }
         self.batch.sequences.push(BatchSequence {
             first_row,
             rows: chunk.tokens.len(),

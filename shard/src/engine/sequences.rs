@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use lockstep_proto::{
-    BlockId, Blocks, Position, Sampling, SequenceId, SequenceStart, TokenId, Tokens, Work, WorkTokens,
+    BlockId, Blocks, Position, Sampling, SequenceId, SequenceStart, StepId, TokenId, Tokens, Work,
+    WorkTokens,
 };
 
 use super::error::InvalidSequence;
@@ -34,9 +35,20 @@ pub(super) struct Sequence {
     /// Every token known: the prompt, then what was emitted.
     pub(super) context: Vec<TokenId>,
     prompt_tokens: Tokens,
+    /// Where the token after those is chosen, until it is known.
+    pub(super) awaited: Option<Awaited>,
     /// From position 0 on.
     pub(super) blocks: Vec<BlockId>,
     pub(super) progress: Progress,
+}
+
+/// A token that is being chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Awaited {
+    /// The last step that was begun of those that choose one.
+    pub(super) step: StepId,
+    /// In which of its wanted rows.
+    pub(super) row: usize,
 }
 
 /// How far a sequence has come.
@@ -83,6 +95,14 @@ impl Sequences {
         self.known.get_mut(&sequence).ok_or(InvalidSequence::Unknown)
     }
 
+    /// Why one cannot go on.
+    pub(super) fn failure(&self, sequence: SequenceId) -> Option<String> {
+        match &self.known.get(&sequence)?.progress {
+            Progress::Failed(reason) => Some(reason.clone()),
+            Progress::Started | Progress::Computed(_) => None,
+        }
+    }
+
     /// How many there are.
     pub(super) fn count(&self) -> usize {
         self.known.len()
@@ -107,21 +127,42 @@ impl Sequences {
         let blocks = Vec::new();
         self.known.insert(
             sequence,
-            Sequence { sampler, context, prompt_tokens, blocks, progress: Progress::Started },
+            Sequence {
+                sampler,
+                context,
+                prompt_tokens,
+                awaited: None,
+                blocks,
+                progress: Progress::Started,
+            },
         );
         Ok(())
     }
 }
 
 impl Sequence {
-    /// How many tokens were emitted.
-    pub(super) fn output_position(&self) -> Tokens {
-        Tokens::of_len(self.context.len()).saturating_sub(self.prompt_tokens)
+    /// How many tokens there are, with the one that is awaited.
+    fn length(&self) -> Tokens {
+        Tokens::of_len(self.context.len() + usize::from(self.awaited.is_some()))
     }
 
-    /// The tokens of `chunk`, which [`Self::begin`] has checked.
+    /// How many tokens were emitted, with the one that is awaited.
+    pub(super) fn output_position(&self) -> Tokens {
+        self.length().saturating_sub(self.prompt_tokens)
+    }
+
+    /// The tokens of `chunk`, which [`Self::begin`] has checked, but for the one that is awaited.
     pub(super) fn tokens(&self, chunk: Chunk) -> &[TokenId] {
-        &self.context[chunk.first.index()..][..chunk.tokens.len()]
+        let first = chunk.first.index();
+        let end = self.context.len().min(first + chunk.tokens.len());
+        self.context.get(first..end).unwrap_or_default()
+    }
+
+    /// Takes note that a step is finished: what it has chosen is awaited no more.
+    pub(super) fn on_finished(&mut self, step: StepId) {
+        if self.awaited.is_some_and(|awaited| awaited.step == step) {
+            self.awaited = None;
+        }
     }
 
     /// Takes note of the token that follows.
@@ -165,7 +206,7 @@ impl Sequence {
 
     fn check_positions(&self, work: &Work, chunk: Chunk, limits: &Limits) -> Result<(), InvalidSequence> {
         let end = chunk.end();
-        let context = Tokens::of_len(self.context.len());
+        let context = self.length();
         if let Progress::Computed(expected) = self.progress
             && chunk.first != expected
         {
@@ -186,7 +227,7 @@ impl Sequence {
 
     /// A chunk of the token sampled last stands at the end of what is known.
     fn check_last(&self, chunk: Chunk) -> Result<(), InvalidSequence> {
-        let last = Tokens::of_len(self.context.len()).saturating_sub(Tokens(1));
+        let last = self.length().saturating_sub(Tokens(1));
         if chunk.first == Position(last.0) {
             Ok(())
         } else {
@@ -196,7 +237,7 @@ impl Sequence {
 
     /// The ids a chunk names are those the sequence was started with, was given or has sampled.
     fn check_tokens(&self, ids: &[TokenId], first: Position) -> Result<(), InvalidSequence> {
-        let known = &self.context[first.index()..];
+        let known = self.context.iter().skip(first.index());
         for ((offset, found), expected) in (0..).map(Tokens).zip(ids).zip(known) {
             if found != expected {
                 let position = first.advance(offset);

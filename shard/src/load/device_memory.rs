@@ -88,7 +88,7 @@ fn compute(loaded: &mut Loaded, batch: &Batch) -> Result<(), ModelError> {
     if loaded.kv.as_ref().is_none_or(|kv| kv.blocks() != Blocks(blocks)) {
         loaded.allocate_kv(Blocks(blocks))?;
     }
-    let hidden = loaded.forward(batch)?;
+    let hidden = loaded.forward(batch, None)?;
     let rows = loaded.logit_rows_at_once().min(hidden.len());
     let logits = loaded.logits(&hidden, 0..rows)?;
     logits.on_host().map(|_| ()).map_err(boxed)
@@ -119,6 +119,7 @@ fn prompts(loaded: &Loaded, rows: Tokens) -> Batch {
         token_ids: vec![TokenId(0); rows.len()],
         sequences: (0..rows.len()).step_by(longest.len().max(1)).map(sequence).collect(),
         logit_rows: (0..loaded.logit_rows_at_once().min(rows.len())).collect(),
+        fed: Vec::new(),
     }
 }
 
@@ -136,6 +137,7 @@ fn decoding(loaded: &Loaded, rows: Tokens) -> Batch {
         token_ids: vec![TokenId(0); count],
         sequences: (0..count).map(sequence).collect(),
         logit_rows: (0..count).collect(),
+        fed: Vec::new(),
     }
 }
 

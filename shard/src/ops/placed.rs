@@ -65,6 +65,13 @@ impl<'a> Placed<'a> {
         Self { sequences, on_device: Some(on_device) }
     }
 
+    /// The same, whose tokens are on the device as well.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn with_tokens(self, tokens: super::cuda::kernel::Address) -> Self {
+        let on_device = self.on_device.map(|rows| rows.with_tokens(tokens));
+        Self { on_device, ..self }
+    }
+
     /// What was brought to the device.
     ///
     /// # Errors

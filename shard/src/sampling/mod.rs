@@ -60,23 +60,41 @@ pub enum RowAsk<'a> {
         allowed: Option<&'a [u8]>,
         /// How many tokens were emitted before.
         output_position: Tokens,
+        /// In which of the wanted rows of the step before the last of those is chosen, where the sampler does not know it yet.
+        fed: Option<usize>,
     },
+}
+
+/// Rivals that a device tells at most.
+pub const MOST_RIVALS: usize = 32;
+
+/// Whether a device can choose tokens so: it knows no watermarks, and tells of few rivals.
+pub fn is_for_devices(params: &SamplingParams) -> bool {
+    params.watermark.is_none() && params.top_logprobs as usize <= MOST_RIVALS
 }
 
 /// What was found in a row of logits.
 pub type RowFound = Result<TokenLogprobs, SamplingError>;
 
 impl RowAsk<'_> {
-    /// The answer, from a row in main memory: (vocabulary).
+    /// The answer, from a row in main memory: (vocabulary). The sampler knows every token that was emitted.
     ///
     /// # Errors
     /// When the logits are not numbers or nothing is left to choose from.
     pub fn answer(self, logits: &[f32]) -> RowFound {
         match self {
             Self::Known { token, top } => of_known_token(logits, token, top),
-            Self::Sample { sampler, allowed, output_position } => {
+            Self::Sample { sampler, allowed, output_position, fed: _ } => {
                 sampler.sample(logits, allowed, output_position)
             }
+        }
+    }
+
+    /// Whether a device can tell.
+    pub fn is_for_devices(self) -> bool {
+        match self {
+            Self::Known { token: _, top } => top <= MOST_RIVALS,
+            Self::Sample { sampler, .. } => is_for_devices(&sampler.params),
         }
     }
 }

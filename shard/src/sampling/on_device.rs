@@ -3,43 +3,38 @@
 use lockstep_proto::{LogprobsOf, Seeded, Selection, TokenId, TokenLogprob, TokenLogprobs};
 
 use super::{RowAsk, RowFound, Sampler, SamplingError, penalties};
-use crate::ops::cuda::sampling::{
-    Answers, AskParameters, Asks, Bias, Counted, DRAWN, GREEDY, KNOWN, MOST_RIVALS,
-};
+use crate::ops::cuda::sampling::{Answers, AskParameters, Asks, Bias, Counted, DRAWN, GREEDY, KNOWN};
 
-/// The asks as a device takes them; nothing where it cannot answer one of them: watermarks, and more rivals than it
-/// tells.
-pub(crate) fn asks(rows: &[RowAsk<'_>]) -> Option<Asks> {
+/// The asks as a device takes them. Of a row that it cannot tell of it is asked something that is told of any row.
+pub(crate) fn asks(rows: &[RowAsk<'_>]) -> Asks {
     let mut asks = Asks::default();
     for row in rows {
         let ask = match row {
+            row if !row.is_for_devices() => AskParameters::default(),
             RowAsk::Known { token, top } => {
-                AskParameters { kind: KNOWN, token: token.0, top: told(*top)?, ..AskParameters::default() }
+                AskParameters { kind: KNOWN, token: token.0, top: *top as u32, ..AskParameters::default() }
             }
-            RowAsk::Sample { sampler, allowed, output_position } => {
-                let ask = sample(sampler, *allowed, &mut asks)?;
+            RowAsk::Sample { sampler, allowed, output_position, fed } => {
+                let ask = sample(sampler, (*allowed, *fed), &mut asks);
                 AskParameters { position: output_position.0, ..ask }
             }
         };
         asks.rows.push(ask);
     }
-    Some(asks)
+    asks
 }
 
-fn told(top: usize) -> Option<u32> {
-    u32::try_from(top).ok().filter(|_| top <= MOST_RIVALS)
-}
-
-fn sample(sampler: &Sampler, allowed: Option<&[u8]>, asks: &mut Asks) -> Option<AskParameters> {
+fn sample(
+    sampler: &Sampler,
+    (allowed, fed): (Option<&[u8]>, Option<usize>),
+    asks: &mut Asks,
+) -> AskParameters {
     let Sampler { params, occurrences, previous: _ } = sampler;
-    if params.watermark.is_some() {
-        return None;
-    }
     let ask = AskParameters {
         repetition: params.repetition_penalty,
         frequency: params.frequency_penalty,
         presence: params.presence_penalty,
-        top: told(params.top_logprobs as usize)?,
+        top: params.top_logprobs,
         of_warped: match params.logprobs_of {
             LogprobsOf::Model => 0,
             LogprobsOf::Warped => 1,
@@ -52,10 +47,11 @@ fn sample(sampler: &Sampler, allowed: Option<&[u8]>, asks: &mut Asks) -> Option<
         ..selection(&params.selection)
     };
     if !penalties::are_on(params) {
-        return Some(ask);
+        return ask;
     }
     let counted = occurrences.iter().map(|(token, in_output)| Counted { token: token.0, in_output });
-    Some(AskParameters { counted: added(&mut asks.counted, counted), ..ask })
+    let fed = fed.map_or(0, |row| row as u32 + 1);
+    AskParameters { counted: added(&mut asks.counted, counted), fed, ..ask }
 }
 
 /// Where a list begins among all of them, and how long it is.
@@ -87,8 +83,9 @@ fn selection(selection: &Selection) -> AskParameters {
 
 /// What the device has found, row by row.
 pub(crate) fn found(answers: &Answers) -> Vec<RowFound> {
-    let rows = answers.answers.iter().zip(answers.rivals.chunks(MOST_RIVALS));
-    rows.map(|(answer, rivals)| {
+    let Answers { answers, rivals, most_rivals } = answers;
+    let rows = answers.iter().enumerate();
+    rows.map(|(row, answer)| {
         let not_finite = |found| Err(SamplingError::NotFinite { found });
         match answer.outcome {
             0 => {}
@@ -97,7 +94,7 @@ pub(crate) fn found(answers: &Answers) -> Vec<RowFound> {
             3 => return not_finite("minus infinity only"),
             _ => return Err(SamplingError::NothingLeft),
         }
-        let rivals = rivals.iter().take(answer.top as usize);
+        let rivals = rivals.iter().skip(row * most_rivals).take(answer.top as usize);
         let top = rivals.map(|rival| TokenLogprob { token: TokenId(rival.token), logprob: rival.logprob });
         Ok(TokenLogprobs { token: TokenId(answer.token), logprob: answer.logprob, top: top.collect() })
     })

@@ -1,6 +1,8 @@
 //! A model without weights: its logits are a hash of the tokens its KV blocks hold for a sequence, so that a
 //! wrong block, a wrong position or a missing token changes what is sampled.
 
+pub(crate) mod device;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use lockstep_proto::{Blocks, Bytes, Tokens};
 use lockstep_shard::batch::{Batch, BatchSequence};
 use lockstep_shard::comm::Communicator;
-use lockstep_shard::engine::{Model, ModelError};
+use lockstep_shard::engine::{Model, ModelError, NeverAsked};
 
 pub(crate) const VOCABULARY: u32 = 64;
 pub(crate) const BLOCK_SIZE: Tokens = Tokens(4);
@@ -61,6 +63,7 @@ impl FakeModel {
 impl Model for FakeModel {
     type Hidden = Vec<Vec<f32>>;
     type Logits = Vec<Vec<f32>>;
+    type Asked = NeverAsked;
 
     fn vocabulary_size(&self) -> u32 {
         VOCABULARY
@@ -96,7 +99,7 @@ impl Model for FakeModel {
         2
     }
 
-    fn forward(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>, ModelError> {
+    fn forward(&mut self, batch: &Batch, _: Option<&NeverAsked>) -> Result<Vec<Vec<f32>>, ModelError> {
         let rows = self.compute(batch);
         Ok(batch.logit_rows.iter().map(|row| rows[*row].clone()).collect())
     }

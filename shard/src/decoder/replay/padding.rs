@@ -23,7 +23,7 @@ impl Padded {
     /// Of a batch in which each sequence has one row, all of which are wanted. Rows of padding are of the first position, in the
     /// block `spare`.
     pub(super) fn of(batch: &Batch, spare: BlockId) -> Option<Self> {
-        let Batch { token_ids, sequences, logit_rows } = batch;
+        let Batch { token_ids, sequences, logit_rows, fed } = batch;
         let asked = token_ids.len();
         let is_decoding = sequences.iter().all(|sequence| sequence.rows == 1);
         let all_are_wanted = logit_rows.iter().copied().eq(0..asked);
@@ -43,6 +43,7 @@ impl Padded {
             token_ids: token_ids.iter().copied().chain(tokens).collect(),
             sequences: sequences.iter().cloned().chain(padding).collect(),
             logit_rows: (0..rows).collect(),
+            fed: fed.clone(),
         };
         Some(Self { batch, context: longest.next_power_of_two().max(LEAST_CONTEXT) })
     }
@@ -76,6 +77,7 @@ mod tests {
             token_ids: positions.iter().map(|position| TokenId(position + 7)).collect(),
             sequences: positions.iter().enumerate().map(|(row, at)| sequence(row, *at)).collect(),
             logit_rows: (0..positions.len()).collect(),
+            fed: Vec::new(),
         }
     }
 

@@ -192,5 +192,5 @@ kernels! {
         AttendFp8Of128 = "attend_fp8_128" emulated_attend_fp8_128,
         AttendFp8Of256 = "attend_fp8_256" emulated_attend_fp8_256,
         FoldSplits = "fold_splits" emulated_fold_splits;
-    Sampling: Sample = "sample" emulated_sample;
+    Sampling: Sample = "sample" emulated_sample, FeedTokens = "feed_tokens" emulated_feed_tokens;
 }

@@ -35,6 +35,11 @@ impl Words {
         })
     }
 
+    /// How many there is room for.
+    pub(crate) fn room(&self) -> usize {
+        self.on_host.len()
+    }
+
     /// Where they are.
     pub(crate) fn address(&self) -> Address {
         of_slice(&self.on_device)

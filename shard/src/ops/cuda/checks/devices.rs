@@ -9,8 +9,8 @@ use lockstep_process::reports::Progress;
 use lockstep_proto::{BlockId, Blocks, Epoch, Position, Rank, TokenId};
 
 use super::products::{Weights, twin};
-use super::recordings;
 use super::{BF16, Checks, EXACT, Error, F32, Failure, Numbers};
+use super::{behind, recordings};
 use crate::batch::{Batch, BatchSequence};
 use crate::comm::{Communicator, Joining, Membership, Nccl, Solo, Threads};
 use crate::decoder::{Decoder, Dtype, ModelSpec, Precision, Quantize};
@@ -24,7 +24,7 @@ use crate::ops::matrix::Matrix;
 use crate::testing::TinyLlama;
 
 /// Far longer than any exchange here takes.
-const WATCHDOG: Duration = Duration::from_secs(30);
+pub(super) const WATCHDOG: Duration = Duration::from_secs(30);
 
 /// Largest error of a whole model whose activations are rounded to 8 bits on one side, relative to the largest logit.
 const QUANTIZED_MODEL: f32 = 5e-2;
@@ -66,6 +66,7 @@ pub(super) fn check(checks: &mut Checks<'_>) -> Result<(), DeviceError> {
         checks.check_or_skip(name, || chunks(target, (of(quantize), KvCacheDtype::Auto)));
     }
     recordings::check(checks, &exact);
+    behind::check(checks, &exact, gpus);
     for order in [Order::Fastest, Order::Exact] {
         checks
             .check_or_skip(format!("sums and gathers of two ranks, {order:?}"), || two_ranks(gpus, order));
@@ -146,6 +147,7 @@ fn logits(target: &Target, (precision, kv_cache): Held, chunk: usize) -> Checked
             token_ids: tokens[rows].to_vec(),
             sequences: vec![sequence],
             logit_rows: (0..count).collect(),
+            fed: Vec::new(),
         };
         let hidden = decoder.forward(&batch, &mut kv).map_err(broken)?;
         let logits =
@@ -180,10 +182,10 @@ fn chunks(target: &Target, held: Held) -> Checked<Error> {
 }
 
 /// Two ranks on threads of this process, each with a GPU of its own.
-fn on_two_ranks<T: Send>(
+pub(super) fn on_two_ranks<T: Send>(
     gpus: usize,
     order: Order,
-    work: impl Fn(&Target, &Nccl) -> Checked<T> + Sync,
+    work: impl Fn(&Target, Arc<Nccl>) -> Checked<T> + Sync,
 ) -> Checked<Vec<T>> {
     if gpus < 2 {
         return Err(Failure::Skipped(format!("needs two GPUs, {gpus} is visible")));
@@ -198,7 +200,7 @@ fn on_two_ranks<T: Send>(
         let membership = Membership::new(Rank(index as u32), 2).map_err(broken)?;
         let joining = Joining { membership, epoch: Epoch(0), watchdog: WATCHDOG };
         let nccl = Nccl::join(Arc::new(host), device, joining, order).map_err(broken)?;
-        work(&target, &nccl)
+        work(&target, Arc::new(nccl))
     };
     std::thread::scope(|scope| {
         let rank = &rank;
@@ -216,7 +218,7 @@ fn two_ranks(gpus: usize, order: Order) -> Checked<Error> {
     let sums = on_two_ranks(gpus, order, |target, nccl| {
         let part = &parts[nccl.rank().0 as usize];
         let values = Tensor::from_slice(part, part.len(), &target.device).map_err(broken)?;
-        let reduce = crate::ops::all_reduce::AllReduce::over(nccl);
+        let reduce = crate::ops::all_reduce::AllReduce::over(&*nccl);
         values.inplace_op1(&reduce).map_err(broken)?;
         nccl.wait().map_err(broken)?;
         values.to_vec1::<f32>().map_err(broken)
@@ -235,7 +237,7 @@ fn lost_rank(gpus: usize) -> Checked<Error> {
             return Ok(true);
         }
         let values = Tensor::from_vec(vec![1.0_f32; 1 << 20], 1 << 20, &target.device).map_err(broken)?;
-        let reduce = crate::ops::all_reduce::AllReduce::over(nccl);
+        let reduce = crate::ops::all_reduce::AllReduce::over(&*nccl);
         let outcome = values.inplace_op1(&reduce).map_err(|error| error.to_string());
         Ok(outcome.is_err() || nccl.wait().is_err())
     })?;

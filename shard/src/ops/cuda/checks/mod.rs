@@ -4,6 +4,7 @@
 //! candle's storage, cuBLAS or several ranks is checked on a GPU alone.
 
 mod attention;
+mod behind;
 mod devices;
 mod heads;
 mod machine;

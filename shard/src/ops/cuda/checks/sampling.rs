@@ -7,8 +7,10 @@ use lockstep_proto::{
 
 use super::{BF16, Checks, Error, Machine, Numbers};
 use crate::ops::cuda::kernel::Address;
-use crate::ops::cuda::sampling::{Answer, Answers, MOST_RIVALS, Rival, SampleParameters, sample_by};
-use crate::sampling::{RowAsk, RowFound, Sampler, SamplingError, on_device};
+use crate::ops::cuda::sampling::{
+    Answer, Answers, FED, FeedParameters, Rival, SampleParameters, feed_by, sample_by,
+};
+use crate::sampling::{MOST_RIVALS, RowAsk, RowFound, Sampler, SamplingError, on_device};
 
 /// Not a multiple of anything.
 const VOCABULARY: usize = 1031;
@@ -23,6 +25,8 @@ pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
     }
     let (_, last) = cases().remove(0);
     checks.check("sampling, a grammar's mask", || agrees(machine, &last, Some(&mask())));
+    checks.check("sampling, a token that is fed is penalised", || fed(machine));
+    checks.check("tokens that are fed", || fed_tokens(machine));
     checks.check("log-probabilities of known tokens", || known(machine));
     checks.check("logits that are no numbers", || not_numbers(machine));
     machine.clear();
@@ -112,10 +116,53 @@ fn agrees(machine: &mut Machine, params: &SamplingParams, allowed: Option<&[u8]>
     let mut numbers = Numbers::new(31);
     let context: Vec<TokenId> = (0..60).map(|_| TokenId(numbers.below(VOCABULARY as u32))).collect();
     let sampler = Sampler::new(params.clone(), &context, Tokens(40));
-    let ask = |position| RowAsk::Sample { sampler: &sampler, allowed, output_position: Tokens(position) };
+    let ask = |position| RowAsk::Sample {
+        sampler: &sampler,
+        allowed,
+        output_position: Tokens(position),
+        fed: None,
+    };
     let rows = rows();
     let asks: Vec<RowAsk<'_>> = (20..).take(rows.len()).map(ask).collect();
     compare(machine, &rows, &asks)
+}
+
+/// The last token is known to the device alone: one that stands in the context, in the prompt, or nowhere else.
+fn fed(machine: &mut Machine) -> Result<Error> {
+    let mut numbers = Numbers::new(31);
+    let context: Vec<TokenId> = (0..60).map(|_| TokenId(numbers.below(VOCABULARY as u32 / 2))).collect();
+    let (_, penalties) = cases().remove(11);
+    let params = SamplingParams { logprobs_of: LogprobsOf::Warped, ..penalties };
+    let sampler = Sampler::new(params, &context, Tokens(40));
+    let rows = rows();
+    let mut error = Error::unless(true);
+    for last in [context[50], context[3], TokenId(VOCABULARY as u32 - 1)] {
+        let mut knows = sampler.clone();
+        knows.on_emitted(last);
+        let ask =
+            |sampler, fed| RowAsk::Sample { sampler, allowed: None, output_position: Tokens(21), fed };
+        let asks = vec![ask(&sampler, Some(1)); rows.len()];
+        let chosen = [0, last.0].map(|token| Answer { token, ..Answer::default() });
+        let found = on_machine(machine, (&rows, &asks), &chosen)?;
+        let expected = rows.iter().map(|row| ask(&knows, None).answer(row));
+        error = error.max(compared(found, expected)?);
+    }
+    Ok(error)
+}
+
+fn fed_tokens(machine: &mut Machine) -> Result<Error> {
+    let chosen = [7, 1030, 12].map(|token| Answer { token, ..Answer::default() });
+    let before = machine.put(&chosen)?;
+    let words: Vec<u32> = (0..300).map(|at| if at % 3 == 0 { FED | (at / 3 % 3) } else { at }).collect();
+    let tokens = machine.put(&words)?;
+    let call = FeedParameters { tokens, before, count: 299 };
+    machine.run(|on| feed_by(on, &call))?;
+    let expected: Vec<u32> = words
+        .iter()
+        .enumerate()
+        .map(|(at, word)| if at % 3 == 0 { chosen[at / 3 % 3].token } else { *word })
+        .collect();
+    Ok(Error::unless(machine.get::<u32>(tokens, 300)? == expected))
 }
 
 fn known(machine: &mut Machine) -> Result<Error> {
@@ -139,9 +186,10 @@ fn not_numbers(machine: &mut Machine) -> Result<Error> {
     ];
     let sampler = Sampler::new(plain(Selection::Seeded(seeded())), &[TokenId(1)], Tokens(1));
     let nothing = vec![0; VOCABULARY.div_ceil(8)];
-    let ask = |allowed| RowAsk::Sample { sampler: &sampler, allowed, output_position: Tokens(0) };
+    let ask =
+        |allowed| RowAsk::Sample { sampler: &sampler, allowed, output_position: Tokens(0), fed: None };
     let asks = [ask(None), ask(None), ask(None), ask(Some(nothing.as_slice()))];
-    let found = on_machine(machine, &rows, &asks)?;
+    let found = on_machine(machine, (&rows, &asks), &[])?;
     let not_finite = |found| Err(SamplingError::NotFinite { found });
     let expected: [RowFound; 4] = [
         not_finite("NaN"),
@@ -153,10 +201,13 @@ fn not_numbers(machine: &mut Machine) -> Result<Error> {
 }
 
 fn compare(machine: &mut Machine, rows: &[Vec<f32>], asks: &[RowAsk<'_>]) -> Result<Error> {
-    let found = on_machine(machine, rows, asks)?;
+    let found = on_machine(machine, (rows, asks), &[])?;
+    compared(found, rows.iter().zip(asks).map(|(row, ask)| ask.answer(row)))
+}
+
+fn compared(found: Vec<RowFound>, expected: impl Iterator<Item = RowFound>) -> Result<Error> {
     let mut error = Error { found: 0.0, allowed: LOGPROB };
-    for (index, ((row, ask), found)) in rows.iter().zip(asks).zip(found).enumerate() {
-        let expected = ask.answer(row);
+    for (index, (expected, found)) in expected.zip(found).enumerate() {
         let difference = match (&found, &expected) {
             (Ok(found), Ok(expected)) => difference(found, expected),
             _ if found == expected => 0.0,
@@ -187,8 +238,12 @@ fn difference(found: &TokenLogprobs, expected: &TokenLogprobs) -> f32 {
     found.iter().zip(&expected).map(of).fold(0.0, f32::max)
 }
 
-fn on_machine(machine: &mut Machine, rows: &[Vec<f32>], asks: &[RowAsk<'_>]) -> Result<Vec<RowFound>> {
-    let Some(asked) = on_device::asks(asks) else { candle_core::bail!("the device cannot tell") };
+fn on_machine(
+    machine: &mut Machine,
+    (rows, asks): (&[Vec<f32>], &[RowAsk<'_>]),
+    before: &[Answer],
+) -> Result<Vec<RowFound>> {
+    let asked = on_device::asks(asks);
     let count = rows.len();
     let (answers, rivals): (Address, Address) =
         (machine.room::<Answer>(count)?, machine.room::<Rival>(count * MOST_RIVALS)?);
@@ -201,6 +256,7 @@ fn on_machine(machine: &mut Machine, rows: &[Vec<f32>], asks: &[RowAsk<'_>]) -> 
         masks: machine.put(&asked.masks)?,
         answers,
         rivals,
+        before: machine.put(before)?,
         vocabulary: VOCABULARY as u32,
         most_rivals: MOST_RIVALS as u32,
     };
@@ -208,5 +264,5 @@ fn on_machine(machine: &mut Machine, rows: &[Vec<f32>], asks: &[RowAsk<'_>]) -> 
     machine.run(|on| sample_by(on, &call, (count, threads)))?;
     let answers = machine.get::<Answer>(answers, count)?;
     let rivals = machine.get::<Rival>(rivals, count * MOST_RIVALS)?;
-    Ok(on_device::found(&Answers { answers, rivals }))
+    Ok(on_device::found(&Answers { answers, rivals, most_rivals: MOST_RIVALS }))
 }

@@ -31,6 +31,7 @@ struct Ask {
     u32 first_mask, masked; // bytes of the masks; no byte: no mask
     u32 top;                // most probable tokens to be reported
     u32 of_warped;          // whether log-probabilities are of what is left to choose from
+    u32 fed;                // 0, or one more than the row of the step before whose token is counted as well
 };
 
 struct Answer {
@@ -54,6 +55,7 @@ struct SampleParameters {
     const uint8_t *masks; // one bit a token, least significant first
     Answer *answers;      // (rows)
     Rival *rivals;        // (rows, most_rivals)
+    const Answer *before; // of the step before, where anything is fed
     u32 vocabulary;
     u32 most_rivals;
 };
@@ -90,6 +92,14 @@ __device__ inline float bounded(float before, float changed) {
     if (before == -infinity()) return before;
     // As Rust clamps: what is no number stays none.
     return changed > most ? most : changed < -most ? -most : changed;
+}
+
+// The logit of a token that stands in the context, and so often in the output.
+__device__ inline float penalised(const Ask &ask, float logit, u32 in_output) {
+    logit = bounded(logit, logit < 0.0f ? logit * ask.repetition : logit / ask.repetition);
+    if (in_output == 0) return logit;
+    const float penalty = ask.frequency * (float)in_output + ask.presence;
+    return bounded(logit, logit - bounded(0.0f, penalty));
 }
 
 // The first of this position's random numbers, of 53 bits: Philox 4x32 with ten rounds.
@@ -148,16 +158,16 @@ __device__ void process(const SampleParameters &p, const Ask &ask, const float *
             *logit = bias.bias == -infinity() ? -infinity() : bounded(*logit, *logit + bias.bias);
         }
     __syncthreads();
+    // The host did not know the last token yet when it wrote the list.
+    const u32 last = ask.fed > 0 ? p.before[ask.fed - 1].token : p.vocabulary;
+    u32 is_listed = 0;
     for (u32 at = threadIdx.x; at < ask.counted; at += blockDim.x) {
         const Counted counted = p.counted[ask.first_counted + at];
-        float logit = row[counted.token];
-        logit = bounded(logit, logit < 0.0f ? logit * ask.repetition : logit / ask.repetition);
-        if (counted.in_output > 0) {
-            const float penalty = ask.frequency * (float)counted.in_output + ask.presence;
-            logit = bounded(logit, logit - bounded(0.0f, penalty));
-        }
-        row[counted.token] = logit;
+        const u32 is_last = counted.token == last;
+        row[counted.token] = penalised(ask, row[counted.token], counted.in_output + is_last);
+        is_listed |= is_last;
     }
+    if (ask.fed > 0 && block_sum(is_listed) == 0 && threadIdx.x == 0) row[last] = penalised(ask, row[last], 1);
     __syncthreads();
     if (ask.masked > 0) {
         const uint8_t *mask = p.masks + ask.first_mask;
@@ -356,4 +366,18 @@ KERNEL(sample, SampleParameters, 1024) {
     __syncthreads();
     const bool warped = ask.kind > 0 && ask.of_warped;
     report(p, ask, warped ? row : model, !(warped && ask.kind == 2), token);
+}
+
+struct FeedParameters {
+    u32 *tokens;          // (count): a token, or FED and the row of `before` it was chosen in
+    const Answer *before; // of the step before
+    u32 count;
+};
+
+constexpr u32 FED = 0x80000000u;
+
+// One thread a token.
+KERNEL(feed_tokens, FeedParameters, 256) {
+    const u32 at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (at < p.count && (p.tokens[at] & FED)) p.tokens[at] = p.before[p.tokens[at] & ~FED].token;
 }
