@@ -89,10 +89,15 @@ pub(crate) fn name_this(name: &str) {
     }
 }
 
+/// What ranks on GPUs tell NCCL, where nobody has told it anything else: in recorded steps it would register memory that
+/// belongs to the recordings, whose pages they share.
+const NCCL: [(&str, &str); 1] = [("NCCL_GRAPH_REGISTER", "0")];
+
 fn spawn(program: &std::path::Path, line: &CommandLine) -> io::Result<Child> {
     Command::new(program)
         .arg0("lockstep")
         .args(&line.arguments)
+        .envs(NCCL.iter().filter(|(name, _)| std::env::var_os(name).is_none()).copied())
         .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -37,10 +37,15 @@ impl Scheduler {
 
 impl Group {
     /// Whether a step could be planned while one is in flight. Whoever waits for its owner would miss it, and have its
-    /// turn half as often.
+    /// turn half as often. Where nobody waits any more for what is in flight, it may be a suspect who has left and was
+    /// computed alone.
     fn can_run_ahead(&self) -> bool {
         let has_room = (1..MAX_IN_FLIGHT).contains(&self.in_flight.len());
-        self.admits() && has_room && !self.running.values().any(|running| running.waits_for_owner())
+        let is_awaited = self.running.keys().any(|running| self.computes(*running));
+        self.admits()
+            && has_room
+            && is_awaited
+            && !self.running.values().any(|running| running.waits_for_owner())
     }
 
     /// Whether all that runs can be given what it is granted without taking blocks from any of it.

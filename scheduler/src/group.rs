@@ -106,6 +106,11 @@ impl Group {
         }
     }
 
+    /// Whether a step in flight computes a sequence, which may have left.
+    pub(crate) fn computes(&self, sequence: SequenceId) -> bool {
+        self.in_flight.iter().any(|step| step.computes(sequence))
+    }
+
     /// Whether it takes sequences at all.
     pub(crate) fn admits(&self) -> bool {
         self.phase == Phase::Serving

@@ -318,9 +318,9 @@ impl Scheduler {
         self.queue.len() + self.replicas.groups().map(|group| group.running.len()).sum::<usize>()
     }
 
-    /// Whether a sequence of this name waits or runs.
+    /// Whether a sequence of this name waits or runs, or has left and is computed in a step that is in flight.
     pub(crate) fn knows(&self, sequence: SequenceId) -> bool {
-        self.queue.iter().any(|waiting| waiting.id == sequence)
-            || self.replicas.groups().any(|group| group.running.contains_key(&sequence))
+        let is_of = |group: &Group| group.running.contains_key(&sequence) || group.computes(sequence);
+        self.queue.iter().any(|waiting| waiting.id == sequence) || self.replicas.groups().any(is_of)
     }
 }

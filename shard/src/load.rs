@@ -100,8 +100,9 @@ const NO_KV: &str = "the engine takes no step before it has allocated KV blocks"
 
 /// A decoder with the KV blocks it works on.
 pub struct Loaded {
-    decoder: Decoder,
+    /// Goes first: recordings over it may hold the group that the decoder has.
     kv: Option<KvPool>,
+    decoder: Decoder,
     #[cfg(feature = "cuda")]
     asking: Asking,
 }

@@ -111,17 +111,17 @@ impl Core {
     /// The next step of a replica, with the masks of what it samples.
     pub(super) fn plan(&mut self, replica: ReplicaId, now: Instant) -> Option<Step> {
         let step = self.scheduler.plan_step(replica, now)?;
-        Some(self.send(replica, step, now))
+        Some(self.note_planned(replica, step, now))
     }
 
     /// The step of a replica after the one under way, before that one is done.
     pub(super) fn plan_ahead(&mut self, replica: ReplicaId, now: Instant) -> Option<Step> {
         let step = self.scheduler.plan_ahead(replica, now)?;
-        Some(self.send(replica, step, now))
+        Some(self.note_planned(replica, step, now))
     }
 
     /// Takes down what was planned at `now`, and adds its masks.
-    fn send(&mut self, replica: ReplicaId, mut step: Step, now: Instant) -> Step {
+    fn note_planned(&mut self, replica: ReplicaId, mut step: Step, now: Instant) -> Step {
         let kind = kind_of(&step);
         if kind == StepKind::Prefill && step.work.iter().any(decodes) {
             self.metrics.on_batch_joined(clock::since(now));

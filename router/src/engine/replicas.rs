@@ -19,6 +19,8 @@ pub(super) struct Replicas<G> {
     /// The groups that are coming up.
     joining: FuturesUnordered<BoxFuture<'static, Happened<G>>>,
     max_step_tokens: u32,
+    /// Whose turn to be attended to comes first: were it always the same one's, the last might wait for ever.
+    first_attended: usize,
 }
 
 struct Place<G> {
@@ -82,7 +84,7 @@ impl<G: ShardGroup> Replicas<G> {
             drains: Vec::new(),
         };
         let places = groups.into_iter().map(place).collect();
-        Self { places, joining: FuturesUnordered::new(), max_step_tokens }
+        Self { places, joining: FuturesUnordered::new(), max_step_tokens, first_attended: 0 }
     }
 
     /// All of them.
@@ -125,13 +127,16 @@ impl<G: ShardGroup> Replicas<G> {
         now: Instant,
         settles_until: Option<Instant>,
     ) -> Option<Duration> {
+        self.first_attended = replica.index() + 1;
         let place = self.places.get_mut(replica.index())?;
         let UnderWay { work, since, .. } = place.under_way.take()?;
         let took = now.saturating_duration_since(since);
         place.watchdog.on_step(work, took);
         place.times.on_step(work, took);
-        place.settles_until = settles_until;
-        let queued = place.queued.take()?;
+        let Some(queued) = place.queued.take() else {
+            place.settles_until = settles_until;
+            return None;
+        };
         Some(place.compute(queued, now))
     }
 
@@ -163,8 +168,8 @@ impl<G: ShardGroup> Replicas<G> {
         group.map(ShardGroup::timings).unwrap_or_default()
     }
 
-    /// Whether its next step is to be planned although one is under way, at `now`.
-    pub(super) fn is_due_ahead(&mut self, replica: ReplicaId, now: Instant) -> bool {
+    /// Whether its next step is to be planned although one is under way, at `now`; from then on it is, until there is one.
+    pub(super) fn take_due_ahead(&mut self, replica: ReplicaId, now: Instant) -> bool {
         let place = self.places.get_mut(replica.index()).filter(|place| place.queued.is_none());
         let Some(UnderWay { following, .. }) = place.and_then(|place| place.under_way.as_mut()) else {
             return false;
@@ -242,8 +247,11 @@ impl<G: ShardGroup> Replicas<G> {
     /// # Cancel safety
     /// Nothing that happens is lost.
     pub(super) async fn next(&mut self) -> Happened<G> {
-        let Self { places, joining, .. } = self;
-        let serving = (0..).map(ReplicaId).zip(places).filter(|(_, place)| place.epoch.is_some());
+        let Self { places, joining, first_attended, .. } = self;
+        let mut turns: Vec<_> = (0..).map(ReplicaId).zip(places).collect();
+        let first = *first_attended % turns.len().max(1);
+        turns.rotate_left(first);
+        let serving = turns.into_iter().filter(|(_, place)| place.epoch.is_some());
         let mut attended: FuturesUnordered<_> = serving.map(attend).collect();
         tokio::select! {
             biased;

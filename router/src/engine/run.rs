@@ -199,10 +199,12 @@ impl<G: ShardGroup> EngineTask<G> {
                 self.begin_step(replica);
             }
             if self.config.run_ahead == RunAhead::Allowed
-                && self.replicas.is_due_ahead(replica, clock::now())
-                && let Some(step) = self.core.plan_ahead(replica, clock::now())
+                && self.replicas.take_due_ahead(replica, clock::now())
             {
-                self.send(replica, step);
+                // Who ends by its text has no row in this step.
+                self.core.deliver();
+                let step = self.core.plan_ahead(replica, clock::now());
+                step.into_iter().for_each(|step| self.send(replica, step));
             }
         }
     }

@@ -192,6 +192,14 @@ impl Nccl {
         Ok(())
     }
 
+    /// Whether the group is still there.
+    ///
+    /// # Errors
+    /// When it was aborted, or a peer was lost.
+    pub(crate) fn check(&self) -> Result<(), CommError> {
+        self.look().map(drop)
+    }
+
     /// What NCCL is doing; an error where it has failed.
     fn look(&self) -> Result<ncclResult_t, CommError> {
         let group = self.lock();
@@ -255,10 +263,8 @@ impl Communicator for Nccl {
         if self.aborted.swap(true, Ordering::SeqCst) {
             return;
         }
-        if let Some(Handle(comm)) = self.lock().take() {
-            // SAFETY: it was taken out, so that nobody has it afterwards. What it says is of no use any more.
-            let _ = unsafe { result::comm_abort(comm) };
-        }
+        let taken = self.lock().take();
+        taken.into_iter().for_each(leave);
     }
 
     fn nccl(&self) -> Option<&Nccl> {
@@ -269,11 +275,23 @@ impl Communicator for Nccl {
 impl Drop for Nccl {
     /// A group ends as a whole, so that no rank waits here for another.
     fn drop(&mut self) {
-        if let Some(Handle(comm)) = self.lock().take() {
-            // SAFETY: as in `abort`.
-            let _ = unsafe { result::comm_abort(comm) };
-        }
+        let taken = self.lock().take();
+        taken.into_iter().for_each(leave);
     }
+}
+
+/// Aborts what nobody else has any more, on a thread of its own: kernels that wait for a peer end at once, but the call
+/// returns only when every recording with an exchange is gone, and whoever calls this may have those.
+fn leave(handle: Handle) {
+    let abort = move || {
+        // All of it, and not the pointer alone, which may not change threads.
+        let whole = handle;
+        let Handle(comm) = whole;
+        // SAFETY: nobody has it afterwards. What it says is of no use any more.
+        let _ = unsafe { result::comm_abort(comm) };
+    };
+    // Where no thread can be had the process is about to end, and the driver ends what it has begun.
+    let _ = std::thread::Builder::new().name("nccl-abort".to_owned()).spawn(abort);
 }
 
 /// NCCL and the driver each have their name for the same stream.

@@ -89,7 +89,9 @@ impl DenseMlp {
 
 impl Experts {
     fn forward(&self, pass: &Pass<'_>, input: &Tensor) -> ForwardResult<Tensor> {
-        let scores = input.apply_op1_no_bwd(&self.router)?.flatten_all()?.to_vec1::<f32>()?;
+        let scores = input.apply_op1_no_bwd(&self.router)?.flatten_all()?;
+        pass.wait()?;
+        let scores = scores.to_vec1::<f32>()?;
         let chosen = route(self.routing, &scores);
         let mut wanted = chosen.iter().skip(self.first);
         let mut sums = Vec::with_capacity(self.groups.len());

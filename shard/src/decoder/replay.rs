@@ -17,6 +17,7 @@ use super::forward::{by_itself, through_layers};
 use super::stream::ForwardResult;
 use super::{ChosenOnDevice, Decoder, ForwardError, Hidden};
 use crate::batch::{BLOCK_SIZE, Batch};
+use crate::comm::Nccl;
 use crate::kv::{KvDtype, KvPool, LayerKv};
 use crate::ops::cuda::attention::{Cut, HostRows, SPLIT, Tile};
 use crate::ops::cuda::copies::Copy;
@@ -202,6 +203,8 @@ impl<'a> Step<'a> {
                 kept.keep(self.key, recording)
             }
         };
+        let group = self.decoder.communicator.nccl().map_or(Ok(()), Nccl::check);
+        group.map_err(|error| Failed::Pass(error.into()))?;
         *replays += 1;
         let replayed = recording.replay().and_then(|()| output.narrow(0, 0, asked));
         let copied = replayed.and_then(|rows| rows.apply_op1_no_bwd(&Copy));

@@ -32,6 +32,19 @@ impl Pass<'_> {
             Err(error) => Err(reduce.into_failure().map_or(error.into(), ForwardError::Comm)),
         }
     }
+
+    /// Returns once a copy from the device need not wait: it would wait for a lost peer for ever.
+    #[cfg(feature = "cuda")]
+    pub(super) fn wait(&self) -> ForwardResult<()> {
+        self.communicator.nccl().map_or(Ok(()), |nccl| nccl.wait().map_err(ForwardError::Comm))
+    }
+
+    /// Main memory is there at once.
+    #[cfg(not(feature = "cuda"))]
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "as its twin on devices")]
+    pub(super) fn wait(&self) -> ForwardResult<()> {
+        Ok(())
+    }
 }
 
 /// A norm of rows.

@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::decoder::{LoadError as WeightsError, MOST_ROWS, ModelSpec, Split};
 use crate::device::{DeviceError, DeviceKind, Target, gpus};
 use crate::engine::{Model, ModelError};
+use crate::ops::cuda::attention::SCRATCH;
 use crate::ops::cuda::recording::MOST_KEPT;
 use crate::plan::MemoryPlan;
 
@@ -17,8 +18,9 @@ use crate::plan::MemoryPlan;
 /// yet.
 const EACH_RECORDING: Bytes = Bytes(4 << 20);
 
-/// Left to what the driver and its libraries take later.
-const MARGIN: Bytes = Bytes(512 << 20);
+/// Left to what the driver and its libraries take later, and to attention over contexts longer than a step's, which may take
+/// scratch memory inside recordings and outside.
+const MARGIN: Bytes = Bytes((512 << 20) + 2 * SCRATCH as u64);
 
 /// Whether the weights, which are not loaded yet, may fit.
 pub(super) fn check_weights_fit(

@@ -30,7 +30,7 @@ const SCALED_STEPS: usize = 4 * 4096 + 2 * 4096 * 2 + 4 * 64 * size_of::<f32>();
 /// Warps below which a device is not full, so that splits are computed apart.
 const FEW_WARPS: usize = 1056;
 /// Bytes of memory splits that are computed apart may take.
-const SCRATCH: usize = 128 << 20;
+pub(crate) const SCRATCH: usize = 128 << 20;
 
 /// Neighbouring rows of one sequence.
 #[repr(C)]
