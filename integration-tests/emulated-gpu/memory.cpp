@@ -52,7 +52,7 @@ int device_count() {
 }
 
 size_t total_bytes() {
-    static const size_t total = number("EMULATED_GPU_MEMORY_MIB", 1024) << 20;
+    static const size_t total = number("EMULATED_GPU_MEMORY_MIB", 4096) << 20;
     return total;
 }
 
