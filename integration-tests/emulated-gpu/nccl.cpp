@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstring>
 #include <fcntl.h>
+#include <memory>
 #include <string>
 #include <sys/mman.h>
 #include <thread>
@@ -46,6 +47,8 @@ struct Comm {
     uint64_t pieces = 0;
     // Somebody left while it waited for all.
     bool is_left = false;
+    // What was recorded has it as well.
+    std::shared_ptr<int> recorded = std::make_shared<int>(0);
 };
 
 static bool has_all(const Comm &comm, std::atomic<uint64_t> Shown::*count, uint64_t least) {
@@ -109,7 +112,8 @@ static int exchange(const char *name, Exchange work, void *stream) {
     Alone alone;
     if (const int state = state_of(*work.comm)) return state;
     const size_t results = work.is_sum ? work.count : work.count * (size_t)work.comm->ranks;
-    auto attempt = [name, work, results]() mutable {
+    const bool is_captured = stream_of(stream)->capture_status == CAPTURE_ACTIVE;
+    auto attempt = [name, work, results, held = is_captured ? work.comm->recorded : nullptr]() mutable {
         const bool is_there = check(name, (DevicePointer)work.mine, work.count * sizeof(float)) &&
                               check(name, (DevicePointer)work.result, results * sizeof(float));
         // Who leaves has brought what it was asked for before.
@@ -177,9 +181,10 @@ CUDA int ncclAllGather(const void *from, void *to, size_t count, int element, Co
     return exchange("ncclAllGather", {comm, (const float *)from, (float *)to, count, false}, stream);
 }
 
-// The memory stays: work that was queued looks into it.
+// The memory stays: work that was queued looks into it. Returns once no recording has an exchange of it any more, as NCCL does.
 CUDA int ncclCommAbort(Comm *comm) {
     comm->shared->is_aborted = 1;
+    while (comm->recorded.use_count() > 1) usleep(100);
     return OK;
 }
 
