@@ -11,6 +11,7 @@ use lockstep_router::app::{App, AppConfig};
 use lockstep_router::engine::GroupState;
 use lockstep_router::shards::fake::{FakeControl, FakeGroup, FakeModel, FakeShape};
 use lockstep_router::testing::VOCABULARY_SIZE;
+use lockstep_scheduler::RunAhead;
 use serde_json::{Value, json};
 use support::{BLOCKS, Reply, Server, config, model};
 
@@ -151,14 +152,19 @@ async fn what_a_lost_group_computed_goes_on_with_the_other_at_once() {
 #[tokio::test]
 async fn a_group_that_is_to_leave_ends_its_steps_and_the_other_goes_on() {
     let expected = undisturbed().await;
-    for (leaving, other) in [(0, 1), (1, 0)] {
-        let it = Replicas::start().await;
+    let one = (RunAhead::Never, 1);
+    let one_or_two = (RunAhead::Allowed, 2);
+    for (leaving, other, (run_ahead, steps)) in
+        [(0, 1, one), (1, 0, one), (0, 1, one_or_two), (1, 0, one_or_two)]
+    {
+        let mut config = config();
+        config.engine.run_ahead = run_ahead;
+        let it = Replicas::start_with(config).await;
         let drain = || it.server.app.engine.drain(ReplicaId(leaving as u32), Epoch(1));
         let disturb = async || {
             let mut draining = Box::pin(drain());
             assert!(futures::poll!(draining.as_mut()).is_pending());
-            // One or two.
-            it.controls[leaving].allow_steps(2);
+            it.controls[leaving].allow_steps(steps);
             draining.await.unwrap();
             it.until_ready(1).await;
         };

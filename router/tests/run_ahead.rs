@@ -6,7 +6,7 @@ use futures::future::join_all;
 use lockstep_router::shards::fake::FakeModel;
 use lockstep_scheduler::RunAhead;
 use serde_json::{Value, json};
-use support::{Server, config};
+use support::{Reply, Server, config};
 
 /// What everything that decides a token shows in.
 const MODEL: FakeModel = FakeModel::Seeded;
@@ -46,8 +46,8 @@ async fn the_next_step_is_at_the_shards_before_the_first_is_answered() {
     assert_eq!(reply.json(), expected);
 }
 
-/// Whatever decides how an answer goes on and ends: sampling, ends of a sequence and of a text, grammars, chunks of long
-/// prompts, log-probabilities.
+/// Whatever decides how an answer goes on and ends: sampling, ends of a sequence and of a text, chunks of long prompts,
+/// log-probabilities.
 fn requests() -> Vec<Value> {
     let long = "one and the same beginning of forty bytes";
     vec![
@@ -56,16 +56,20 @@ fn requests() -> Vec<Value> {
         request("c", json!({"do_sample": true, "seed": 2, "temperature": 0.5, "max_new_tokens": 3})),
         request("d", json!({"top_n_tokens": 3, "max_new_tokens": 1})),
         request("e", json!({"stop": ["a", "e", "i", "o"]})),
-        request("f", json!({"ignore_eos": false, "grammar": {"type": "regex", "value": "[a-f]{12,20}"}})),
         request(&long.repeat(2), json!({"decoder_input_details": true})),
         request(long, json!({"repetition_penalty": 1.3})),
     ]
 }
 
+/// Keeps all beside it from running ahead.
+fn with_a_grammar() -> Value {
+    request("f", json!({"ignore_eos": false, "grammar": {"type": "regex", "value": "[a-f]{12,20}"}}))
+}
+
 #[tokio::test]
 async fn answers_are_the_same_with_and_without() {
     let mut answers = Vec::new();
-    for run_ahead in [RunAhead::Never, RunAhead::Allowed] {
+    for (run_ahead, steps_at_once) in [(RunAhead::Never, 1), (RunAhead::Allowed, 2)] {
         let server = server(run_ahead).await;
         let whole = join_all(requests().into_iter().map(|body| server.post("/generate", body))).await;
         whole.iter().for_each(|reply| assert_eq!(reply.status, 200, "{}", reply.text));
@@ -73,7 +77,11 @@ async fn answers_are_the_same_with_and_without() {
         let streams =
             requests().into_iter().filter(|body| body["parameters"]["decoder_input_details"].is_null());
         let streams = join_all(streams.map(|body| server.stream("/generate_stream", body))).await;
-        answers.push((whole.iter().map(|reply| reply.json()).collect::<Vec<_>>(), streams));
+        let beside = requests().into_iter().chain([with_a_grammar()]);
+        let beside = join_all(beside.map(|body| server.post("/generate", body))).await;
+        let json = |replies: &[Reply]| replies.iter().map(Reply::json).collect::<Vec<_>>();
+        answers.push((json(&whole), streams, json(&beside)));
+        assert_eq!(server.control.most_steps_at_once(), steps_at_once);
     }
     let ahead = answers.pop().unwrap();
     assert_eq!(ahead, answers.pop().unwrap());

@@ -23,11 +23,11 @@ impl Scheduler {
     pub fn plan_ahead(&mut self, replica: ReplicaId, now: Instant) -> Option<Step> {
         self.replicas.get(replica).filter(|group| group.can_run_ahead())?;
         let mut group = self.replicas.take(replica)?;
-        let budget = || StepBudget::new(self.limits.step_tokens());
-        let has_blocks = group.has_blocks_for(&budget().grant(group.running.values()));
-        let mut budget = budget();
-        let planned = (has_blocks && self.suspect(&group).is_none())
-            .then(|| self.plan_all(&mut group, Doors::Open, &mut budget));
+        let tokens = self.limits.step_tokens();
+        let grants = StepBudget::new(tokens).grant(group.running.values());
+        let is_clear = self.suspect(&group).is_none() && group.has_blocks_for(&grants);
+        let planned =
+            is_clear.then(|| self.plan_all(&mut group, Doors::Open, &mut StepBudget::new(tokens)));
         let step = planned.and_then(|planned| self.launch(&mut group, planned, now));
         self.replicas.put(group);
         self.assert_invariants();

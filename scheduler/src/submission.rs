@@ -38,13 +38,12 @@ impl Submission {
     }
 }
 
-/// Whether what follows a token may be computed before the sequence's owner has the token.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Whether what follows a token may be computed before it is known outside the shards: of a sequence, or of all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunAhead {
     /// It may.
-    #[default]
     Allowed,
-    /// It must not: the owner finds out after each token what may follow, and holds the sequence meanwhile.
+    /// It must not. The owner of such a sequence finds out after each token what may follow, and holds it meanwhile.
     Never,
 }
 

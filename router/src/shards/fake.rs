@@ -73,6 +73,7 @@ struct Shared {
 struct Observed {
     last_epoch: u64,
     steps: u64,
+    most_steps_at_once: usize,
     failure: Option<String>,
     ignores_masks: bool,
     poison: Option<Poison>,
@@ -202,6 +203,11 @@ impl FakeControl {
         self.shared.observed().steps
     }
 
+    /// The most steps it ever had that were not answered.
+    pub fn most_steps_at_once(&self) -> usize {
+        self.shared.observed().most_steps_at_once
+    }
+
     /// Waits until so many steps more have been handed over than are computed.
     pub async fn until_begun_ahead(&self, steps: u64) {
         let mut begun = self.shared.begun.subscribe();
@@ -258,6 +264,8 @@ impl ShardGroup for FakeGroup {
             return Err(ShardError::NoGroup(format!("the fake group has {STEPS_AT_ONCE} steps already")));
         }
         self.begun.push_back(step);
+        let most = &mut self.shared.observed().most_steps_at_once;
+        *most = self.begun.len().max(*most);
         self.shared.begun.send_modify(|begun| *begun += 1);
         Ok(())
     }

@@ -13,7 +13,6 @@ use lockstep_proto::Rank;
 
 use super::{ChosenOnDevice, Decoder, ForwardError, Hidden};
 use crate::engine::RowAnswer;
-use crate::ops::cuda::answers::Returned;
 use crate::ops::cuda::kernel::Address;
 use crate::ops::cuda::sampling::{AnswerShape, Asks, SamplingAt};
 use crate::ops::cuda::words::Words;
@@ -30,7 +29,7 @@ pub(crate) struct Asking {
 /// What one step asks and is answered.
 struct Place {
     asks: Words,
-    answers: Returned,
+    answers: Words,
 }
 
 /// A step that has asked.
@@ -85,7 +84,7 @@ impl Asking {
             let slice = first..rows.len().min(first + decoder.logit_rows_at_once().max(1));
             left.extend(question.start(decoder, (hidden, slice), &at)?);
         }
-        place.answers.start_copy(shape.words())?;
+        place.answers.start_return(shape.words())?;
         Ok(Some(DeviceAsked { place: number, shape, left }))
     }
 
@@ -121,7 +120,7 @@ impl Asking {
         if let Some(nccl) = decoder.communicator.nccl() {
             nccl.wait_for(place.answers.copied())?;
         }
-        let answers = shape.read(place.answers.words()?.get(..shape.words()).unwrap_or_default());
+        let answers = shape.read(place.answers.returned()?.get(..shape.words()).unwrap_or_default());
         let found = on_device::found(&answers).into_iter().enumerate();
         Ok(found
             .map(|(row, found)| match left.remove(&row) {
@@ -146,7 +145,7 @@ impl Asking {
             Some(kept) => kept,
             None => Place {
                 asks: Words::new(device, there.next_power_of_two())?,
-                answers: Returned::new(device, back.next_power_of_two())?,
+                answers: Words::new(device, back.next_power_of_two())?,
             },
         };
         Ok(place.insert(kept))

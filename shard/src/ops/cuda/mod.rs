@@ -4,7 +4,6 @@
 //! numbers, or quantized ones in tiles; KV blocks are bf16, f32, or eight bits with scales. Every operator has its kernel's
 //! parameters, the shape of its launch, and what ties both to candle's storage; the kernels are in `kernels/`.
 
-pub(crate) mod answers;
 pub(crate) mod attention;
 pub mod checks;
 pub(crate) mod copies;

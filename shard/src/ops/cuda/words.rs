@@ -1,4 +1,5 @@
-//! Numbers that change from step to step, at one place of a device.
+//! Numbers that change from step to step, at one place of a device and one of main memory, and their way between them while
+//! the device goes on.
 
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaSlice, PinnedHostSlice, result, sys};
 use candle_core::{CudaDevice, Error, Result};
@@ -6,7 +7,8 @@ use candle_core::{CudaDevice, Error, Result};
 use super::kernel::Address;
 use super::storage::{of_slice, room};
 
-/// Room for words on a device, and as much in main memory that the device reads by itself.
+/// Room for words on a device, and as much in main memory that the device reads and writes by itself. They go one of
+/// both ways: by [`Self::write`], or by [`Self::start_return`].
 pub(crate) struct Words {
     device: CudaDevice,
     on_device: CudaSlice<u32>,
@@ -23,15 +25,14 @@ impl Words {
     pub(crate) fn new(device: &CudaDevice, count: usize) -> Result<Self> {
         let stream = device.cuda_stream();
         let on_device = room(device, count)?;
-        // SAFETY: words are written before they are read.
+        // SAFETY: words are written, or copied there, before they are read.
         let on_host = unsafe { stream.context().alloc_pinned::<u32>(count.max(1)) };
+        let flags = Some(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
         Ok(Self {
             device: device.clone(),
             on_device,
             on_host: on_host.map_err(Error::wrap)?,
-            copied: stream
-                .record_event(Some(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING))
-                .map_err(Error::wrap)?,
+            copied: stream.record_event(flags).map_err(Error::wrap)?,
         })
     }
 
@@ -40,31 +41,60 @@ impl Words {
         self.on_host.len()
     }
 
-    /// Where they are.
+    /// Where they are on the device.
     pub(crate) fn address(&self) -> Address {
         of_slice(&self.on_device)
     }
 
-    /// Starts to copy words, of which there are no more than there is room for, once the device has taken the last ones.
+    /// Starts to copy words to the device, once it has taken the last ones.
+    ///
+    /// # Errors
+    /// When the device fails, or there is no room for so many.
+    pub(crate) fn write(&mut self, words: &[u32]) -> Result<()> {
+        self.copied.synchronize().map_err(Error::wrap)?;
+        let stream = self.device.cuda_stream();
+        let device = of_slice(&self.on_device).0;
+        let host = self.first(words.len())?;
+        host.copy_from_slice(words);
+        // SAFETY: both have room for so many, and stay until `copied` says that the copy is made.
+        unsafe { result::memcpy_htod_async(device, host, stream.cu_stream()) }.map_err(Error::wrap)?;
+        self.copied.record(&stream).map_err(Error::wrap)
+    }
+
+    /// Starts to copy the first words to the host, after what was started before; the words that were copied last were
+    /// read.
+    ///
+    /// # Errors
+    /// When the device fails, or there is no room for so many.
+    pub(crate) fn start_return(&mut self, count: usize) -> Result<()> {
+        let stream = self.device.cuda_stream();
+        let device = of_slice(&self.on_device).0;
+        let host = self.first(count)?;
+        // SAFETY: as in `write`.
+        unsafe { result::memcpy_dtoh_async(host, device, stream.cu_stream()) }.map_err(Error::wrap)?;
+        self.copied.record(&stream).map_err(Error::wrap)
+    }
+
+    /// Where the device is once the last copy is made.
+    pub(crate) fn copied(&self) -> &CudaEvent {
+        &self.copied
+    }
+
+    /// Waits until the last copy is made, and returns all words there is room for, as the host has them.
     ///
     /// # Errors
     /// When the device fails.
-    pub(crate) fn write(&mut self, words: &[u32]) -> Result<()> {
+    pub(crate) fn returned(&self) -> Result<&[u32]> {
         self.copied.synchronize().map_err(Error::wrap)?;
+        self.on_host.as_slice().map_err(Error::wrap)
+    }
+
+    fn first(&mut self, count: usize) -> Result<&mut [u32]> {
+        let found = self.room();
         let room = self.on_host.as_mut_slice().map_err(Error::wrap)?;
-        let Some(host) = room.get_mut(..words.len()) else {
-            return Err(Error::msg(format!(
-                "copy {} words to a device: there is room for {}",
-                words.len(),
-                room.len()
-            )));
-        };
-        host.copy_from_slice(words);
-        let stream = self.device.cuda_stream();
-        // SAFETY: both are as long as the words, and stay until `copied` says that the copy is made.
-        unsafe { result::memcpy_htod_async(of_slice(&self.on_device).0, host, stream.cu_stream()) }
-            .map_err(Error::wrap)?;
-        self.copied.record(&stream).map_err(Error::wrap)
+        let missing =
+            || Error::msg(format!("copy {count} words to or from a device: there is room for {found}"));
+        room.get_mut(..count).ok_or_else(missing)
     }
 }
 
