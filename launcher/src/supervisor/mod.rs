@@ -391,9 +391,12 @@ impl Supervisor {
         let Some(rolling) = &mut self.rolling else { return };
         let turn = rolling.current();
         match rolling.on_tick(&policy, now) {
-            Some(Due::AskAgain) => actions.push(Action::Drain(turn.replica, turn.incarnation)),
+            Some(Due::AskAgain) if self.is_up(UnitId::Shards(turn.replica)) => {
+                actions.push(Action::Drain(turn.replica, turn.incarnation));
+            }
             Some(Due::Restart) => self.restart(turn.replica, now, actions),
-            None => {}
+            // Nobody need let go what has just been found hanging, and is killed.
+            Some(Due::AskAgain) | None => {}
         }
     }
 

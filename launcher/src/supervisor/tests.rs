@@ -440,6 +440,19 @@ fn a_router_that_does_not_let_a_group_go_is_not_waited_for() {
 }
 
 #[test]
+fn a_group_that_hangs_while_it_is_to_leave_is_killed_and_not_asked_for_again() {
+    let mut world = World::start_groups(WATCHFUL, Groups { replicas: 2, ranks: 1 });
+    world.replicas().for_each(|replica| drop(world.serve(replica)));
+    world.live(WATCHFUL.silence_allowed, &[]);
+    let hanging = world.one_of(GROUP);
+    world.live(WATCHFUL.silence_allowed - WATCHFUL.order_again, &[hanging]);
+    world.event(Event::RestartRequested);
+    // Both come with the same tick: that it hangs, and that the router is to be asked again.
+    let actions = world.pass(WATCHFUL.order_again);
+    assert_eq!(actions, [Action::Kill(GROUP), Action::Tell(RollingNews::Abandoned(FIRST))]);
+}
+
+#[test]
 fn a_rolling_restart_is_refused_where_nobody_would_serve() {
     let refused = |world: &mut World, refusal| {
         let told = [Action::Tell(RollingNews::Refused(refusal))];
