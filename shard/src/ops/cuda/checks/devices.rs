@@ -13,12 +13,14 @@ use super::{BF16, Checks, EXACT, Error, F32, Failure, Numbers};
 use super::{behind, recordings};
 use crate::batch::{Batch, BatchSequence};
 use crate::comm::{Communicator, Joining, Membership, Nccl, Solo, Threads};
-use crate::decoder::{Decoder, Dtype, ModelSpec, Precision, Quantize};
+use crate::decoder::{Decoder, Dtype, ForwardError, ModelSpec, Precision, Quantize};
 use crate::device::{DeviceError, Target, gpus, visible_gpus};
 use crate::kv::KvCacheDtype;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::panels::PanelShape;
 use crate::ops::cuda::product::{DeviceMatrix, DevicePart, DeviceWeights, Order};
+use crate::ops::cuda::recording::Recording;
+use crate::ops::cuda::storage::of_slice;
 use crate::ops::linear::Linear;
 use crate::ops::matrix::Matrix;
 use crate::testing::TinyLlama;
@@ -72,6 +74,9 @@ pub(super) fn check(checks: &mut Checks<'_>) -> Result<(), DeviceError> {
             .check_or_skip(format!("sums and gathers of two ranks, {order:?}"), || two_ranks(gpus, order));
     }
     checks.check_or_skip("a rank that is gone ends its group", || lost_rank(gpus));
+    checks.check_or_skip("a rank that is gone ends its group, which has recordings", || {
+        lost_rank_with_recordings(gpus)
+    });
     Ok(())
 }
 
@@ -240,6 +245,26 @@ fn lost_rank(gpus: usize) -> Checked<Error> {
         let reduce = crate::ops::all_reduce::AllReduce::over(&*nccl);
         let outcome = values.inplace_op1(&reduce).map_err(|error| error.to_string());
         Ok(outcome.is_err() || nccl.wait().is_err())
+    })?;
+    Ok(Error::unless(ended == [true, true]))
+}
+
+/// The same where both have recorded an exchange: NCCL waits for recordings, so that nobody who has one may wait for it.
+fn lost_rank_with_recordings(gpus: usize) -> Checked<Error> {
+    let ended = on_two_ranks(gpus, Order::Fastest, |target, nccl| {
+        let device = target.gpu().ok_or_else(|| broken("it is no GPU"))?;
+        let values = device.clone_htod(&[1.0_f32; 4096]).map_err(broken)?;
+        let sum = || nccl.all_reduce(of_slice(&values), values.len());
+        sum().map_err(broken)?;
+        nccl.wait().map_err(broken)?;
+        let mut recording = Recording::of(device, || Ok::<_, ForwardError>(sum()?)).map_err(broken)?;
+        recording.replay().map_err(broken)?;
+        nccl.wait().map_err(broken)?;
+        if nccl.rank() == Rank(1) {
+            nccl.abort();
+            return Ok(true);
+        }
+        Ok(recording.replay().is_err() || nccl.wait().is_err())
     })?;
     Ok(Error::unless(ended == [true, true]))
 }
