@@ -40,7 +40,7 @@ static void round_to_bf16(const uint64_t *p) {
 
 static const CandleKernel KERNELS[] = {
     {"copy2d_f32", {8, 8, 4, 4, 4, 4}, copy_2d<uint32_t>}, {"copy2d_bf16", {8, 8, 4, 4, 4, 4}, copy_2d<uint16_t>},
-    {"copy2d_u8", {8, 8, 4, 4, 4, 4}, copy_2d<uint8_t>},
+    {"copy2d_f16", {8, 8, 4, 4, 4, 4}, copy_2d<uint16_t>}, {"copy2d_u8", {8, 8, 4, 4, 4, 4}, copy_2d<uint8_t>},
     {"badd_f32", {8, 8, 8, 8, 8, 8}, add},                 {"affine_f32", {8, 8, 8, 8, 8, 4, 4}, affine},
     {"cast_f32_bf16", {8, 8, 8, 8, 8}, round_to_bf16},
 };

@@ -7,7 +7,7 @@
 using namespace gpu;
 
 enum Status : int { OK = 0, NOT_SUPPORTED = 15, BAD_VALUE = 7, EXECUTION_FAILED = 13 };
-enum Element : int { F32 = 0, BF16 = 14 };
+enum Element : int { F32 = 0, F16 = 2, BF16 = 14 };
 enum Transpose : int { AS_IT_IS = 0, TRANSPOSED = 1 };
 constexpr int COMPUTE_F32 = 68;
 
@@ -36,6 +36,10 @@ static std::vector<float> row_of(const void *matrix, int element, size_t first, 
     std::vector<float> values(count);
     if (element == F32) {
         memcpy(values.data(), (const float *)matrix + first, count * sizeof(float));
+        return values;
+    }
+    if (element == F16) {
+        for (size_t at = 0; at < count; at++) values[at] = (float)((const _Float16 *)matrix)[first + at];
         return values;
     }
     for (size_t at = 0; at < count; at++) {
@@ -80,7 +84,7 @@ CUDA int cublasGemmEx(void *handle, int transpose_a, int transpose_b, int m, int
     Alone alone;
     if (failure() != SUCCESS) return EXECUTION_FAILED;
     const bool is_known = transpose_a == TRANSPOSED && transpose_b == AS_IT_IS && compute == COMPUTE_F32 && type_c == F32 &&
-                          type_a == type_b && (type_a == F32 || type_a == BF16) && *(const float *)alpha == 1 &&
+                          type_a == type_b && (type_a == F32 || type_a == F16 || type_a == BF16) && *(const float *)alpha == 1 &&
                           *(const float *)beta == 0;
     if (!is_known) {
         report("cublasGemmEx is called in a way that is not emulated");

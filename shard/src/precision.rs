@@ -74,7 +74,7 @@ impl Precision {
             (Quantize::Int8, _) => Packing::Quantized(Format::Bytes),
             (Quantize::Int4, _) => Packing::Quantized(Format::Nibbles),
             (Quantize::Fp8, _) => Packing::Float8,
-            (Quantize::AsStored, Dtype::Bfloat16) => {
+            (Quantize::AsStored, Dtype::Bfloat16 | Dtype::Float16) => {
                 let format = stored.and_then(weights::format_of);
                 let segment = shape.inputs / shape.segments;
                 // Where a segment ends within a block, there is no part of a row to be had as it is stored.

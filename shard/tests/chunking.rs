@@ -8,8 +8,9 @@ use lockstep_shard::decoder::{Dtype, Precision, Quantize};
 use lockstep_shard::testing::{TinyHead, TinyLlama};
 use support::{Runner, Sequence, on_every_rank, tokens, written};
 
-const PRECISIONS: [Precision; 4] = [
+const PRECISIONS: [Precision; 5] = [
     Precision { dtype: Dtype::Bfloat16, quantize: Quantize::None },
+    Precision { dtype: Dtype::Float16, quantize: Quantize::None },
     Precision { dtype: Dtype::Float32, quantize: Quantize::None },
     Precision { dtype: Dtype::Bfloat16, quantize: Quantize::Int8 },
     Precision { dtype: Dtype::Bfloat16, quantize: Quantize::Int4 },

@@ -81,9 +81,11 @@ impl Suite {
 }
 
 /// Everything weights are held in.
-fn precisions() -> [Precision; 4] {
+fn precisions() -> [Precision; 5] {
     let quantized = |quantize| Precision { dtype: Dtype::Bfloat16, quantize };
-    [Dtype::Float32.into(), Dtype::Bfloat16.into(), quantized(Quantize::Int8), quantized(Quantize::Int4)]
+    let [float32, bfloat16, float16] =
+        [Dtype::Float32, Dtype::Bfloat16, Dtype::Float16].map(Precision::from);
+    [float32, bfloat16, float16, quantized(Quantize::Int8), quantized(Quantize::Int4)]
 }
 
 /// Mixed lengths, seeds and parameters; all begin alike, so that a prefix can be reused.

@@ -16,7 +16,7 @@ const TOLERANCE: f32 = 1e-4;
 /// Rows of a step of every comparison that does not vary them.
 const CHUNK: usize = 31;
 
-const DTYPES: [Dtype; 2] = [Dtype::Float32, Dtype::Bfloat16];
+const DTYPES: [Dtype; 3] = [Dtype::Float32, Dtype::Bfloat16, Dtype::Float16];
 
 /// What transformers computes for a fixture.
 #[derive(Deserialize)]
@@ -90,6 +90,19 @@ fn check_bfloat16(name: &str) {
     for case in &fixture.reference.cases {
         let (_, logits) = runner.greedy(&case.prompt_ids, 1);
         let off = distance(&logits, &case.bf16_logits_last);
+        let length = case.prompt_ids.len();
+        assert!(off <= allowed, "{name}: a prompt of {length} is off by {off}, allowed is {allowed}");
+    }
+}
+
+/// Three bits more than bfloat16 has leave an eighth of its difference to float32.
+fn check_float16(name: &str) {
+    let fixture = Fixture::read(name);
+    let allowed = fixture.reference.bf16_tolerance / 8.0;
+    let mut runner = Runner::solo(&fixture.files, Dtype::Float16);
+    for case in &fixture.reference.cases {
+        let (_, logits) = runner.greedy(&case.prompt_ids, 1);
+        let off = distance(&logits, &case.logits_last);
         let length = case.prompt_ids.len();
         assert!(off <= allowed, "{name}: a prompt of {length} is off by {off}, allowed is {allowed}");
     }
@@ -173,6 +186,11 @@ macro_rules! families {
             #[test]
             fn computes_in_bfloat16_what_transformers_does() {
                 super::check_bfloat16($name);
+            }
+
+            #[test]
+            fn computes_in_float16_what_transformers_does_in_float32() {
+                super::check_float16($name);
             }
 
             #[test]

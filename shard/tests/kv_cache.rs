@@ -52,6 +52,7 @@ fn eight_bits_are_near_sixteen() {
     let error = (squares / sixteen.len() as f64).sqrt() / f64::from(largest);
     assert!(error > 0.0 && error < 0.02, "off by {error} of the largest");
     assert!(logits(KvCacheDtype::Bfloat16) == sixteen);
+    assert!(logits(KvCacheDtype::Float16) != sixteen);
 }
 
 #[test]
@@ -59,7 +60,12 @@ fn what_is_held_is_planned_and_named() {
     let spec = ModelSpec::read(&MODEL).expect("config.json is served");
     let plan = MemoryPlan::new(&spec, Dtype::Bfloat16, 1).expect("one rank holds it");
     let auto = runner(KvCacheDtype::Auto).decoder;
-    for (kv_cache, share) in [(KvCacheDtype::Bfloat16, 1.0), (KvCacheDtype::Int8, 0.5 + 2.0 / 32.0)] {
+    let held = [
+        (KvCacheDtype::Bfloat16, 1.0),
+        (KvCacheDtype::Float16, 1.0),
+        (KvCacheDtype::Int8, 0.5 + 2.0 / 32.0),
+    ];
+    for (kv_cache, share) in held {
         let decoder = runner(kv_cache).decoder;
         let planned = plan.with_kv_cache(kv_cache).block;
         assert_eq!((decoder.block_bytes(), decoder.weight_bytes()), (planned, plan.weights));

@@ -19,6 +19,9 @@ pub enum KvCacheDtype {
     /// 16 bits with the exponent of an f32.
     #[value(name = "bf16")]
     Bfloat16,
+    /// 16 bits with three more of the mantissa, for numbers up to 65,504.
+    #[value(name = "f16")]
+    Float16,
     /// 8 bits, and a scale for each token and head: about half the memory of 16 bits.
     #[value(name = "int8")]
     Int8,
@@ -32,6 +35,7 @@ pub enum KvCacheDtype {
 pub(crate) enum KvDtype {
     Float32,
     Bfloat16,
+    Float16,
     Int8,
     Float8,
 }
@@ -47,7 +51,10 @@ impl KvCacheDtype {
                 Err(DeviceError::GpusOnly { option: "--kv-cache-dtype fp8", instead: "give int8" })
             }
             (Self::Float8, DeviceKind::Cuda)
-            | (Self::Auto | Self::Bfloat16 | Self::Int8, DeviceKind::Cpu | DeviceKind::Cuda) => Ok(()),
+            | (
+                Self::Auto | Self::Bfloat16 | Self::Float16 | Self::Int8,
+                DeviceKind::Cpu | DeviceKind::Cuda,
+            ) => Ok(()),
         }
     }
 
@@ -56,6 +63,7 @@ impl KvCacheDtype {
             (Self::Int8, _) => KvDtype::Int8,
             (Self::Float8, _) => KvDtype::Float8,
             (Self::Bfloat16, _) | (Self::Auto, Dtype::Bfloat16) => KvDtype::Bfloat16,
+            (Self::Float16, _) | (Self::Auto, Dtype::Float16) => KvDtype::Float16,
             (Self::Auto, Dtype::Float32) => KvDtype::Float32,
         }
     }
@@ -67,6 +75,7 @@ impl KvCacheDtype {
             _ if held == Self::Auto.beside(weights) => "",
             KvDtype::Float32 => "/kv-f32",
             KvDtype::Bfloat16 => "/kv-bf16",
+            KvDtype::Float16 => "/kv-f16",
             KvDtype::Int8 => "/kv-int8",
             KvDtype::Float8 => "/kv-fp8",
         }
@@ -78,6 +87,7 @@ impl fmt::Display for KvCacheDtype {
         f.write_str(match self {
             Self::Auto => "auto",
             Self::Bfloat16 => "bf16",
+            Self::Float16 => "f16",
             Self::Int8 => "int8",
             Self::Float8 => "fp8",
         })
@@ -90,6 +100,7 @@ impl KvDtype {
         match self {
             Self::Float32 => (f32::tile_elements(layout), size_of::<f32>()),
             Self::Bfloat16 => (half::bf16::tile_elements(layout), size_of::<half::bf16>()),
+            Self::Float16 => (half::f16::tile_elements(layout), size_of::<half::f16>()),
             Self::Int8 | Self::Float8 => (u8::tile_elements(layout), size_of::<u8>()),
         }
     }
@@ -99,6 +110,7 @@ impl KvDtype {
         match self {
             Self::Float32 => DType::F32,
             Self::Bfloat16 => DType::BF16,
+            Self::Float16 => DType::F16,
             Self::Int8 => DType::U8,
             Self::Float8 => DType::F8E4M3,
         }
@@ -110,7 +122,7 @@ impl KvDtype {
     /// When KV blocks have no such elements.
     #[cfg(feature = "cuda")]
     pub(crate) fn of_elements(elements: DType) -> candle_core::Result<Self> {
-        let all = [Self::Float32, Self::Bfloat16, Self::Int8, Self::Float8];
+        let all = [Self::Float32, Self::Bfloat16, Self::Float16, Self::Int8, Self::Float8];
         let unknown =
             || candle_core::Error::msg(format!("read KV blocks of {elements:?}: none are held so"));
         all.into_iter().find(|held| held.elements() == elements).ok_or_else(unknown)
@@ -155,7 +167,7 @@ mod tests {
         let layout = KvLayout { kv_heads: 1, head_width: 128 };
         let bytes = |held: KvDtype| held.tile_bytes(layout) / KvLayout::SLOTS;
         assert_eq!(bytes(KvDtype::Float32), 512);
-        assert_eq!(bytes(KvDtype::Bfloat16), 256);
+        assert_eq!((bytes(KvDtype::Bfloat16), bytes(KvDtype::Float16)), (256, 256));
         assert_eq!((bytes(KvDtype::Int8), bytes(KvDtype::Float8)), (132, 132));
     }
 }

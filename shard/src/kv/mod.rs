@@ -4,7 +4,7 @@ mod dtype;
 pub(crate) mod layout;
 
 use candle_core::{Device, Tensor, WithDType};
-use half::bf16;
+use half::{bf16, f16};
 #[cfg(feature = "cuda")]
 use lockstep_proto::BlockId;
 use lockstep_proto::{Blocks, Bytes};
@@ -112,6 +112,7 @@ fn zeroes(elements: usize, dtype: KvDtype) -> candle_core::Result<Tensor> {
     match dtype {
         KvDtype::Float32 => zeroed::<f32>(elements),
         KvDtype::Bfloat16 => zeroed::<bf16>(elements),
+        KvDtype::Float16 => zeroed::<f16>(elements),
         KvDtype::Int8 => zeroed::<u8>(elements),
         KvDtype::Float8 => {
             Err(candle_core::Error::msg("floating-point numbers of 8 bits are held on GPUs alone"))

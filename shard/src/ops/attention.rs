@@ -4,7 +4,7 @@
 use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape};
-use half::bf16;
+use half::{bf16, f16};
 
 use super::contiguous;
 use super::cpu::attention::{AttentionInput, attend};
@@ -86,6 +86,8 @@ impl CustomOp3 for Attention<'_> {
             self.on_cpu::<u8>(qkv, contiguous(keys, keys_of)?, contiguous(values, values_of)?)
         } else if keys.dtype() == DType::BF16 {
             self.on_cpu::<bf16>(qkv, contiguous(keys, keys_of)?, contiguous(values, values_of)?)
+        } else if keys.dtype() == DType::F16 {
+            self.on_cpu::<f16>(qkv, contiguous(keys, keys_of)?, contiguous(values, values_of)?)
         } else {
             self.on_cpu::<f32>(qkv, contiguous(keys, keys_of)?, contiguous(values, values_of)?)
         };

@@ -2,7 +2,7 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result};
-use half::bf16;
+use half::{bf16, f16};
 
 use super::attention::AttentionShape;
 use super::cpu::kv_element::KvElement;
@@ -69,6 +69,8 @@ impl InplaceOp2 for WriteKv<'_> {
             self.on_cpu::<u8>(contiguous_mut(pool, pool_layout)?, qkv);
         } else if pool.dtype() == DType::BF16 {
             self.on_cpu::<bf16>(contiguous_mut(pool, pool_layout)?, qkv);
+        } else if pool.dtype() == DType::F16 {
+            self.on_cpu::<f16>(contiguous_mut(pool, pool_layout)?, qkv);
         } else {
             self.on_cpu::<f32>(contiguous_mut(pool, pool_layout)?, qkv);
         }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::StoredTensor;
+use crate::dtype::Dtype;
 use crate::ops::cpu::panels::RowSource;
 use crate::ops::cpu::quantized::{Group, PackedRow, QuantizedRows};
 use crate::ops::cpu::simd::LANES;
@@ -47,8 +48,8 @@ impl RowSource for StackedRows {
         }
     }
 
-    fn bf16_row(&self, output: usize) -> Option<&[u8]> {
-        self.find(output).and_then(|(tensor, row)| tensor.bf16(row, self.columns.clone()))
+    fn stored_row(&self, output: usize, dtype: Dtype) -> Option<&[u8]> {
+        self.find(output).and_then(|(tensor, row)| tensor.stored(dtype, row, self.columns.clone()))
     }
 
     /// Gives back the memory the rows' pages take in this process.
@@ -86,8 +87,8 @@ impl RowSource for GateBesideUp {
         self.rows.read_row(self.place(output), into);
     }
 
-    fn bf16_row(&self, output: usize) -> Option<&[u8]> {
-        self.rows.bf16_row(self.place(output))
+    fn stored_row(&self, output: usize, dtype: Dtype) -> Option<&[u8]> {
+        self.rows.stored_row(self.place(output), dtype)
     }
 
     /// They are whole panels.

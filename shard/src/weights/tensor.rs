@@ -10,6 +10,7 @@ use lockstep_models::gguf::{ElementType, RowOrder};
 use safetensors::Dtype as StoredDtype;
 
 use super::{blocks, packed_blocks};
+use crate::dtype::Dtype;
 use crate::ops::cpu::quantized::Group;
 
 /// The element types that are read.
@@ -107,9 +108,14 @@ impl StoredTensor {
         }
     }
 
-    /// Some columns of a row as they are stored, where that is bf16 as this machine holds it.
-    pub(crate) fn bf16(&self, row: usize, columns: Range<usize>) -> Option<&[u8]> {
-        if self.element != Element::Bf16 || cfg!(target_endian = "big") {
+    /// Some columns of a row as they are stored, where that is in 16 bits of this type, as this machine holds them.
+    pub(crate) fn stored(&self, dtype: Dtype, row: usize, columns: Range<usize>) -> Option<&[u8]> {
+        let of_16_bits = match dtype {
+            Dtype::Bfloat16 => self.element == Element::Bf16,
+            Dtype::Float16 => self.element == Element::F16,
+            Dtype::Float32 => false,
+        };
+        if !of_16_bits || cfg!(target_endian = "big") {
             return None;
         }
         let row = match (self.shape, self.order) {

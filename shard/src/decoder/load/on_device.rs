@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, WithDType};
-use half::bf16;
+use half::{bf16, f16};
 use lockstep_proto::Bytes;
 use rayon::prelude::*;
 
@@ -98,6 +98,7 @@ impl Loader<'_> {
         let device = &self.target.device;
         let tensor = match dtype {
             Dtype::Bfloat16 => copied::<bf16>(rows, shape, device, bf16::from_f32),
+            Dtype::Float16 => copied::<f16>(rows, shape, device, f16::from_f32),
             Dtype::Float32 => copied::<f32>(rows, shape, device, |value| value),
         };
         tensor.map_err(|error| out_of_memory(&error, shape.0 * shape.1 * dtype.bytes()))

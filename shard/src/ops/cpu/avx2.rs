@@ -1,21 +1,21 @@
-//! [`Simd`] with AVX2 and FMA: two registers of eight lanes.
+//! [`Simd`] with AVX2, FMA and F16C: two registers of eight lanes.
 
 use std::arch::x86_64::*;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::isa::Kernel;
 use super::simd::{LANES, Simd, widen};
 
-/// Proof that the machine has AVX2 and FMA.
+/// Proof that the machine has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
-/// Runs `kernel` compiled for AVX2 and FMA.
+/// Runs `kernel` compiled for AVX2, FMA and F16C.
 ///
 /// # Safety
-/// The machine has AVX2 and FMA.
-#[target_feature(enable = "avx2,fma")]
+/// The machine has AVX2, FMA and F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx2(()))
 }
@@ -109,6 +109,14 @@ impl Simd for Avx2 {
     fn prefetch_once<T>(self, at: *const T) {
         // SAFETY: `self` proves that the machine has the instruction, which faults on no address.
         unsafe { _mm_prefetch::<_MM_HINT_NTA>(at.cast()) }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[f16; LANES]) -> [__m256; 2] {
+        let from = from.as_ptr().cast::<__m128i>();
+        // SAFETY: `self` proves that the machine has the instructions; 32 bytes are there to read.
+        let numbers = unsafe { [_mm_loadu_si128(from), _mm_loadu_si128(from.add(1))] };
+        halves!(_mm256_cvtph_ps(numbers))
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::isa::Kernel;
 use super::simd::{LANES, Simd, widen};
@@ -128,6 +128,12 @@ macro_rules! common {
             let pair = u64::from(first.to_bits()) | u64::from(second.to_bits()) << 32;
             // SAFETY: `self` proves that the machine has the instruction.
             unsafe { _mm512_castsi512_ps(_mm512_set1_epi64(pair.cast_signed())) }
+        }
+
+        #[inline(always)]
+        fn load_f16(self, from: &[f16; LANES]) -> __m512 {
+            // SAFETY: `self` proves that the machine has the instructions; 32 bytes are there to read.
+            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
         }
 
         #[inline(always)]

@@ -5,7 +5,7 @@ use std::alloc::{Layout, alloc_zeroed};
 use std::io;
 use std::ops::Range;
 
-use half::bf16;
+use half::{bf16, f16};
 use memmap2::MmapMut;
 use thiserror::Error;
 
@@ -56,6 +56,8 @@ pub(crate) unsafe trait ZeroBytes {}
 unsafe impl ZeroBytes for f32 {}
 // SAFETY: they are 0.0.
 unsafe impl ZeroBytes for bf16 {}
+// SAFETY: they are 0.0.
+unsafe impl ZeroBytes for f16 {}
 // SAFETY: one is 0.
 unsafe impl ZeroBytes for u8 {}
 

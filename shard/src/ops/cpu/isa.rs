@@ -19,7 +19,7 @@ pub(crate) enum Isa {
     /// AVX-512.
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// AVX2 with FMA.
+    /// AVX2 with FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// Whatever the compiler makes of plain Rust.
@@ -89,7 +89,10 @@ impl Isa {
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn all_of_this_machine() -> Vec<Self> {
         let mut found = vec![Self::Portable];
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        let avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        if avx2 {
             found.insert(0, Self::Avx2);
         }
         let avx512 = is_x86_feature_detected!("avx512f")

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use candle_core::{CpuStorage, WithDType};
-use half::bf16;
+use half::{bf16, f16};
 
-use super::kv_step::{KvStep, largest, scale};
+use super::kv_step::{BesideF16, KvStep, largest, scale};
 use super::simd::{LANES, round_to_bf16};
 use crate::kv::layout::{KvLayout, Pool};
 
@@ -104,6 +104,36 @@ impl KvElement for bf16 {
 
     #[inline(always)]
     fn scales(_: &[bf16]) -> &[()] {
+        &[]
+    }
+}
+
+impl KvElement for f16 {
+    type Step = BesideF16;
+
+    fn elements_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        if let CpuStorage::F16(elements) = storage { Some(elements) } else { None }
+    }
+
+    #[inline(always)]
+    fn tile_elements(layout: KvLayout) -> usize {
+        layout.tile_elements()
+    }
+
+    fn write(tile: &mut [Self], place: (KvLayout, Pool, usize), elements: &[f32]) {
+        let at = places(place, BesideF16::ELEMENTS);
+        for (element, value) in elements.iter().enumerate() {
+            tile[at(element)] = f16::from_f32(*value);
+        }
+    }
+
+    #[inline(always)]
+    fn rows(tile: &[f16]) -> &[[f16; LANES]] {
+        tile.as_chunks().0
+    }
+
+    #[inline(always)]
+    fn scales(_: &[f16]) -> &[()] {
         &[]
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::simd::{LANES, Simd};
 
@@ -160,6 +160,49 @@ impl KvStep for [bf16; 2] {
     fn keep(row: [[bf16; 2]; LANES], kept: Range<usize>) -> [[bf16; 2]; LANES] {
         let element = |pair: [bf16; 2], at: usize| if kept.contains(&at) { pair[at] } else { bf16::ZERO };
         row.map(|pair| [element(pair, 0), element(pair, 1)])
+    }
+}
+
+/// An element of a query, or a weight, that multiplies keys or values of f16, which are widened for it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct BesideF16(f32);
+
+impl KvStep for BesideF16 {
+    const ELEMENTS: usize = 1;
+    const ZERO: Self = Self(0.0);
+
+    type Row = [f16; LANES];
+    type Vector<S: Simd> = S::Lanes;
+
+    floats!();
+
+    #[inline(always)]
+    fn splat<S: Simd>(self, simd: S) -> S::Lanes {
+        simd.splat(self.0)
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, from: &[f16; LANES]) -> S::Lanes {
+        simd.load_f16(from)
+    }
+
+    #[inline(always)]
+    fn dot<S: Simd>(simd: S, sums: S::Lanes, a: S::Lanes, b: S::Lanes) -> S::Lanes {
+        simd.mul_add(a, b, sums)
+    }
+
+    #[inline(always)]
+    fn write<S: Simd>(simd: S, elements: S::Lanes, to: &mut [Self]) -> S::Lanes {
+        for (to, element) in to.iter_mut().zip(simd.to_array(elements)) {
+            *to = Self(element);
+        }
+        elements
+    }
+
+    #[inline(always)]
+    fn keep(row: [f16; LANES], kept: Range<usize>) -> [f16; LANES] {
+        if kept.contains(&0) { row } else { [f16::ZERO; LANES] }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use self::activations::Activations;
-use self::element::{Bf16, Element, F32};
+use self::element::{Bf16, Element, F16, F32};
 use self::tiles::Tile;
 use super::activation::gated;
 use super::isa::{Isa, Kernel};
@@ -77,6 +77,7 @@ fn run_any(isa: Isa, (panels, finish): (&Panels, Finish), input: &[f32], output:
     let shape = panels.shape();
     match panels.dtype() {
         Dtype::Bfloat16 => run::<Bf16>(isa, (shape, finish, panels.bf16_steps()), input, output),
+        Dtype::Float16 => run::<F16>(isa, (shape, finish, panels.f16_steps()), input, output),
         Dtype::Float32 => run::<F32>(isa, (shape, finish, panels.f32_steps()), input, output),
     }
 }

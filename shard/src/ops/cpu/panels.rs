@@ -1,15 +1,15 @@
 //! Weights packed for the matrix kernels: panels of 32 output columns, streamed front to back.
 //!
-//! A panel holds, for each step along the inner dimension, the step's elements of its columns: two bf16 or one
-//! f32 a column, 128 bytes a step, which is two vectors. With one vector a step, a row alone would wait for
+//! A panel holds, for each step along the inner dimension, the step's elements of its columns: two bf16 or f16
+//! or one f32 a column, 128 bytes a step, which is two vectors. With one vector a step, a row alone would wait for
 //! its own sum at every step; two panels side by side would be two streams, of which a core reads each at half
-//! the speed. The inner dimension is zero-padded to a multiple of two (bf16) and the columns to a multiple of
+//! the speed. The inner dimension is zero-padded to a multiple of two (16 bits) and the columns to a multiple of
 //! 32.
 
 use std::io;
 use std::ops::Range;
 
-use half::bf16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::huge_memory::HugeMemory;
@@ -24,10 +24,12 @@ pub(crate) const COLUMNS: usize = VECTORS * LANES;
 
 /// One step of a bf16 panel: two elements for each column.
 pub(crate) type Bf16Step = [[[bf16; 2]; LANES]; VECTORS];
+/// One step of an f16 panel: one element for each column, and the next of each.
+pub(crate) type F16Step = [[[f16; LANES]; 2]; VECTORS];
 /// One step of an f32 panel: one element for each column.
 pub(crate) type F32Step = [[f32; LANES]; VECTORS];
 
-/// Bytes of a step, of either type.
+/// Bytes of a step, of any type.
 const STEP_BYTES: usize = size_of::<F32Step>();
 
 /// The sizes of a packed matrix.
@@ -50,7 +52,7 @@ impl PanelShape {
     /// Steps of a panel.
     pub(crate) fn steps(self, dtype: Dtype) -> usize {
         match dtype {
-            Dtype::Bfloat16 => self.inputs.div_ceil(2),
+            Dtype::Bfloat16 | Dtype::Float16 => self.inputs.div_ceil(2),
             Dtype::Float32 => self.inputs,
         }
     }
@@ -83,8 +85,9 @@ pub(crate) struct Panels {
 pub(crate) trait RowSource: Sync {
     fn read_row(&self, output: usize, into: &mut [f32]);
 
-    /// The same row as little-endian bf16, where that is what it is kept as: it is packed as it is.
-    fn bf16_row(&self, _output: usize) -> Option<&[u8]> {
+    /// The same row's bytes as little-endian elements of 16 bits, where these are what it is kept as: they are packed as
+    /// they are.
+    fn stored_row(&self, _output: usize, _dtype: Dtype) -> Option<&[u8]> {
         None
     }
 
@@ -139,6 +142,15 @@ impl Panels {
         steps
     }
 
+    /// All panels' steps, one panel after the other. The matrix was packed as f16.
+    pub(crate) fn f16_steps(&self) -> &[F16Step] {
+        assert_eq!(self.dtype, Dtype::Float16);
+        // SAFETY: any 128 bytes are a step of f16; the memory is aligned to more than two bytes.
+        let (before, steps, after) = unsafe { self.memory.as_slice().align_to() };
+        assert!(before.is_empty() && after.is_empty(), "packed memory is whole steps");
+        steps
+    }
+
     /// All panels' steps, one panel after the other. The matrix was packed as f32.
     pub(crate) fn f32_steps(&self) -> &[F32Step] {
         assert_eq!(self.dtype, Dtype::Float32);
@@ -157,10 +169,11 @@ fn pack_panel(
 ) {
     let first = panel * COLUMNS;
     let columns = COLUMNS.min(shape.outputs - first);
-    if dtype == Dtype::Bfloat16 && columns == COLUMNS && shape.inputs.is_multiple_of(2) {
-        let rows: [Option<&[u8]>; COLUMNS] = std::array::from_fn(|column| source.bf16_row(first + column));
+    if columns == COLUMNS && shape.inputs.is_multiple_of(2) {
+        let rows: [Option<&[u8]>; COLUMNS] =
+            std::array::from_fn(|column| source.stored_row(first + column, dtype));
         if rows.iter().all(Option::is_some) {
-            return interleave(&rows.map(Option::unwrap_or_default), bytes);
+            return interleave(dtype, &rows.map(Option::unwrap_or_default), bytes);
         }
     }
     for column in 0..columns {
@@ -170,6 +183,13 @@ fn pack_panel(
                 for (k, value) in row.iter().enumerate() {
                     let at = (k / 2) * STEP_BYTES + column * 4 + (k % 2) * 2;
                     bytes[at..at + 2].copy_from_slice(&round_to_bf16(*value).to_ne_bytes());
+                }
+            }
+            Dtype::Float16 => {
+                for (k, value) in row.iter().enumerate() {
+                    let vector = (k / 2) * STEP_BYTES + column / LANES * (STEP_BYTES / VECTORS);
+                    let at = vector + (k % 2) * LANES * 2 + column % LANES * 2;
+                    bytes[at..at + 2].copy_from_slice(&f16::from_f32(*value).to_ne_bytes());
                 }
             }
             Dtype::Float32 => {
@@ -182,8 +202,8 @@ fn pack_panel(
     }
 }
 
-/// Packs a panel's rows of bf16, two elements of each row at a time.
-fn interleave(rows: &[&[u8]; COLUMNS], bytes: &mut [u8]) {
+/// Packs a panel's rows of elements of 16 bits, two of each row at a time.
+fn interleave(dtype: Dtype, rows: &[&[u8]; COLUMNS], bytes: &mut [u8]) {
     /// Steps done together: a cache line of each row, so that every line is touched once.
     const TOGETHER: usize = 16;
     let pairs = rows.map(|row| row.as_chunks::<4>().0);
@@ -192,54 +212,78 @@ fn interleave(rows: &[&[u8]; COLUMNS], bytes: &mut [u8]) {
         for (column, pairs) in pairs.iter().enumerate() {
             let pairs = &pairs[block * TOGETHER..][..steps.len()];
             for (step, pair) in steps.iter_mut().zip(pairs) {
-                step.as_chunks_mut::<4>().0[column] = *pair;
+                place_pair(dtype, step, (column, pair));
             }
         }
     }
 }
 
+/// Puts a column's two elements of a step where they belong.
+#[inline(always)]
+fn place_pair(dtype: Dtype, step: &mut [u8; STEP_BYTES], (column, pair): (usize, &[u8; 4])) {
+    match dtype {
+        Dtype::Float16 => {
+            let elements = step.as_chunks_mut::<2>().0;
+            let first = column / LANES * 2 * LANES + column % LANES;
+            elements[first] = [pair[0], pair[1]];
+            elements[first + LANES] = [pair[2], pair[3]];
+        }
+        Dtype::Bfloat16 | Dtype::Float32 => step.as_chunks_mut::<4>().0[column] = *pair,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use half::bf16;
     use proptest::prelude::*;
 
     use super::*;
 
-    /// Rows kept as bf16, which are given out as such or not.
+    /// Rows kept as 16 bits, which are given out as such or not.
     struct Rows {
         elements: Vec<Vec<u8>>,
+        dtype: Dtype,
         raw: bool,
     }
 
     impl RowSource for Rows {
         fn read_row(&self, output: usize, into: &mut [f32]) {
             for (value, bytes) in into.iter_mut().zip(self.elements[output].as_chunks().0) {
-                *value = bf16::from_le_bytes(*bytes).to_f32();
+                *value = if self.dtype == Dtype::Float16 {
+                    f16::from_le_bytes(*bytes).to_f32()
+                } else {
+                    bf16::from_le_bytes(*bytes).to_f32()
+                };
             }
         }
 
-        fn bf16_row(&self, output: usize) -> Option<&[u8]> {
-            self.raw.then(|| self.elements[output].as_slice())
+        fn stored_row(&self, output: usize, dtype: Dtype) -> Option<&[u8]> {
+            (self.raw && dtype == self.dtype).then(|| self.elements[output].as_slice())
         }
     }
 
     proptest! {
         #[test]
-        fn rows_of_bf16_are_packed_as_if_they_were_widened_and_rounded(
+        fn rows_of_16_bits_are_packed_as_if_they_were_widened_and_rounded(
             outputs in 1..100_usize,
             inputs in 1..70_usize,
             seed in any::<u16>(),
         ) {
-            let element = |at: usize| bf16::from_f32(((at * 31 + usize::from(seed)) % 997) as f32 - 498.0);
-            let row = |output| (0..inputs).flat_map(|k| element(output * inputs + k).to_le_bytes()).collect();
-            let elements: Vec<Vec<u8>> = (0..outputs).map(row).collect();
             let shape = PanelShape { outputs, inputs, segments: 1 };
-            let packed = |raw| {
-                let rows = Rows { elements: elements.clone(), raw };
-                Panels::pack(shape, Dtype::Bfloat16, &rows).unwrap()
-            };
-            let (raw, widened) = (packed(true), packed(false));
-            prop_assert_eq!(raw.bf16_steps(), widened.bf16_steps());
+            let value = |at: usize| ((at * 31 + usize::from(seed)) % 997) as f32 - 498.0;
+            for dtype in [Dtype::Bfloat16, Dtype::Float16] {
+                let bytes = |at: usize| match dtype {
+                    Dtype::Float16 => f16::from_f32(value(at)).to_le_bytes(),
+                    Dtype::Bfloat16 | Dtype::Float32 => bf16::from_f32(value(at)).to_le_bytes(),
+                };
+                let row = |output| (0..inputs).flat_map(|k| bytes(output * inputs + k)).collect();
+                let elements: Vec<Vec<u8>> = (0..outputs).map(row).collect();
+                let packed = |raw| {
+                    let rows = Rows { elements: elements.clone(), dtype, raw };
+                    Panels::pack(shape, dtype, &rows).unwrap()
+                };
+                let (raw, widened) = (packed(true), packed(false));
+                prop_assert_eq!(raw.memory.as_slice(), widened.memory.as_slice());
+            }
         }
     }
 }

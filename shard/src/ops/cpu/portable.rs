@@ -1,6 +1,6 @@
 //! [`Simd`] in plain Rust, for machines without a set of their own here and as the yardstick of the others.
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::simd::{LANES, Simd, widen};
 
@@ -90,6 +90,11 @@ impl Simd for Portable {
     fn dot_pairs(self, sum: [f32; LANES], a: [[f32; LANES]; 2], b: [[f32; LANES]; 2]) -> [f32; LANES] {
         let sum = self.mul_add(a[0], b[0], sum);
         self.mul_add(a[1], b[1], sum)
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[f16; LANES]) -> [f32; LANES] {
+        from.map(f16::to_f32)
     }
 
     #[inline(always)]

@@ -6,7 +6,7 @@
 
 use std::mem::MaybeUninit;
 
-use half::bf16;
+use half::{bf16, f16};
 
 /// Lanes of one vector.
 pub(crate) const LANES: usize = 16;
@@ -65,6 +65,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn splat_pair(self, pair: [bf16; 2]) -> Self::Pairs;
     /// `sum + a[0] * b[0] + a[1] * b[1]` in every lane, in the set's own fixed order.
     fn dot_pairs(self, sum: Self::Lanes, a: Self::Pairs, b: Self::Pairs) -> Self::Lanes;
+
+    /// Sixteen numbers, widened.
+    fn load_f16(self, from: &[f16; LANES]) -> Self::Lanes;
 
     /// Zero in every lane.
     fn no_integers(self) -> Self::Integers;

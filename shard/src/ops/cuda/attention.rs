@@ -81,7 +81,7 @@ impl Units {
     fn of(held: KvDtype) -> Self {
         match held {
             KvDtype::Float32 => Self::Plain,
-            KvDtype::Bfloat16 | KvDtype::Int8 | KvDtype::Float8 => Self::TensorCores,
+            KvDtype::Bfloat16 | KvDtype::Float16 | KvDtype::Int8 | KvDtype::Float8 => Self::TensorCores,
         }
     }
 
@@ -273,7 +273,7 @@ pub(crate) fn attend(
     }
     let shared = match held {
         KvDtype::Float32 => (queries * width + WARP * (width + 1)) * size_of::<f32>(),
-        KvDtype::Bfloat16 => STEPS,
+        KvDtype::Bfloat16 | KvDtype::Float16 => STEPS,
         KvDtype::Int8 | KvDtype::Float8 => SCALED_STEPS,
     };
     let grid = Grid {
@@ -299,6 +299,10 @@ fn kernel(held: KvDtype, width: usize) -> Kernel {
         (KvDtype::Bfloat16, ..=96) => Kernel::AttendBf16Of96,
         (KvDtype::Bfloat16, ..=128) => Kernel::AttendBf16Of128,
         (KvDtype::Bfloat16, _) => Kernel::AttendBf16Of256,
+        (KvDtype::Float16, ..=64) => Kernel::AttendF16Of64,
+        (KvDtype::Float16, ..=96) => Kernel::AttendF16Of96,
+        (KvDtype::Float16, ..=128) => Kernel::AttendF16Of128,
+        (KvDtype::Float16, _) => Kernel::AttendF16Of256,
         (KvDtype::Int8, ..=64) => Kernel::AttendInt8Of64,
         (KvDtype::Int8, ..=96) => Kernel::AttendInt8Of96,
         (KvDtype::Int8, ..=128) => Kernel::AttendInt8Of128,

@@ -74,6 +74,7 @@ pub(crate) fn write_heads(
     let kernel = match held {
         KvDtype::Float32 => Kernel::WriteHeadsF32,
         KvDtype::Bfloat16 => Kernel::WriteHeadsBf16,
+        KvDtype::Float16 => Kernel::WriteHeadsF16,
         KvDtype::Int8 => Kernel::WriteHeadsInt8,
         KvDtype::Float8 => Kernel::WriteHeadsFp8,
     };

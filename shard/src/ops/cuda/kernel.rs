@@ -132,11 +132,15 @@ kernels! {
         ProjectionNorm = "projection_norm" emulated_projection_norm;
     Rows: WriteHeadsF32 = "write_heads_f32" emulated_write_heads_f32,
         WriteHeadsBf16 = "write_heads_bf16" emulated_write_heads_bf16,
+        WriteHeadsF16 = "write_heads_f16" emulated_write_heads_f16,
         WriteHeadsInt8 = "write_heads_int8" emulated_write_heads_int8,
         WriteHeadsFp8 = "write_heads_fp8" emulated_write_heads_fp8,
         Activation = "activation" emulated_activation, AddBias = "add_bias" emulated_add_bias,
-        LogitTransform = "logit_transform" emulated_logit_transform, RoundRows = "round_rows" emulated_round_rows,
+        LogitTransform = "logit_transform" emulated_logit_transform,
+        RoundRowsBf16 = "round_rows_bf16" emulated_round_rows_bf16,
+        RoundRowsF16 = "round_rows_f16" emulated_round_rows_f16,
         PickRowsF32 = "pick_rows_f32" emulated_pick_rows_f32, PickRowsBf16 = "pick_rows_bf16" emulated_pick_rows_bf16,
+        PickRowsF16 = "pick_rows_f16" emulated_pick_rows_f16,
         AddRows = "add_rows" emulated_add_rows, SumParts = "sum_parts" emulated_sum_parts,
         JoinVocabulary = "join_vocabulary" emulated_join_vocabulary;
     Products: ProductF32 = "product_f32" emulated_product_f32,
@@ -144,7 +148,11 @@ kernels! {
     FewProducts: FewBf16Of8 = "few_bf16_8" emulated_few_bf16_8,
         FewBf16Of16 = "few_bf16_16" emulated_few_bf16_16,
         FewBf16Of32 = "few_bf16_32" emulated_few_bf16_32,
-        FewBf16Of64 = "few_bf16_64" emulated_few_bf16_64;
+        FewBf16Of64 = "few_bf16_64" emulated_few_bf16_64,
+        FewF16Of8 = "few_f16_8" emulated_few_f16_8,
+        FewF16Of16 = "few_f16_16" emulated_few_f16_16,
+        FewF16Of32 = "few_f16_32" emulated_few_f16_32,
+        FewF16Of64 = "few_f16_64" emulated_few_f16_64;
     FewQuantized: FewInt8Of8 = "few_int8_8" emulated_few_int8_8,
         FewInt8Of16 = "few_int8_16" emulated_few_int8_16,
         FewInt8Of32 = "few_int8_32" emulated_few_int8_32,
@@ -170,6 +178,7 @@ kernels! {
         FewFloat8Of32 = "few_float8_32" emulated_few_float8_32,
         FewFloat8Of64 = "few_float8_64" emulated_few_float8_64;
     ManyProducts: ManyBf16 = "many_bf16" emulated_many_bf16,
+        ManyF16 = "many_f16" emulated_many_f16,
         ManyInt8 = "many_int8" emulated_many_int8,
         ManyInt8Minimum = "many_int8_minimum" emulated_many_int8_minimum,
         ManyInt8Short = "many_int8_short" emulated_many_int8_short,
@@ -183,6 +192,10 @@ kernels! {
         AttendBf16Of96 = "attend_bf16_96" emulated_attend_bf16_96,
         AttendBf16Of128 = "attend_bf16_128" emulated_attend_bf16_128,
         AttendBf16Of256 = "attend_bf16_256" emulated_attend_bf16_256,
+        AttendF16Of64 = "attend_f16_64" emulated_attend_f16_64,
+        AttendF16Of96 = "attend_f16_96" emulated_attend_f16_96,
+        AttendF16Of128 = "attend_f16_128" emulated_attend_f16_128,
+        AttendF16Of256 = "attend_f16_256" emulated_attend_f16_256,
         AttendInt8Of64 = "attend_int8_64" emulated_attend_int8_64,
         AttendInt8Of96 = "attend_int8_96" emulated_attend_int8_96,
         AttendInt8Of128 = "attend_int8_128" emulated_attend_int8_128,

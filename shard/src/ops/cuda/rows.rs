@@ -2,12 +2,13 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaStorage;
-use candle_core::{CudaDevice, DType, Layout, Result, Shape, bail};
-use half::bf16;
+use candle_core::{CudaDevice, Layout, Result, Shape, bail};
+use half::{bf16, f16};
 
 use super::gpu::Gpu;
 use super::kernel::{Address, Executor, Grid, Kernel, Parameters, launch};
 use super::storage::{address, copy_of, of_slice, room, wrapped};
+use crate::dtype::Dtype;
 use crate::ops::activation::Activation;
 
 #[repr(C)]
@@ -79,9 +80,14 @@ pub(crate) struct RoundParameters {
 // SAFETY: as in rows.cu.
 unsafe impl Parameters for RoundParameters {}
 
-/// Rounds f32 to bf16.
-pub(crate) fn round_rows(on: &dyn Executor, parameters: &RoundParameters) -> Result<()> {
-    launch(on, Kernel::RoundRows, parameters, Grid::of_elements(parameters.elements as usize))
+/// Rounds f32 to 16 bits.
+pub(crate) fn round_rows(on: &dyn Executor, to: Dtype, parameters: &RoundParameters) -> Result<()> {
+    let kernel = match to {
+        Dtype::Bfloat16 => Kernel::RoundRowsBf16,
+        Dtype::Float16 => Kernel::RoundRowsF16,
+        Dtype::Float32 => bail!("round rows of {to} to {to}"),
+    };
+    launch(on, kernel, parameters, Grid::of_elements(parameters.elements as usize))
 }
 
 #[repr(C)]
@@ -97,9 +103,13 @@ pub(crate) struct PickParameters {
 // SAFETY: as in rows.cu.
 unsafe impl Parameters for PickParameters {}
 
-/// Copies rows of a source of bf16 or f32, scaled, as f32.
-pub(crate) fn pick_rows(on: &dyn Executor, held: DType, parameters: &PickParameters) -> Result<()> {
-    let kernel = if held == DType::BF16 { Kernel::PickRowsBf16 } else { Kernel::PickRowsF32 };
+/// Copies rows of a source of bf16, f16 or f32, scaled, as f32.
+pub(crate) fn pick_rows(on: &dyn Executor, held: Dtype, parameters: &PickParameters) -> Result<()> {
+    let kernel = match held {
+        Dtype::Bfloat16 => Kernel::PickRowsBf16,
+        Dtype::Float16 => Kernel::PickRowsF16,
+        Dtype::Float32 => Kernel::PickRowsF32,
+    };
     launch(on, kernel, parameters, Grid::of_elements(parameters.elements as usize))
 }
 
@@ -155,13 +165,15 @@ pub(crate) fn join_vocabulary(on: &dyn Executor, parameters: &VocabularyParamete
     launch(on, Kernel::JoinVocabulary, parameters, Grid::of_elements(parameters.elements as usize))
 }
 
-/// Where weights are.
-pub(crate) fn bf16_or_f32(storage: &CudaStorage, layout: &Layout) -> Result<Address> {
-    if storage.dtype() == DType::BF16 {
-        address::<bf16>(storage, layout)
-    } else {
-        address::<f32>(storage, layout)
-    }
+/// Where weights are, and what they are held in.
+pub(crate) fn weights(storage: &CudaStorage, layout: &Layout) -> Result<(Address, Dtype)> {
+    let held = Dtype::of_elements(storage.dtype())?;
+    let place = match held {
+        Dtype::Bfloat16 => address::<bf16>(storage, layout)?,
+        Dtype::Float16 => address::<f16>(storage, layout)?,
+        Dtype::Float32 => address::<f32>(storage, layout)?,
+    };
+    Ok((place, held))
 }
 
 pub(crate) fn gate_forward(
@@ -219,7 +231,7 @@ pub(crate) fn bias_forward(
     add_bias(&Gpu(&rows.device), &call)
 }
 
-/// (any, width) of bf16 or f32 → (wanted, width) of f32.
+/// (any, width) of bf16, f16 or f32 → (wanted, width) of f32.
 pub(crate) fn pick_forward(
     (wanted, scale): (&[u32], f32),
     source: &CudaStorage,
@@ -242,14 +254,15 @@ pub(crate) fn pick_at(
     let (_, width) = layout.shape().dims2()?;
     let device: &CudaDevice = &source.device;
     let output = room::<f32>(device, count * width)?;
+    let (place, held) = weights(source, layout)?;
     let call = PickParameters {
-        source: bf16_or_f32(source, layout)?,
+        source: place,
         rows: numbers,
         output: of_slice(&output),
         elements: (count * width) as u64,
         width: width as u32,
         scale,
     };
-    pick_rows(&Gpu(device), source.dtype(), &call)?;
+    pick_rows(&Gpu(device), held, &call)?;
     Ok((wrapped(output, device), Shape::from((count, width))))
 }

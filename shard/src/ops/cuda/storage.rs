@@ -7,7 +7,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr};
 use candle_core::cuda_backend::{CudaDType, CudaStorage, CudaStorageSlice};
 use candle_core::{CudaDevice, Layout, Result, bail};
-use half::bf16;
+use half::{bf16, f16};
 
 use super::kernel::Address;
 use crate::kv::KvDtype;
@@ -29,6 +29,7 @@ pub(crate) fn pool(storage: &CudaStorage, layout: &Layout) -> Result<(KvDtype, A
     let place = match held {
         KvDtype::Float32 => address::<f32>(storage, layout)?,
         KvDtype::Bfloat16 => address::<bf16>(storage, layout)?,
+        KvDtype::Float16 => address::<f16>(storage, layout)?,
         KvDtype::Int8 => address::<u8>(storage, layout)?,
         KvDtype::Float8 => {
             let CudaStorageSlice::F8E4M3(slice) = &storage.slice else {

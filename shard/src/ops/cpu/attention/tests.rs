@@ -1,6 +1,6 @@
 //! Attention over scattered blocks against the plain one, and against itself in other batches.
 
-use half::bf16;
+use half::{bf16, f16};
 use lockstep_proto::{BlockId, Position};
 
 use super::*;
@@ -46,6 +46,19 @@ impl Tested for bf16 {
     }
 
     fn read(tile: &[bf16], _: usize, at: usize) -> f32 {
+        tile[at].to_f32()
+    }
+}
+
+impl Tested for f16 {
+    const TOLERANCE: f32 = 1e-5;
+    const BROKEN: f16 = f16::NAN;
+
+    fn exact(value: f32) -> f32 {
+        value
+    }
+
+    fn read(tile: &[f16], _: usize, at: usize) -> f32 {
         tile[at].to_f32()
     }
 }
@@ -215,6 +228,7 @@ fn attention_is_the_plain_one_and_the_same_to_the_bit_in_any_batch() {
     for shape in shapes() {
         check::<f32>(shape);
         check::<bf16>(shape);
+        check::<f16>(shape);
         check::<u8>(shape);
     }
 }
@@ -254,6 +268,7 @@ fn splits_of_a_long_context_show_in_no_bit() {
     for shape in shapes {
         check_long::<f32>(shape);
         check_long::<bf16>(shape);
+        check_long::<f16>(shape);
         check_long::<u8>(shape);
     }
 }
@@ -277,6 +292,7 @@ fn the_number_of_threads_shows_in_no_bit() {
     {
         check_threads::<f32>(shape, chunk);
         check_threads::<bf16>(shape, chunk);
+        check_threads::<f16>(shape, chunk);
         check_threads::<u8>(shape, chunk);
     }
 }
@@ -327,6 +343,7 @@ fn what_is_not_a_number_is_not_hidden() {
     {
         check_broken::<f32>(shape, positions);
         check_broken::<bf16>(shape, positions);
+        check_broken::<f16>(shape, positions);
         check_broken::<u8>(shape, positions);
     }
 }
@@ -390,10 +407,10 @@ fn a_bit_that_changes_counts_the_revision_up() {
     fn bits<K: Tested>(shape: AttentionShape) -> u64 {
         hash_of_bits(&Context::<K>::new(shape, 700).attend(Isa::Portable, &[(0, 5), (60, 9), (690, 10)]))
     }
-    let found = [bits::<f32>(shape), bits::<bf16>(shape), bits::<u8>(shape)];
+    let found = [bits::<f32>(shape), bits::<bf16>(shape), bits::<f16>(shape), bits::<u8>(shape)];
     assert_eq!(
         (crate::ops::REVISION, found),
-        (2, [0x3cc2_dc03_15a5_025b, 0x7401_ca67_7bba_1406, 0x551b_220f_6055_1cd7]),
+        (2, [0x3cc2_dc03_15a5_025b, 0x7401_ca67_7bba_1406, 0xe86e_20c1_cae1_5926, 0x551b_220f_6055_1cd7]),
         "count it up where bits are others, {found:x?}"
     );
 }

@@ -1,12 +1,12 @@
-//! The two ways a packed matrix holds its elements.
+//! The ways a packed matrix holds its elements.
 
 use half::bf16;
 
 use crate::ops::cpu::isa::{Isa, Kernel};
-use crate::ops::cpu::panels::{Bf16Step, F32Step, VECTORS};
+use crate::ops::cpu::panels::{Bf16Step, F16Step, F32Step, VECTORS};
 use crate::ops::cpu::simd::{LANES, Simd, round_to_bf16};
 
-/// Two ways to hold an element, and how a step of it is accumulated.
+/// A way to hold an element, and how a step of it is accumulated.
 pub(super) trait Element: Copy + Send + Sync + 'static {
     /// A panel's weights in one step.
     type Step: Sync + Send + 'static;
@@ -33,6 +33,9 @@ pub(super) trait Element: Copy + Send + Sync + 'static {
 
 #[derive(Clone, Copy)]
 pub(super) struct Bf16;
+
+#[derive(Clone, Copy)]
+pub(super) struct F16;
 
 #[derive(Clone, Copy)]
 pub(super) struct F32;
@@ -81,6 +84,48 @@ impl Element for Bf16 {
 
     fn run_kernel<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         isa.run_pairs(kernel)
+    }
+}
+
+/// Weights are widened; activations are not rounded, so that they may be of any size.
+impl Element for F16 {
+    type Step = F16Step;
+    type Activation = [f32; 2];
+    type Vector<S: Simd> = [S::Lanes; 2];
+
+    const ZERO: [f32; 2] = [0.0; 2];
+    const INPUTS: usize = 2;
+
+    #[inline(always)]
+    fn activation(elements: &[f32]) -> [f32; 2] {
+        [elements[0], elements.get(1).copied().unwrap_or(0.0)]
+    }
+
+    #[inline(always)]
+    fn activations<S: Simd>(_simd: S, elements: &[f32], to: &mut [[f32; 2]]) {
+        for (pair, to) in elements.chunks(Self::INPUTS).zip(to) {
+            *to = Self::activation(pair);
+        }
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, step: &F16Step) -> [[S::Lanes; 2]; VECTORS] {
+        let widened = |of_vector: usize, input: usize| simd.load_f16(&step[of_vector][input]);
+        [[widened(0, 0), widened(0, 1)], [widened(1, 0), widened(1, 1)]]
+    }
+
+    #[inline(always)]
+    fn splat<S: Simd>(simd: S, activation: [f32; 2]) -> [S::Lanes; 2] {
+        [simd.splat(activation[0]), simd.splat(activation[1])]
+    }
+
+    #[inline(always)]
+    fn accumulate<S: Simd>(simd: S, sum: S::Lanes, a: [S::Lanes; 2], w: [S::Lanes; 2]) -> S::Lanes {
+        simd.mul_add(a[1], w[1], simd.mul_add(a[0], w[0], sum))
+    }
+
+    fn run_kernel<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+        isa.run(kernel)
     }
 }
 

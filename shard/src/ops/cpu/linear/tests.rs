@@ -1,6 +1,7 @@
 //! The packed products against plain sums, and against themselves at other batch sizes.
 
-use half::bf16;
+use clap::ValueEnum;
+use half::{bf16, f16};
 use proptest::prelude::*;
 
 use super::*;
@@ -38,16 +39,26 @@ fn rounded(values: &[f32], dtype: Dtype) -> Vec<f32> {
         .iter()
         .map(|value| match dtype {
             Dtype::Bfloat16 => round_to_bf16(*value).to_f32(),
+            Dtype::Float16 => f16::from_f32(*value).to_f32(),
             Dtype::Float32 => *value,
         })
         .collect()
+}
+
+/// What activations are rounded to beside weights of this type.
+fn beside(weights: Dtype) -> Dtype {
+    match weights {
+        Dtype::Bfloat16 => Dtype::Bfloat16,
+        Dtype::Float16 | Dtype::Float32 => Dtype::Float32,
+    }
 }
 
 fn check_against_plain(shape: PanelShape, dtype: Dtype, rows: usize) {
     let mut random = Random::new(7);
     let (weights, panels) = packed(shape, dtype, &mut random);
     let input = random.values(rows * shape.inputs);
-    let expected = matrix_product(&rounded(&input, dtype), &rounded(&weights.values, dtype), shape.inputs);
+    let (input_read, weights_read) = (rounded(&input, beside(dtype)), rounded(&weights.values, dtype));
+    let expected = matrix_product(&input_read, &weights_read, shape.inputs);
     for isa in Isa::all_of_this_machine() {
         let found = product(isa, &panels, &input);
         assert_close(&found, &expected, 1e-4, &format!("{isa} {dtype} {shape:?} rows {rows}"));
@@ -56,7 +67,7 @@ fn check_against_plain(shape: PanelShape, dtype: Dtype, rows: usize) {
 
 #[test]
 fn products_of_any_shape_are_the_plain_ones() {
-    for dtype in [Dtype::Bfloat16, Dtype::Float32] {
+    for dtype in Dtype::value_variants().iter().copied() {
         for (outputs, inputs) in [(1, 1), (16, 2), (17, 3), (15, 33), (64, 31), (100, 257), (48, 128)] {
             for rows in [1, 2, 5, 13, 21] {
                 check_against_plain(PanelShape { outputs, inputs, segments: 1 }, dtype, rows);
@@ -67,7 +78,7 @@ fn products_of_any_shape_are_the_plain_ones() {
 
 #[test]
 fn products_in_segments_are_the_plain_ones() {
-    for dtype in [Dtype::Bfloat16, Dtype::Float32] {
+    for dtype in Dtype::value_variants().iter().copied() {
         for segments in [2, 4, 8] {
             check_against_plain(PanelShape { outputs: 37, inputs: 96, segments }, dtype, 9);
         }
@@ -77,7 +88,7 @@ fn products_in_segments_are_the_plain_ones() {
 #[test]
 fn a_row_is_the_same_to_the_bit_in_any_batch() {
     let mut random = Random::new(11);
-    for dtype in [Dtype::Bfloat16, Dtype::Float32] {
+    for dtype in Dtype::value_variants().iter().copied() {
         for segments in [1, 4] {
             let shape = PanelShape { outputs: 83, inputs: 72, segments };
             let (_, panels) = packed(shape, dtype, &mut random);
@@ -111,7 +122,7 @@ impl RowSource for ByTurns<'_> {
 fn gated_products_are_the_product_and_then_the_activation() {
     let mut random = Random::new(17);
     let width = 48;
-    for dtype in [Dtype::Bfloat16, Dtype::Float32] {
+    for dtype in Dtype::value_variants().iter().copied() {
         let shape = PanelShape { outputs: 2 * width, inputs: 72, segments: 1 };
         let (weights, panels) = packed(shape, dtype, &mut random);
         let gated = Panels::pack(shape, dtype, &ByTurns { weights: &weights, width }).unwrap();
@@ -141,7 +152,7 @@ fn gated_products_are_the_product_and_then_the_activation() {
 fn segments_over_ranks_complete_the_tree_of_one_rank() {
     let mut random = Random::new(3);
     let shape = PanelShape { outputs: 33, inputs: 64, segments: 8 };
-    for dtype in [Dtype::Bfloat16, Dtype::Float32] {
+    for dtype in Dtype::value_variants().iter().copied() {
         let (weights, whole) = packed(shape, dtype, &mut random);
         let input = random.values(3 * shape.inputs);
         for isa in Isa::all_of_this_machine() {

@@ -4,7 +4,7 @@ use candle_core::{Device, Result, Tensor};
 use lockstep_proto::{BlockId, Blocks, Position};
 
 use super::heads::{name, rounded};
-use super::{BF16, Checks, Error, F32, Machine, Numbers};
+use super::{BF16, Checks, Error, F16, F32, Machine, Numbers};
 use crate::batch::BatchSequence;
 use crate::kv::layout::{KvLayout, Pool};
 use crate::kv::{KvDtype, KvPool};
@@ -38,7 +38,8 @@ const SHORT: &[(usize, usize)] = &[(37, 1), (20, 20)];
 /// Rows that begin and end in the middle of a split, and rows on both sides of a split's end.
 const LONG: &[(usize, usize)] = &[(600, 1), (519, 9)];
 
-const ALL: [KvDtype; 4] = [KvDtype::Float32, KvDtype::Bfloat16, KvDtype::Int8, KvDtype::Float8];
+pub(super) const ALL: [KvDtype; 5] =
+    [KvDtype::Float32, KvDtype::Bfloat16, KvDtype::Float16, KvDtype::Int8, KvDtype::Float8];
 
 pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
     let heads = [
@@ -67,13 +68,21 @@ pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
         let windowed = AttentionShape { window: Some(300), ..shape((3, 1, 64)) };
         same(machine, checks, &Case { shape: windowed, held, sequences: LONG }, "a window of 300");
     }
-    for held in [KvDtype::Bfloat16, KvDtype::Int8] {
+    for held in [KvDtype::Bfloat16, KvDtype::Float16, KvDtype::Int8] {
         for sizes in [(32, 1, 32), (71, 1, 64)] {
             agree(machine, checks, &Case { shape: shape(sizes), held, sequences: SHORT }, "all seen");
         }
         for sizes in [(2, 1, 96), (4, 1, 128), (2, 1, 256)] {
             same(machine, checks, &Case { shape: shape(sizes), held, sequences: MIXED }, "all seen");
         }
+    }
+}
+
+fn allowed(held: KvDtype) -> f32 {
+    match held {
+        KvDtype::Float32 => F32,
+        KvDtype::Float16 => F16,
+        KvDtype::Bfloat16 | KvDtype::Int8 | KvDtype::Float8 => BF16,
     }
 }
 
@@ -187,7 +196,7 @@ fn agrees(machine: &mut Machine, case: &Case) -> Result<Error> {
     let found = setup.attend(machine, case, &setup.batch, apart)?;
     // The CPU holds no floats of eight bits.
     let expected = if case.held == KvDtype::Float8 { plain(&setup, case) } else { on_cpu(&setup, case)? };
-    Ok(Error::of(&found, &expected, if case.held == KvDtype::Float32 { F32 } else { BF16 }))
+    Ok(Error::of(&found, &expected, allowed(case.held)))
 }
 
 fn on_cpu(setup: &Setup, case: &Case) -> Result<Vec<f32>> {

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use candle_core::{DType, Tensor};
+use candle_core::{Device, Tensor};
 use lockstep_models::ModelFiles;
 use lockstep_process::reports::Progress;
 use lockstep_proto::{BlockId, Blocks, Epoch, Position, Rank, TokenId};
 
 use super::products::{Weights, twin};
-use super::{BF16, Checks, EXACT, Error, F32, Failure, Numbers};
+use super::{BF16, Checks, EXACT, Error, F16, F32, Failure, Numbers};
 use super::{behind, recordings};
 use crate::batch::{Batch, BatchSequence};
 use crate::comm::{Communicator, Joining, Membership, Nccl, Solo, Threads};
@@ -43,15 +43,15 @@ pub(super) fn broken(error: impl std::fmt::Display) -> Failure {
 pub(super) fn check(checks: &mut Checks<'_>) -> Result<(), DeviceError> {
     let gpus = visible_gpus()?;
     let fast = Target::open_gpu(0, false)?;
-    for held in [DType::F32, DType::BF16] {
+    for held in [Dtype::Float32, Dtype::Bfloat16, Dtype::Float16] {
         for (rows, inputs, outputs) in [(1, 72, 331), (7, 896, 130), (300, 256, 512)] {
-            let name = format!("cuBLAS, {rows} x {inputs} by {inputs} x {outputs}, {}", held.as_str());
+            let name = format!("cuBLAS, {rows} x {inputs} by {inputs} x {outputs}, {}", held);
             checks.check_or_skip(name, || product(&fast, (rows, inputs, outputs), held));
         }
     }
     let exact = Target { exact: true, ..fast.clone() };
     for (target, how) in [(&fast, "fast"), (&exact, "exact")] {
-        for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+        for dtype in [Dtype::Float32, Dtype::Bfloat16, Dtype::Float16] {
             checks.check_or_skip(format!("a whole model, {how}, {dtype}"), || model(target, dtype));
         }
     }
@@ -63,6 +63,9 @@ pub(super) fn check(checks: &mut Checks<'_>) -> Result<(), DeviceError> {
         let name = format!("a whole model in chunks and at once, exact, KV cache {kv_cache}");
         checks.check_or_skip(name, || chunks(&exact, (of(Quantize::None), kv_cache)));
     }
+    checks.check_or_skip("a whole model in chunks and at once, exact, float16", || {
+        chunks(&exact, (Dtype::Float16.into(), KvCacheDtype::Auto))
+    });
     for (target, quantize) in [(&fast, Quantize::Int4), (&exact, Quantize::Fp8)] {
         let name = format!("a whole model in chunks and at once, {}", of(quantize));
         checks.check_or_skip(name, || chunks(target, (of(quantize), KvCacheDtype::Auto)));
@@ -80,11 +83,12 @@ pub(super) fn check(checks: &mut Checks<'_>) -> Result<(), DeviceError> {
     Ok(())
 }
 
-fn product(target: &Target, (rows, inputs, outputs): (usize, usize, usize), held: DType) -> Checked<Error> {
+fn product(target: &Target, (rows, inputs, outputs): (usize, usize, usize), held: Dtype) -> Checked<Error> {
     let mut numbers = Numbers::new(outputs as u64);
     let (input, weights) = (numbers.values(rows * inputs), numbers.values(outputs * inputs));
     let on_device = || {
-        let matrix = Tensor::from_slice(&weights, (outputs, inputs), &target.device)?.to_dtype(held)?;
+        let matrix = Tensor::from_slice(&weights, (outputs, inputs), &Device::Cpu)?;
+        let matrix = matrix.to_dtype(held.elements())?.to_device(&target.device)?;
         let shape = PanelShape { outputs, inputs, segments: 1 };
         let parts = vec![DevicePart { weights: DeviceWeights::Rows(matrix), shape }];
         let matrix = DeviceMatrix { parts, order: Order::Fastest };
@@ -95,7 +99,16 @@ fn product(target: &Target, (rows, inputs, outputs): (usize, usize, usize), held
     let found: Vec<f32> = on_device().map_err(broken)?;
     let shape = PanelShape { outputs, inputs, segments: 1 };
     let expected = twin(&input, Weights { values: weights, inputs }, shape, held).map_err(broken)?;
-    Ok(Error::of(&found, &expected, if held == DType::BF16 { BF16 } else { F32 }))
+    Ok(Error::of(&found, &expected, rounding(held)))
+}
+
+/// Largest error of a product whose inputs and weights are rounded so.
+fn rounding(held: Dtype) -> f32 {
+    match held {
+        Dtype::Bfloat16 => BF16,
+        Dtype::Float16 => F16,
+        Dtype::Float32 => F32,
+    }
 }
 
 /// A folder with a random model in it, removed when this is dropped.
@@ -166,7 +179,11 @@ fn model(target: &Target, dtype: Dtype) -> Checked<Error> {
     let held = (dtype.into(), KvCacheDtype::Auto);
     let (found, expected) = (logits(target, held, 300)?, logits(&Target::cpu(), held, 300)?);
     // Of a whole model the errors of all operators add up.
-    Ok(Error::of(&found, &expected, if dtype == Dtype::Bfloat16 { 3.0 * BF16 } else { 10.0 * F32 }))
+    let allowed = match dtype {
+        Dtype::Bfloat16 | Dtype::Float16 => 3.0 * rounding(dtype),
+        Dtype::Float32 => 10.0 * rounding(dtype),
+    };
+    Ok(Error::of(&found, &expected, allowed))
 }
 
 /// The CPU rounds activations to 8 bits.

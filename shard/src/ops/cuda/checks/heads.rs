@@ -1,7 +1,7 @@
 //! Heads on their way to attention: against the CPU's operators, and in their blocks against plain numbers.
 
 use candle_core::{Device, Result, Tensor};
-use half::bf16;
+use half::{bf16, f16};
 use lockstep_proto::{BlockId, Position};
 
 use super::{Checks, Error, F32, Machine, Numbers};
@@ -33,13 +33,14 @@ pub(super) fn name(held: KvDtype) -> &'static str {
     match held {
         KvDtype::Float32 => "f32",
         KvDtype::Bfloat16 => "bf16",
+        KvDtype::Float16 => "f16",
         KvDtype::Int8 => "int8",
         KvDtype::Float8 => "fp8",
     }
 }
 
 pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
-    for held in [KvDtype::Float32, KvDtype::Bfloat16, KvDtype::Int8, KvDtype::Float8] {
+    for held in super::attention::ALL {
         checks.check(format!("keys and values into their blocks, {}", name(held)), || {
             write(machine, shape((6, 2, 20)), held)
         });
@@ -133,6 +134,7 @@ fn put_head(tile: &mut [u8], (layout, held, slot): (KvLayout, KvDtype, usize), v
     let bytes = match held {
         KvDtype::Float32 => padded.iter().flat_map(|value| value.to_le_bytes()).collect(),
         KvDtype::Bfloat16 => padded.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
+        KvDtype::Float16 => padded.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
         KvDtype::Int8 | KvDtype::Float8 => {
             let (scale, elements) = eight_bits(held, &padded);
             let place = KvLayout::SLOTS * padded.len() + slot * size_of::<f32>();
@@ -159,7 +161,9 @@ fn eight_bits(held: KvDtype, values: &[f32]) -> (f32, Vec<u8>) {
         let value = value * (1.0 / scale);
         match held {
             KvDtype::Float8 => nearest_float(value),
-            KvDtype::Float32 | KvDtype::Bfloat16 | KvDtype::Int8 => value.round_ties_even() as i8 as u8,
+            KvDtype::Float32 | KvDtype::Bfloat16 | KvDtype::Float16 | KvDtype::Int8 => {
+                value.round_ties_even() as i8 as u8
+            }
         }
     };
     (scale, values.iter().map(element).collect())
@@ -192,6 +196,7 @@ pub(super) fn rounded(held: KvDtype, values: &[f32]) -> Vec<f32> {
     match held {
         KvDtype::Float32 => values.to_vec(),
         KvDtype::Bfloat16 => values.iter().map(|value| bf16::from_f32(*value).to_f32()).collect(),
+        KvDtype::Float16 => values.iter().map(|value| f16::from_f32(*value).to_f32()).collect(),
         KvDtype::Int8 | KvDtype::Float8 => {
             let (scale, elements) = eight_bits(held, values);
             let integer = |element: u8| f32::from(element.cast_signed());

@@ -2,7 +2,7 @@
 
 use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, Result};
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::device::{DeviceError, Target};
 use crate::ops::cuda::emulation::Emulation;
@@ -25,6 +25,7 @@ impl Plain for u8 {}
 impl Plain for u32 {}
 impl Plain for f32 {}
 impl Plain for bf16 {}
+impl Plain for f16 {}
 impl Plain for crate::ops::cuda::attention::Tile {}
 impl Plain for crate::ops::cuda::sampling::AskParameters {}
 impl Plain for crate::ops::cuda::sampling::Counted {}

@@ -27,6 +27,8 @@ use crate::device::DeviceError;
 const F32: f32 = 1e-5;
 /// Of what is rounded to bf16 on its way.
 const BF16: f32 = 1e-2;
+/// Of what is rounded to f16, which has three bits more.
+const F16: f32 = BF16 / 8.0;
 /// Of what must have the same bits.
 const EXACT: f32 = 0.0;
 

@@ -1,9 +1,9 @@
-//! Products in one order of sums, with weights of f32 and bf16.
+//! Products in one order of sums, with weights of f32, bf16 and f16.
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result, Tensor};
-use half::bf16;
+use candle_core::{Device, Result, Tensor};
+use half::{bf16, f16};
 
 use super::{Checks, EXACT, Error, F32, Machine, Numbers};
 use crate::dtype::Dtype;
@@ -19,7 +19,10 @@ use crate::ops::cuda::rows::{ActivationParameters, activation, number_of};
 use crate::ops::linear::Linear;
 use crate::ops::matrix::{Matrix, Packed};
 
-/// Largest error of sums of products of bf16, relative to the largest number: tensor cores round sums in a way of their
+/// What tensor cores multiply by as it is.
+const OF_16_BITS: [Dtype; 2] = [Dtype::Bfloat16, Dtype::Float16];
+
+/// Largest error of sums of products of 16 bits, relative to the largest number: tensor cores round sums in a way of their
 /// own.
 pub(super) const TENSOR_CORES: f32 = 1e-4;
 
@@ -36,9 +39,13 @@ impl RowSource for Weights {
 }
 
 /// The CPU's product.
-pub(super) fn twin(input: &[f32], weights: Weights, shape: PanelShape, held: DType) -> Result<Vec<f32>> {
-    let dtype = if held == DType::BF16 { Dtype::Bfloat16 } else { Dtype::Float32 };
-    packed_twin(input, Packed::Elements(Panels::pack(shape, dtype, &weights)?))
+pub(super) fn twin(input: &[f32], weights: Weights, shape: PanelShape, held: Dtype) -> Result<Vec<f32>> {
+    // Beside weights of f16 the CPU does not round.
+    let rounded: Vec<f32> = match held {
+        Dtype::Float16 => input.iter().map(|value| f16::from_f32(*value).to_f32()).collect(),
+        Dtype::Bfloat16 | Dtype::Float32 => input.to_vec(),
+    };
+    packed_twin(&rounded, Packed::Elements(Panels::pack(shape, held, &weights)?))
 }
 
 /// The CPU's product with any weights.
@@ -83,17 +90,22 @@ impl Rows {
 }
 
 impl Held {
-    /// Rows of f32 or bf16.
+    /// Rows of f32, bf16 or f16.
     pub(super) fn rows(
         machine: &mut Machine,
-        (values, held): (&[f32], DType),
+        (values, held): (&[f32], Dtype),
         shape: PanelShape,
     ) -> Result<Self> {
-        let rounded: Vec<bf16> = values.iter().copied().map(bf16::from_f32).collect();
-        let (weights, reading) = if held == DType::BF16 {
-            (machine.put(&rounded)?, Reading::TensorCores(Coding::Bf16))
-        } else {
-            (machine.put(values)?, Reading::F32)
+        let (weights, reading) = match held {
+            Dtype::Bfloat16 => {
+                let rounded: Vec<bf16> = values.iter().copied().map(bf16::from_f32).collect();
+                (machine.put(&rounded)?, Reading::TensorCores(Coding::Bf16))
+            }
+            Dtype::Float16 => {
+                let rounded: Vec<f16> = values.iter().copied().map(f16::from_f32).collect();
+                (machine.put(&rounded)?, Reading::TensorCores(Coding::F16))
+            }
+            Dtype::Float32 => (machine.put(values)?, Reading::F32),
         };
         Ok(Self { shape, reading, weights, scales: Address::NULL })
     }
@@ -153,6 +165,7 @@ fn multiply_many(machine: &mut Machine, coding: Coding, call: ProductParameters)
         inputs: call.inputs,
         segments: call.segments,
         is_spread: coding.is_spread(),
+        is_f16: coding.is_f16(),
     };
     machine.run(|on| {
         arrange_inputs(on, &arrange)?;
@@ -161,38 +174,9 @@ fn multiply_many(machine: &mut Machine, coding: Coding, call: ProductParameters)
 }
 
 pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
-    for (rows, inputs, outputs, segments) in
-        [(1, 1, 1, 1), (3, 96, 70, 2), (65, 40, 129, 1), (130, 128, 33, 8)]
-    {
-        let shape = PanelShape { outputs, inputs, segments };
-        checks.check(name(rows, shape, "f32"), || product(machine, (rows, Rows::Many), shape, DType::F32));
-        machine.clear();
-    }
-    // Rows that fill groups and not, segments that fill blocks and not, and lengths that no 16 bytes divide.
-    let few = [
-        (1, 1, 1, 1),
-        (3, 96, 70, 2),
-        (8, 1152, 40, 2),
-        (9, 136, 16, 1),
-        (16, 1024, 33, 8),
-        (23, 40, 129, 1),
-    ];
-    let few_more = [(33, 264, 20, 4), (64, 320, 24, 8), (5, 33, 17, 1), (2, 4224, 16, 4)];
-    for (rows, inputs, outputs, segments) in few.into_iter().chain(few_more) {
-        let shape = PanelShape { outputs, inputs, segments };
-        checks.check(name(rows, shape, "bf16"), || product(machine, (rows, Rows::Few), shape, DType::BF16));
-        machine.clear();
-    }
-    for (rows, inputs, outputs, segments) in
-        [(65, 40, 129, 1), (130, 128, 33, 8), (67, 33, 20, 1), (129, 608, 70, 2)]
-    {
-        let shape = PanelShape { outputs, inputs, segments };
-        checks
-            .check(name(rows, shape, "bf16"), || product(machine, (rows, Rows::Many), shape, DType::BF16));
-        machine.clear();
-    }
-    for held in [DType::F32, DType::BF16] {
-        let name = format!("product of a row alone and among others, {}", held.as_str());
+    shapes(machine, checks);
+    for held in [Dtype::Float32, Dtype::Bfloat16, Dtype::Float16] {
+        let name = format!("product of a row alone and among others, {}", held);
         checks.check(name, || {
             let shape = PanelShape { outputs: 75, inputs: 120, segments: 4 };
             let weights = Numbers::new(77).values(shape.outputs * shape.inputs);
@@ -200,7 +184,7 @@ pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
             alone(machine, &held)
         });
         machine.clear();
-        let name = format!("product on one rank and on two, {}", held.as_str());
+        let name = format!("product on one rank and on two, {}", held);
         checks.check(name, || on_two_ranks(machine, held));
         machine.clear();
     }
@@ -208,14 +192,14 @@ pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
         checks.check(format!("product and {function:?} of {width} gates at once and apart, bf16"), || {
             let shape = PanelShape { outputs: 2 * width, inputs: 72, segments: 1 };
             let weights = Numbers::new(5).values(shape.outputs * shape.inputs);
-            let held = Held::rows(machine, (&weights, DType::BF16), shape)?;
+            let held = Held::rows(machine, (&weights, Dtype::Bfloat16), shape)?;
             gated(machine, (&held, &held), function)
         });
         machine.clear();
     }
 }
 
-fn name(rows: usize, PanelShape { outputs, inputs, segments }: PanelShape, held: &str) -> String {
+fn name(rows: usize, PanelShape { outputs, inputs, segments }: PanelShape, held: Dtype) -> String {
     format!("product, {rows} x {inputs} by {inputs} x {outputs} in {segments}, {held}")
 }
 
@@ -223,14 +207,14 @@ fn product(
     machine: &mut Machine,
     (rows, with): (usize, Rows),
     shape: PanelShape,
-    held: DType,
+    held: Dtype,
 ) -> Result<Error> {
     let mut numbers = Numbers::new((rows * shape.outputs) as u64);
     let input = numbers.values(rows * shape.inputs);
     let weights = numbers.values(shape.outputs * shape.inputs);
     let found = Held::rows(machine, (&weights, held), shape)?.multiply(machine, (&input, with), None)?;
     let expected = twin(&input, Weights { values: weights, inputs: shape.inputs }, shape, held)?;
-    Ok(Error::of(&found, &expected, if held == DType::BF16 { TENSOR_CORES } else { F32 }))
+    Ok(Error::of(&found, &expected, if held == Dtype::Float32 { F32 } else { TENSOR_CORES }))
 }
 
 /// Every kernel's bits, with rows among as many as each takes, against those of the row alone. What hardware makes of
@@ -252,7 +236,7 @@ pub(super) fn alone(machine: &mut Machine, held: &Held) -> Result<Error> {
 }
 
 /// A rank has half of the segments, and so half of each row of inputs and of weights.
-fn on_two_ranks(machine: &mut Machine, held: DType) -> Result<Error> {
+fn on_two_ranks(machine: &mut Machine, held: Dtype) -> Result<Error> {
     let shape = PanelShape { outputs: 35, inputs: 320, segments: 4 };
     let half = PanelShape { inputs: 160, segments: 2, ..shape };
     let mut numbers = Numbers::new(79);
@@ -304,4 +288,42 @@ pub(super) fn gated(
         error = error.max(Error::of(&found, &machine.get(output, found.len())?, EXACT));
     }
     Ok(error)
+}
+
+/// Rows that fill groups and not, segments that fill blocks and not, and lengths that no 16 bytes divide.
+fn shapes(machine: &mut Machine, checks: &mut Checks<'_>) {
+    for (rows, inputs, outputs, segments) in
+        [(1, 1, 1, 1), (3, 96, 70, 2), (65, 40, 129, 1), (130, 128, 33, 8)]
+    {
+        let shape = PanelShape { outputs, inputs, segments };
+        checks.check(name(rows, shape, Dtype::Float32), || {
+            product(machine, (rows, Rows::Many), shape, Dtype::Float32)
+        });
+        machine.clear();
+    }
+    let few = [
+        (1, 1, 1, 1),
+        (3, 96, 70, 2),
+        (8, 1152, 40, 2),
+        (9, 136, 16, 1),
+        (16, 1024, 33, 8),
+        (23, 40, 129, 1),
+    ];
+    let few_more = [(33, 264, 20, 4), (64, 320, 24, 8), (5, 33, 17, 1), (2, 4224, 16, 4)];
+    for (rows, inputs, outputs, segments) in few.into_iter().chain(few_more) {
+        let shape = PanelShape { outputs, inputs, segments };
+        for held in OF_16_BITS {
+            checks.check(name(rows, shape, held), || product(machine, (rows, Rows::Few), shape, held));
+            machine.clear();
+        }
+    }
+    for (rows, inputs, outputs, segments) in
+        [(65, 40, 129, 1), (130, 128, 33, 8), (67, 33, 20, 1), (129, 608, 70, 2)]
+    {
+        let shape = PanelShape { outputs, inputs, segments };
+        for held in OF_16_BITS {
+            checks.check(name(rows, shape, held), || product(machine, (rows, Rows::Many), shape, held));
+            machine.clear();
+        }
+    }
 }

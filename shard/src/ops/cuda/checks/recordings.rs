@@ -36,6 +36,7 @@ pub(super) fn check(checks: &mut Checks<'_>, exact: &Target) {
     for (dtype, held) in [
         (Dtype::Float32, KvCacheDtype::Auto),
         (Dtype::Bfloat16, KvCacheDtype::Auto),
+        (Dtype::Float16, KvCacheDtype::Auto),
         (Dtype::Bfloat16, KvCacheDtype::Int8),
     ] {
         let name = format!("decode steps replayed and run, exact, {dtype}, KV {held}");

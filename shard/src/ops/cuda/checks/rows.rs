@@ -1,9 +1,11 @@
 //! What is done to rows element by element.
 
-use candle_core::{DType, Device, Result, Tensor};
-use half::bf16;
+use candle_core::{Device, Result, Tensor};
+use half::{bf16, f16};
 
+use super::machine::Plain;
 use super::{Checks, EXACT, Error, F32, Machine, Numbers};
+use crate::dtype::Dtype;
 use crate::ops::activation::{Activation, GatedActivation, PlainActivation};
 use crate::ops::add_bias::AddBias;
 use crate::ops::cpu::isa::Isa;
@@ -17,8 +19,8 @@ use crate::ops::cuda::rows::{
 use crate::ops::experts::AddRows;
 
 pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
-    for held in [DType::F32, DType::BF16] {
-        checks.check(format!("rows picked, {}", held.as_str()), || pick(machine, held));
+    for held in [Dtype::Float32, Dtype::Bfloat16, Dtype::Float16] {
+        checks.check(format!("rows picked, {}", held), || pick(machine, held));
     }
     for function in [Activation::Silu, Activation::GeluTanh] {
         checks.check(format!("{function:?} with a gate"), || gate(machine, function));
@@ -28,7 +30,12 @@ pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
     for cap in [None, Some(30.0)] {
         checks.check(format!("logits divided, cap {cap:?}"), || logits(machine, cap));
     }
-    checks.check("rounding to bf16", || round(machine));
+    checks.check("rounding to bf16", || {
+        round(machine, Dtype::Bfloat16, (bf16::from_f32, bf16::to_bits, bf16::is_nan))
+    });
+    checks.check("rounding to f16", || {
+        round(machine, Dtype::Float16, (f16::from_f32, f16::to_bits, f16::is_nan))
+    });
     checks.check("experts' rows added", || spread(machine));
     for count in [1, 2, 8, 64] {
         checks.check(format!("{count} parts summed in a tree"), || tree(machine, count));
@@ -37,13 +44,22 @@ pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
     machine.clear();
 }
 
-fn pick(machine: &mut Machine, held: DType) -> Result<Error> {
+fn pick(machine: &mut Machine, held: Dtype) -> Result<Error> {
     let (source, wanted) = (Numbers::new(4).values(11 * 37), [10_u32, 0, 3, 3, 7]);
-    let rounded: Vec<bf16> = source.iter().copied().map(bf16::from_f32).collect();
-    let is_bf16 = held == DType::BF16;
+    let (place, read): (Address, Vec<f32>) = match held {
+        Dtype::Bfloat16 => {
+            let rounded: Vec<bf16> = source.iter().copied().map(bf16::from_f32).collect();
+            (machine.put(&rounded)?, rounded.into_iter().map(bf16::to_f32).collect())
+        }
+        Dtype::Float16 => {
+            let rounded: Vec<f16> = source.iter().copied().map(f16::from_f32).collect();
+            (machine.put(&rounded)?, rounded.into_iter().map(f16::to_f32).collect())
+        }
+        Dtype::Float32 => (machine.put(&source)?, source),
+    };
     let output = machine.room::<f32>(5 * 37)?;
     let call = PickParameters {
-        source: if is_bf16 { machine.put(&rounded)? } else { machine.put(&source)? },
+        source: place,
         rows: machine.put(&wanted)?,
         output,
         elements: 5 * 37,
@@ -51,9 +67,8 @@ fn pick(machine: &mut Machine, held: DType) -> Result<Error> {
         scale: 1.5,
     };
     machine.run(|on| pick_rows(on, held, &call))?;
-    let value = |at: usize| if is_bf16 { rounded[at].to_f32() } else { source[at] };
-    let expected: Vec<f32> =
-        wanted.iter().flat_map(|row| (0..37).map(move |at| value(*row as usize * 37 + at) * 1.5)).collect();
+    let row = |row: &u32| &read[*row as usize * 37..][..37];
+    let expected: Vec<f32> = wanted.iter().flat_map(row).map(|value| value * 1.5).collect();
     Ok(Error::of(&machine.get(output, 5 * 37)?, &expected, EXACT))
 }
 
@@ -113,20 +128,32 @@ fn logits(machine: &mut Machine, cap: Option<f32>) -> Result<Error> {
     Ok(Error::of(&machine.get(place, 331)?, &values, F32))
 }
 
-/// Halves between two numbers, the largest that is rounded to infinity, the smallest, infinities, and what is none.
-fn round(machine: &mut Machine) -> Result<Error> {
+/// A type of 16 bits: the nearest number of it, its bits, and whether it is no number.
+type Rounding<T> = (fn(f32) -> T, fn(T) -> u16, fn(T) -> bool);
+
+/// Halves between two numbers of either type, the largest that are not infinity and what is, subnormal numbers, the smallest,
+/// infinities, and what is none.
+fn round<T: Plain>(
+    machine: &mut Machine,
+    to: Dtype,
+    (nearest, bits, is_none): Rounding<T>,
+) -> Result<Error> {
     let mut values = Numbers::new(10).values(1000);
     values.extend(
         [0x3f80_8000, 0x3f81_8000, 0x7f7f_ffff, 0x0000_0001, 0x8000_8000, 0x7f80_0000].map(f32::from_bits),
     );
+    values.extend([65_519.0, -65_520.0, 1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0, 3e-6, -4e-8, 2e-8]);
     values.extend([f32::NEG_INFINITY, -0.0, f32::NAN]);
     let count = values.len();
-    let output = machine.room::<bf16>(count)?;
+    let output = machine.room::<T>(count)?;
     let call = RoundParameters { input: machine.put(&values)?, output, elements: count as u64 };
-    machine.run(|on| round_rows(on, &call))?;
-    let found: Vec<u16> = machine.get::<bf16>(output, count)?.iter().map(|value| value.to_bits()).collect();
-    let expected: Vec<u16> = values.iter().map(|value| bf16::from_f32(*value).to_bits()).collect();
-    Ok(Error::unless(found == expected))
+    machine.run(|on| round_rows(on, to, &call))?;
+    let found = machine.get::<T>(output, count)?;
+    let is_right = |(found, value): (&T, &f32)| {
+        let expected = nearest(*value);
+        bits(*found) == bits(expected) || is_none(*found) && is_none(expected)
+    };
+    Ok(Error::unless(found.iter().zip(&values).all(is_right)))
 }
 
 fn spread(machine: &mut Machine) -> Result<Error> {

@@ -17,6 +17,10 @@ KERNEL_BESIDE(attend_bf16_64, AttentionParameters, 256, 2) { attend_on_tensor_co
 KERNEL_BESIDE(attend_bf16_96, AttentionParameters, 256, 2) { attend_on_tensor_cores<bf16, 96>(p); }
 KERNEL(attend_bf16_128, AttentionParameters, 256) { attend_on_tensor_cores<bf16, 128>(p); }
 KERNEL(attend_bf16_256, AttentionParameters, 256) { attend_on_tensor_cores<bf16, 256>(p); }
+KERNEL_BESIDE(attend_f16_64, AttentionParameters, 256, 2) { attend_on_tensor_cores<f16, 64>(p); }
+KERNEL_BESIDE(attend_f16_96, AttentionParameters, 256, 2) { attend_on_tensor_cores<f16, 96>(p); }
+KERNEL(attend_f16_128, AttentionParameters, 256) { attend_on_tensor_cores<f16, 128>(p); }
+KERNEL(attend_f16_256, AttentionParameters, 256) { attend_on_tensor_cores<f16, 256>(p); }
 KERNEL_BESIDE(attend_int8_64, AttentionParameters, 256, 2) { attend_on_tensor_cores<Integer8, 64>(p); }
 KERNEL_BESIDE(attend_int8_96, AttentionParameters, 256, 2) { attend_on_tensor_cores<Integer8, 96>(p); }
 KERNEL(attend_int8_128, AttentionParameters, 256) { attend_on_tensor_cores<Integer8, 128>(p); }

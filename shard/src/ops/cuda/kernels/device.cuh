@@ -71,10 +71,6 @@ __device__ inline bf16 round_to_bf16(float x) {
 __device__ inline void store(float *place, float x) { *place = x; }
 __device__ inline void store(bf16 *place, float x) { *place = round_to_bf16(x); }
 
-// An activation as a product with weights of type W reads it.
-__device__ inline float as_input(const float *, float x) { return x; }
-__device__ inline float as_input(const bf16 *, float x) { return widen(round_to_bf16(x)); }
-
 __device__ inline float infinity() { return from_bits(0x7f800000u); }
 
 // Sums and maxima over a warp, the same on all lanes; the order is that of a butterfly.

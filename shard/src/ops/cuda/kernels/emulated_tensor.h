@@ -91,6 +91,13 @@ inline u32 pack_bf16(float first, float second) {
     return (u32)round_to_bf16(first).bits | (u32)round_to_bf16(second).bits << 16;
 }
 
+inline u32 pack_f16(float first, float second) {
+    const _Float16 both[2] = {(_Float16)first, (_Float16)second};
+    u32 word;
+    memcpy(&word, both, sizeof word);
+    return word;
+}
+
 inline void multiply_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     emulation::multiply(d, a, b, emulation::bf16_in);
 }

@@ -58,11 +58,12 @@ KERNEL(product_f32, ProductParameters, 256) {
 
 struct ArrangeParameters {
     const float *input; // (rows, inputs)
-    u64 *output;        // (rows, segments, pieces of a padded segment): four numbers of bf16 each
+    u64 *output;        // (rows, segments, pieces of a padded segment): four numbers of 16 bits each
     u64 pieces;         // of the output
     u32 inputs;
     u32 segments;
     u32 is_spread; // as the weights' format says
+    u32 is_f16;    // else bf16
 };
 
 struct Neighbours {
@@ -85,5 +86,7 @@ KERNEL(arrange_inputs, ArrangeParameters, 256) {
     for (u32 element = 0; element < 4; element++)
         if (inner + element < length) four[element] = from[inner + element];
     const u32 place = p.is_spread ? place_of<Spread>(piece) : place_of<Neighbours>(piece);
-    p.output[at - piece + place] = (u64)pack_bf16(four[0], four[1]) | (u64)pack_bf16(four[2], four[3]) << 32;
+    const u32 first = p.is_f16 ? pack_f16(four[0], four[1]) : pack_bf16(four[0], four[1]);
+    const u32 second = p.is_f16 ? pack_f16(four[2], four[3]) : pack_bf16(four[2], four[3]);
+    p.output[at - piece + place] = (u64)first | (u64)second << 32;
 }

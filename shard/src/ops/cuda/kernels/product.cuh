@@ -14,8 +14,8 @@
 #include "tensor.cuh"
 
 struct ProductParameters {
-    const void *input;   // few rows: f32 (rows, inputs); many: bf16 as `arrange_inputs` leaves them
-    const void *weights; // bf16: (outputs, inputs); quantized: (tiles, segments, chunks, a chunk of a tile)
+    const void *input;   // few rows: f32 (rows, inputs); many: numbers of 16 bits as `arrange_inputs` leaves them
+    const void *weights; // bf16, f16: (outputs, inputs); quantized: (tiles, segments, chunks, a chunk of a tile)
     const float *scales; // float8: (segments, tiles, 16)
     float *output;       // (rows, stride)
     float *waiting;      // many rows: (levels of the tree, blocks, 64, 256), sums that wait for their siblings
@@ -84,15 +84,17 @@ template <u32 SCALES> struct Weights {
     float minima[2];
 };
 
+template <class NUMBER>
 __device__ inline void multiply_both(float (&sums)[4], const u32 (&words)[2][4], const Quad &inputs) {
     const u32 first[2] = {inputs.words[0], inputs.words[1]}, second[2] = {inputs.words[2], inputs.words[3]};
-    multiply_bf16(sums, words[0], first);
-    multiply_bf16(sums, words[1], second);
+    Numbers<NUMBER>::multiply(sums, words[0], first);
+    Numbers<NUMBER>::multiply(sums, words[1], second);
 }
 
-// Rows of bf16 as checkpoints have them. The first instruction of a chunk has the first four of each eight elements, so
-// that a lane's 16 bytes of a row are its own in both.
-struct Bf16Rows {
+// Rows of bf16 or f16 as checkpoints have them. The first instruction of a chunk has the first four of each eight
+// elements, so that a lane's 16 bytes of a row are its own in both.
+template <class NUMBER> struct Rows {
+    typedef NUMBER Number;
     static constexpr bool SPREAD = false, HAS_MINIMUM = false;
     static constexpr u32 QUADS = 64; // of a chunk of a tile in a block's memory: (rows from 0 or from 8, lane)
     static constexpr u32 STAGES = 4;
@@ -102,7 +104,7 @@ struct Bf16Rows {
     // warp's one tile copies what it reads itself.
     template <u32 TILES, u32 THREADS> struct Reader {
         static_assert(TILES * QUADS == 2 * THREADS, "a thread copies two parts");
-        const bf16 *first; // row
+        const NUMBER *first; // row
         u64 step;          // to the second, in elements
         u32 length, inner, thread;
         bool has_first, has_second;
@@ -114,7 +116,7 @@ struct Bf16Rows {
             const u32 row = row_of(p, first_tile, thread);
             has_first = row < p.outputs;
             has_second = row_of(p, first_tile, thread + THREADS) < p.outputs;
-            first = (const bf16 *)p.weights + (has_first ? (u64)row * p.inputs : 0);
+            first = (const NUMBER *)p.weights + (has_first ? (u64)row * p.inputs : 0);
             const u32 columns = TILES * TILE / 2;
             const u32 rows = p.function == 0 ? columns : TILES == 1 ? p.outputs / 2 : columns / 2;
             step = (u64)rows * p.inputs;
@@ -138,13 +140,13 @@ struct Bf16Rows {
         }
 
         __device__ inline void copy(u32 within, u32 from, Quad *to) const {
-            bf16 *place = (bf16 *)(to + thread);
+            NUMBER *place = (NUMBER *)(to + thread);
 #pragma unroll 1
             for (u32 element = 0; element < 8; element++, place++) {
                 const bool is_there = within + element < length;
-                const bf16 *of_row = first + from + element;
-                place[0] = has_first && is_there ? of_row[0] : bf16{0};
-                place[THREADS * 8] = has_second && is_there ? of_row[step] : bf16{0};
+                const NUMBER *of_row = first + from + element;
+                place[0] = has_first && is_there ? of_row[0] : NUMBER{0};
+                place[THREADS * 8] = has_second && is_there ? of_row[step] : NUMBER{0};
             }
         }
     };
@@ -155,14 +157,15 @@ struct Bf16Rows {
             : Reader<1, WARP>(p, tile, threadIdx.x % WARP) {}
 
         __device__ inline void begin_block(u32 segment, u32 block, Quad *to) const {
-            const u32 within = block * CHUNKS * CHUNK + inner, from = segment * length + within;
-            if (is_whole) {
+            const u32 within = block * CHUNKS * CHUNK + this->inner, from = segment * this->length + within;
+            if (this->is_whole) {
 #pragma unroll
                 for (u32 at = 0; at < CHUNKS; at++)
-                    begin_whole(within + at * CHUNK, from + at * CHUNK, to + at * QUADS);
+                    this->begin_whole(within + at * CHUNK, from + at * CHUNK, to + at * QUADS);
             } else {
 #pragma unroll 1
-                for (u32 at = 0; at < CHUNKS; at++) copy(within + at * CHUNK, from + at * CHUNK, to + at * QUADS);
+                for (u32 at = 0; at < CHUNKS; at++)
+                    this->copy(within + at * CHUNK, from + at * CHUNK, to + at * QUADS);
             }
         }
     };
@@ -175,7 +178,7 @@ struct Bf16Rows {
     }
 
     static __device__ inline void add(float (&sums)[4], const Held &held, const Quad &inputs, const float (&)[4]) {
-        multiply_both(sums, held.words, inputs);
+        multiply_both<NUMBER>(sums, held.words, inputs);
     }
 
     template <u32 COUNT>

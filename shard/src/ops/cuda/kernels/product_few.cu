@@ -1,4 +1,5 @@
-// Products of few rows with weights of bf16.
+// Products of few rows with weights of bf16 and f16.
 #include "product_few.cuh"
 
-FEW(bf16, Bf16Rows)
+FEW(bf16, Rows<bf16>)
+FEW(f16, Rows<f16>)

@@ -2,7 +2,7 @@
 //
 // A warp has a tile of 16 rows of the weights and one or more segments of them, which it reads front to back into a
 // ring of its own, several blocks ahead; no warp waits for another over weights. Warps that share a tile add their
-// segments in the block's memory at the end. Inputs are rounded to bf16 as fragments, for all warps of a block, a
+// segments in the block's memory at the end. Inputs are rounded to 16 bits as fragments, for all warps of a block, a
 // piece of the inner dimension at a time.
 #pragma once
 
@@ -44,7 +44,8 @@ template <class F, u32 GROUPS> struct Piece {
             for (u32 element = 0; element < 4; element++)
                 if (element < left) four[element] = from[element];
         }
-        return (u64)pack_bf16(four[0], four[1]) | (u64)pack_bf16(four[2], four[3]) << 32;
+        typedef Numbers<typename F::Number> Of;
+        return (u64)Of::pack(four[0], four[1]) | (u64)Of::pack(four[2], four[3]) << 32;
     }
 };
 
@@ -109,7 +110,7 @@ __device__ inline void multiply_block(float (&sums)[GROUPS][4], const Quad *weig
             if (F::HAS_MINIMUM) {
                 const u32 ones[2][4] = {{0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u},
                                         {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u}};
-                multiply_both(whole, ones, of_rows);
+                multiply_both<bf16>(whole, ones, of_rows);
             }
             F::add(sums[group], held, of_rows, whole);
         }

@@ -23,7 +23,7 @@ template <class F> __device__ inline void multiply_chunk(Sums &sums, const Quad 
         if (F::HAS_MINIMUM) {
             const u32 ones[2][4] = {{0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u},
                                     {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u}};
-            multiply_both(whole, ones, of_rows);
+            multiply_both<bf16>(whole, ones, of_rows);
         }
 #pragma unroll
         for (u32 tile = 0; tile < MY_TILES; tile++) F::add(sums[tile][group], held[tile], of_rows, whole);
@@ -112,7 +112,8 @@ template <class F> __device__ void multiply_many(const ProductParameters &p) {
 #define MANY(NAME, FORMAT)                                                                                        \
     KERNEL_BESIDE(many_##NAME, ProductParameters, MANY_THREADS, 2) { multiply_many<FORMAT>(p); }
 
-MANY(bf16, Bf16Rows)
+MANY(bf16, Rows<bf16>)
+MANY(f16, Rows<f16>)
 MANY(int8, Int8)
 MANY(int8_minimum, Int8Minimum)
 MANY(int8_short, Int8Short)

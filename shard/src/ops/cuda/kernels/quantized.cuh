@@ -49,6 +49,7 @@ __device__ inline void widen_float8(u32 bytes, u32 &first, u32 &second) {
 
 // Chunks of BYTES of elements a lane and TERMS numbers a row.
 template <u32 BYTES, u32 TERMS> struct Chunks {
+    typedef bf16 Number;
     static constexpr bool SPREAD = true;
     static constexpr u32 QUADS = BYTES * WARP / 16 + TERMS * 2;
     static constexpr u32 STAGES = BYTES == 8 ? 8 : 7;
@@ -149,7 +150,7 @@ struct Integers : Chunks<BITS * 2, SCALES + (MINIMUM ? 1 : 0)> {
     static __device__ inline void add(float (&sums)[4], const Held &held, const Quad &inputs, const float (&whole)[4]) {
         if (SCALES == 1) {
             float sum[4] = {};
-            multiply_both(sum, held.words, inputs);
+            multiply_both<bf16>(sum, held.words, inputs);
             for (u32 at = 0; at < 4; at++) sums[at] = fmaf(held.scales[0][at / 2], sum[at], sums[at]);
         } else {
             for (u32 half = 0; half < 2; half++) {
@@ -188,7 +189,7 @@ struct Float8 : Chunks<16, 0> {
     }
 
     static __device__ inline void add(float (&sums)[4], const Held &held, const Quad &inputs, const float (&)[4]) {
-        multiply_both(sums, held.words, inputs);
+        multiply_both<bf16>(sums, held.words, inputs);
     }
 
     template <u32 COUNT>

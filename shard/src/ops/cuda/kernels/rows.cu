@@ -7,6 +7,7 @@ __device__ inline u64 my_element() { return (u64)blockIdx.x * blockDim.x + threa
 
 KERNEL(write_heads_f32, WriteHeadsParameters, 256) { write_heads<float>(p); }
 KERNEL(write_heads_bf16, WriteHeadsParameters, 256) { write_heads<bf16>(p); }
+KERNEL(write_heads_f16, WriteHeadsParameters, 256) { write_heads<f16>(p); }
 KERNEL(write_heads_int8, WriteHeadsParameters, 256) { write_heads<Integer8>(p); }
 KERNEL(write_heads_fp8, WriteHeadsParameters, 256) { write_heads<Float8>(p); }
 
@@ -58,14 +59,17 @@ KERNEL(logit_transform, LogitParameters, 256) {
 
 struct RoundParameters {
     const float *input;
-    bf16 *output;
+    void *output;
     u64 elements;
 };
 
-KERNEL(round_rows, RoundParameters, 256) {
+template <class T> __device__ void round_rows(const RoundParameters &p) {
     const u64 at = my_element();
-    if (at < p.elements) p.output[at] = round_to_bf16(p.input[at]);
+    if (at < p.elements) store((T *)p.output + at, p.input[at]);
 }
+
+KERNEL(round_rows_bf16, RoundParameters, 256) { round_rows<bf16>(p); }
+KERNEL(round_rows_f16, RoundParameters, 256) { round_rows<f16>(p); }
 
 struct PickParameters {
     const void *source; // (any, width)
@@ -84,6 +88,7 @@ template <class W> __device__ void pick(const PickParameters &p) {
 
 KERNEL(pick_rows_f32, PickParameters, 256) { pick<float>(p); }
 KERNEL(pick_rows_bf16, PickParameters, 256) { pick<bf16>(p); }
+KERNEL(pick_rows_f16, PickParameters, 256) { pick<f16>(p); }
 
 struct SpreadParameters {
     float *target;        // (any, width)

@@ -11,6 +11,11 @@
 
 #include "device.cuh"
 
+// 16 bits with three more of the mantissa, up to 65,504.
+struct f16 {
+    uint16_t bits;
+};
+
 // 16 bytes that are moved at once.
 struct alignas(16) Quad {
     u32 words[4];
@@ -24,6 +29,13 @@ struct alignas(16) Quad {
 __device__ inline u32 pack_bf16(float first, float second) {
     u32 both;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
+    return both;
+}
+
+// The same as f16: infinite from 65,520 on.
+__device__ inline u32 pack_f16(float first, float second) {
+    u32 both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
     return both;
 }
 
@@ -95,3 +107,23 @@ template <u32 LATEST> __device__ inline void wait_for_copies() {
 }
 
 #endif
+
+__device__ inline float widen(f16 x) { return widen_f16(x.bits); }
+__device__ inline void store(f16 *place, float x) { place->bits = (uint16_t)pack_f16(x, 0.0f); }
+
+// What tensor cores do with numbers of a type.
+template <class NUMBER> struct Numbers;
+
+template <> struct Numbers<bf16> {
+    static __device__ inline u32 pack(float first, float second) { return pack_bf16(first, second); }
+    static __device__ inline void multiply(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+        multiply_bf16(d, a, b);
+    }
+};
+
+template <> struct Numbers<f16> {
+    static __device__ inline u32 pack(float first, float second) { return pack_f16(first, second); }
+    static __device__ inline void multiply(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+        multiply_f16(d, a, b);
+    }
+};

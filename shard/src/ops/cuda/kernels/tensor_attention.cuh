@@ -1,4 +1,4 @@
-// Attention on tensor cores over keys and values of bf16, or of eight bits that are widened to it.
+// Attention on tensor cores over keys and values of bf16 or f16, or of eight bits that are widened to bf16.
 //
 // A warp has 16 queries, as the rows of its products: neighbouring rows of one sequence times the query heads of one KV
 // head. Up to 8 warps share a step's keys and values, which are copied into the block's memory two steps ahead. A
@@ -43,11 +43,18 @@ __device__ inline float one_by(float x) {
 #endif
 }
 
-template <class HELD> struct IsScaled {
-    static constexpr bool VALUE = true;
+// What elements are multiplied as, and whether they have scales.
+template <class HELD> struct Held {
+    typedef bf16 Number;
+    static constexpr bool SCALED = true;
 };
-template <> struct IsScaled<bf16> {
-    static constexpr bool VALUE = false;
+template <> struct Held<bf16> {
+    typedef bf16 Number;
+    static constexpr bool SCALED = false;
+};
+template <> struct Held<f16> {
+    typedef f16 Number;
+    static constexpr bool SCALED = false;
 };
 
 // Sizes for heads of up to WIDTH elements.
@@ -57,7 +64,8 @@ template <class HELD, u32 WIDTH> struct Sizes {
     static constexpr u32 COLUMNS = WIDTH / 8;                                  // of values, eight together
     static constexpr u32 DEPTHS = WIDTH / 16;                                  // of scores' products
     static constexpr u32 KEYS = STEP / 8;                                      // of a step, eight together
-    static constexpr bool SCALED = IsScaled<HELD>::VALUE;
+    static constexpr bool SCALED = Held<HELD>::SCALED;
+    typedef typename Held<HELD>::Number Number;
 
     static constexpr u32 IN_QUAD = 16 / sizeof(HELD); // elements
     static constexpr u32 QUADS = STRIDE / IN_QUAD;    // of a row
@@ -138,12 +146,14 @@ __device__ inline void begin_step(const AttentionParameters &p, const Source &so
     end_copies();
 }
 
-// A step's keys or values as bf16, once every thread has called it and waited: what this thread copied is there.
-template <class HELD, u32 WIDTH> __device__ inline const bf16 *step_of(char *memory, Which which, u32 first) {
+// A step's keys or values as they are multiplied, once every thread has called it and waited: what this thread copied is
+// there.
+template <class HELD, u32 WIDTH>
+__device__ inline const typename Held<HELD>::Number *step_of(char *memory, Which which, u32 first) {
     typedef Sizes<HELD, WIDTH> Is;
     const char *copied = memory + (which * 2 + first / Is::STEP % 2) * Is::STEP_BYTES;
     if constexpr (!Is::SCALED) {
-        return (const bf16 *)copied;
+        return (const typename Is::Number *)copied;
     } else {
         Quad *widened = (Quad *)(memory + Is::WIDENED + which * STEP_ELEMENTS * sizeof(bf16));
         const u32 quad = threadIdx.x % Is::QUADS;
@@ -164,7 +174,7 @@ template <class HELD, u32 WIDTH> __device__ inline const bf16 *step_of(char *mem
                     widened[row * (Is::STRIDE / 8) + swapped(row, quad * 2 + half)] = to;
                 }
             });
-        return (const bf16 *)widened;
+        return (const typename Is::Number *)widened;
     }
 }
 
@@ -176,7 +186,7 @@ template <u32 WIDTH> struct Queries {
     bool is_any;
 };
 
-template <u32 WIDTH>
+template <class NUMBER, u32 WIDTH>
 __device__ inline void load_queries(const AttentionParameters &p, const Tile &tile, Queries<WIDTH> &queries) {
     const u32 group = p.query_heads / p.kv_heads, count = tile.rows * group;
     const u32 first = threadIdx.x / WARP * ROWS, lane = threadIdx.x % WARP;
@@ -199,7 +209,7 @@ __device__ inline void load_queries(const AttentionParameters &p, const Tile &ti
                 const u32 at = depth * 16 + further * 8 + lane % 4 * 2;
                 const float one = is_there && at < p.width ? x[at] : 0.0f;
                 const float two = is_there && at + 1 < p.width ? x[at + 1] : 0.0f;
-                queries.words[depth][further * 2 + half] = pack_bf16(one, two);
+                queries.words[depth][further * 2 + half] = Numbers<NUMBER>::pack(one, two);
             }
     }
 }
@@ -249,7 +259,7 @@ template <u32 COLUMNS> __device__ inline void fold_split(Sums<COLUMNS> &all, Sum
 
 // The scores of a step, not yet by their scale.
 template <class HELD, u32 WIDTH>
-__device__ inline void score(const Queries<WIDTH> &queries, const bf16 *keys,
+__device__ inline void score(const Queries<WIDTH> &queries, const typename Held<HELD>::Number *keys,
                              float (&scores)[Sizes<HELD, WIDTH>::KEYS][4]) {
     typedef Sizes<HELD, WIDTH> Is;
     const u32 lane = threadIdx.x % WARP, row = lane / 16 * 8 + lane % 8, quad = lane / 8 % 2;
@@ -264,8 +274,8 @@ __device__ inline void score(const Queries<WIDTH> &queries, const bf16 *keys,
             u32 words[4];
             load_matrices(words, keys + (key * 8 + row) * Is::STRIDE + swapped(row, depth * 2 + quad) * 8);
             const u32 one[2] = {words[0], words[1]}, two[2] = {words[2], words[3]};
-            multiply_bf16(scores[key], queries.words[depth], one);
-            multiply_bf16(scores[key + 1], queries.words[depth], two);
+            Numbers<typename Is::Number>::multiply(scores[key], queries.words[depth], one);
+            Numbers<typename Is::Number>::multiply(scores[key + 1], queries.words[depth], two);
         }
 }
 
@@ -342,7 +352,7 @@ __device__ inline void weigh(Sums<COLUMNS> &sums, float factor, float (&scores)[
 
 // Adds a step's values by their weights.
 template <class HELD, u32 WIDTH>
-__device__ inline void add_values(char *memory, u32 first, const bf16 *values,
+__device__ inline void add_values(char *memory, u32 first, const typename Held<HELD>::Number *values,
                                   float (&weights)[Sizes<HELD, WIDTH>::KEYS][4], Sums<WIDTH / 8> &sums) {
     typedef Sizes<HELD, WIDTH> Is;
     const u32 lane = threadIdx.x % WARP, row = lane % 16, quad = lane / 16;
@@ -360,15 +370,15 @@ __device__ inline void add_values(char *memory, u32 first, const bf16 *values,
                 one = one == 0.0f ? 0.0f : one * scale[0];
                 two = two == 0.0f ? 0.0f : two * scale[1];
             }
-            words[word] = pack_bf16(one, two);
+            words[word] = Numbers<typename Is::Number>::pack(one, two);
         }
 #pragma unroll
         for (u32 column = 0; column < Is::COLUMNS; column += 2) {
             u32 both[4];
             load_matrices_transposed(both, values + (key * 8 + row) * Is::STRIDE + swapped(row, column + quad) * 8);
             const u32 one[2] = {both[0], both[1]}, two[2] = {both[2], both[3]};
-            multiply_bf16(sums.values[column], words, one);
-            multiply_bf16(sums.values[column + 1], words, two);
+            Numbers<typename Is::Number>::multiply(sums.values[column], words, one);
+            Numbers<typename Is::Number>::multiply(sums.values[column + 1], words, two);
         }
     }
 }
@@ -418,7 +428,7 @@ template <class HELD, u32 WIDTH> __device__ void attend_on_tensor_cores(const At
     begin_step<HELD, WIDTH>(p, source, memory, VALUES, first);
     begin_step<HELD, WIDTH>(p, source, memory, KEYS, first + Is::STEP);
     Queries<WIDTH> queries;
-    load_queries(p, tile, queries);
+    load_queries<typename Is::Number>(p, tile, queries);
     Sums<Is::COLUMNS> all, split;
     clear(all);
     clear(split);
@@ -427,7 +437,7 @@ template <class HELD, u32 WIDTH> __device__ void attend_on_tensor_cores(const At
             queries.is_any && first <= queries.highest && first + Is::STEP > first_seen(p, queries.lowest);
         float scores[Is::KEYS][4];
         wait_for_copies<2>();
-        const bf16 *keys = step_of<HELD, WIDTH>(memory, KEYS, first);
+        const typename Is::Number *keys = step_of<HELD, WIDTH>(memory, KEYS, first);
         __syncthreads();
         begin_step<HELD, WIDTH>(p, source, memory, VALUES, first + Is::STEP);
         if (is_seen) {
@@ -437,7 +447,7 @@ template <class HELD, u32 WIDTH> __device__ void attend_on_tensor_cores(const At
             weigh(split, factor, scores);
         }
         wait_for_copies<2>();
-        const bf16 *values = step_of<HELD, WIDTH>(memory, VALUES, first);
+        const typename Is::Number *values = step_of<HELD, WIDTH>(memory, VALUES, first);
         __syncthreads();
         begin_step<HELD, WIDTH>(p, source, memory, KEYS, first + 2 * Is::STEP);
         if (is_seen) add_values<HELD, WIDTH>(memory, first, values, scores, split);

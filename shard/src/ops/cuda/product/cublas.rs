@@ -1,33 +1,36 @@
 //! Products by cuBLAS, which chooses its order of sums by the number of rows.
 
 use candle_core::cuda_backend::cudarc::cublas::{result, sys as cublas};
-use candle_core::{DType, Error, Result};
-use half::bf16;
+use candle_core::{Error, Result};
 
 use super::{Call, Sizes};
+use crate::dtype::Dtype;
 use crate::ops::cuda::gpu::Gpu;
 use crate::ops::cuda::kernel::Address;
 use crate::ops::cuda::rows::{RoundParameters, round_rows};
 use crate::ops::cuda::storage::{of_slice, room};
 
-/// With weights of bf16 or f32. cuBLAS counts columns first: to it the matrix is (inputs, outputs), transposed, and the
+/// With weights of bf16, f16 or f32. cuBLAS counts columns first: to it the matrix is (inputs, outputs), transposed, and the
 /// rows (inputs, rows).
-pub(super) fn multiply(call: &Call<'_>, sizes: Sizes, (weights, held): (Address, DType)) -> Result<()> {
+pub(super) fn multiply(call: &Call<'_>, sizes: Sizes, (weights, held): (Address, Dtype)) -> Result<()> {
     let (Call { device, input, output, .. }, Sizes { rows, inputs, outputs }) = (*call, sizes);
     if rows == 0 || outputs == 0 {
         return Ok(());
     }
-    let is_bf16 = held == DType::BF16;
-    let rounded = room::<bf16>(device, if is_bf16 { rows * inputs } else { 0 })?;
-    let input = if is_bf16 {
+    let element = match held {
+        Dtype::Bfloat16 => cublas::cudaDataType::CUDA_R_16BF,
+        Dtype::Float16 => cublas::cudaDataType::CUDA_R_16F,
+        Dtype::Float32 => cublas::cudaDataType::CUDA_R_32F,
+    };
+    let is_rounded = held != Dtype::Float32;
+    let rounded = room::<u16>(device, if is_rounded { rows * inputs } else { 0 })?;
+    let input = if is_rounded {
         let elements = (rows * inputs) as u64;
-        round_rows(&Gpu(device), &RoundParameters { input, output: of_slice(&rounded), elements })?;
+        round_rows(&Gpu(device), held, &RoundParameters { input, output: of_slice(&rounded), elements })?;
         of_slice(&rounded)
     } else {
         input
     };
-    let element =
-        if is_bf16 { cublas::cudaDataType::CUDA_R_16BF } else { cublas::cudaDataType::CUDA_R_32F };
     let (one, zero) = (1.0_f32, 0.0_f32);
     let handle = device.cublas_handle();
     let stream = device.cuda_stream();

@@ -41,6 +41,8 @@ const SIDE: usize = 64;
 pub(crate) enum Coding {
     /// Rows of bf16.
     Bf16,
+    /// Rows of f16.
+    F16,
     /// Tiles.
     Quantized(TileFormat),
 }
@@ -75,6 +77,8 @@ pub(crate) struct ArrangeParameters {
     pub(crate) inputs: u32,
     pub(crate) segments: u32,
     pub(crate) is_spread: u32,
+    /// Else bf16.
+    pub(crate) is_f16: u32,
 }
 
 // SAFETY: as in product.cu.
@@ -84,15 +88,23 @@ impl Coding {
     /// Whether neighbouring inputs go to different lanes.
     pub(crate) fn is_spread(self) -> u32 {
         match self {
-            Self::Bf16 => 0,
+            Self::Bf16 | Self::F16 => 0,
             Self::Quantized(_) => 1,
+        }
+    }
+
+    /// Whether inputs are rounded to f16, else to bf16.
+    pub(crate) fn is_f16(self) -> u32 {
+        match self {
+            Self::F16 => 1,
+            Self::Bf16 | Self::Quantized(_) => 0,
         }
     }
 
     /// Bytes of a chunk of a tile in a block's memory.
     fn chunk_bytes(self) -> usize {
         match self {
-            Self::Bf16 => 1024,
+            Self::Bf16 | Self::F16 => 1024,
             Self::Quantized(format) => format.chunk_bytes(),
         }
     }
@@ -100,7 +112,7 @@ impl Coding {
     /// Blocks of 128 elements a warp's ring has.
     fn stages(self) -> usize {
         match self {
-            Self::Bf16 => 4,
+            Self::Bf16 | Self::F16 => 4,
             Self::Quantized(format) if format.bits() == 4 => 8,
             Self::Quantized(_) => 7,
         }
@@ -112,6 +124,7 @@ impl Coding {
             Self::Bf16 => {
                 [Kernel::FewBf16Of8, Kernel::FewBf16Of16, Kernel::FewBf16Of32, Kernel::FewBf16Of64]
             }
+            Self::F16 => [Kernel::FewF16Of8, Kernel::FewF16Of16, Kernel::FewF16Of32, Kernel::FewF16Of64],
             Self::Quantized(TileFormat::Int8) => {
                 [Kernel::FewInt8Of8, Kernel::FewInt8Of16, Kernel::FewInt8Of32, Kernel::FewInt8Of64]
             }
@@ -145,6 +158,7 @@ impl Coding {
     fn many(self) -> Kernel {
         match self {
             Self::Bf16 => Kernel::ManyBf16,
+            Self::F16 => Kernel::ManyF16,
             Self::Quantized(TileFormat::Int8) => Kernel::ManyInt8,
             Self::Quantized(TileFormat::Int8Minimum) => Kernel::ManyInt8Minimum,
             Self::Quantized(TileFormat::Int8Short) => Kernel::ManyInt8Short,
@@ -210,7 +224,7 @@ pub(crate) fn arranged_elements(inputs: usize, segments: usize) -> usize {
     segments * (inputs / segments.max(1)).next_multiple_of(CHUNKS * CHUNK)
 }
 
-/// Rounds inputs to bf16 and lays them out as [`many`] reads them.
+/// Rounds inputs to 16 bits and lays them out as [`many`] reads them.
 pub(crate) fn arrange_inputs(on: &dyn Executor, parameters: &ArrangeParameters) -> Result<()> {
     launch(on, Kernel::ArrangeInputs, parameters, Grid::of_elements(parameters.pieces as usize))
 }

@@ -7,7 +7,7 @@ pub(crate) mod kernels;
 pub(crate) mod tiles;
 
 use candle_core::cuda_backend::CudaStorage;
-use candle_core::{CudaDevice, DType, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CudaDevice, Layout, Result, Shape, Storage, Tensor, bail};
 use half::bf16;
 
 use self::kernels::{
@@ -16,13 +16,14 @@ use self::kernels::{
 };
 use super::gpu::Gpu;
 use super::kernel::Address;
-use super::rows::{bf16_or_f32, gate_forward, number_of};
+use super::rows::{gate_forward, number_of, weights};
 use super::storage::{address, of_slice, room, wrapped};
+use crate::dtype::Dtype;
 use crate::ops::activation::Activation;
 use crate::ops::cpu::panels::PanelShape;
 use crate::ops::tiles::TileFormat;
 
-/// Rows from which on cuBLAS multiplies by bf16 where any order of sums will do. Up to here the time is that of reading
+/// Rows from which on cuBLAS multiplies by 16 bits where any order of sums will do. Up to here the time is that of reading
 /// the weights, and rounding the inputs would be a launch of its own; two groups of rows are what a tile takes with no
 /// more reading of inputs than of weights. To be tuned on a card.
 const CUBLAS_FROM: usize = 17;
@@ -34,6 +35,16 @@ pub(crate) enum Order {
     Fastest,
     /// One for every number of rows, in the model's virtual shards.
     Exact,
+}
+
+impl Order {
+    /// Whether tensor cores multiply so many rows by weights of 16 bits in an order of sums of our own.
+    fn is_own(self, rows: usize) -> bool {
+        match self {
+            Self::Exact => true,
+            Self::Fastest => rows < CUBLAS_FROM,
+        }
+    }
 }
 
 /// A matrix on a device: parts that take the same rows and whose columns stand beside each other.
@@ -57,7 +68,7 @@ pub(crate) struct DevicePart {
 
 /// How weights are held.
 pub(crate) enum DeviceWeights {
-    /// (outputs, inputs) of bf16 or f32
+    /// (outputs, inputs) of bf16, f16 or f32
     Rows(Tensor),
     /// Quantized.
     Tiles {
@@ -72,7 +83,7 @@ pub(crate) enum DeviceWeights {
 /// What multiplies.
 #[derive(Clone, Copy)]
 enum Way {
-    Cublas(DType),
+    Cublas(Dtype),
     F32,
     TensorCores(Coding),
 }
@@ -172,12 +183,11 @@ impl DevicePart {
     fn way(&self, order: Order, rows: usize) -> Result<Way> {
         Ok(match (&self.weights, order) {
             (DeviceWeights::Tiles { format, .. }, _) => Way::TensorCores(Coding::Quantized(*format)),
-            (DeviceWeights::Rows(weights), order) => match (weights.dtype(), order) {
-                (DType::F32, Order::Exact) => Way::F32,
-                (DType::BF16, Order::Exact) => Way::TensorCores(Coding::Bf16),
-                (DType::BF16, Order::Fastest) if rows < CUBLAS_FROM => Way::TensorCores(Coding::Bf16),
-                (held @ (DType::F32 | DType::BF16), Order::Fastest) => Way::Cublas(held),
-                (held, _) => bail!("multiply by weights of {}: they are bf16 or f32", held.as_str()),
+            (DeviceWeights::Rows(weights), order) => match (Dtype::of_elements(weights.dtype())?, order) {
+                (Dtype::Float32, Order::Exact) => Way::F32,
+                (Dtype::Bfloat16, order) if order.is_own(rows) => Way::TensorCores(Coding::Bf16),
+                (Dtype::Float16, order) if order.is_own(rows) => Way::TensorCores(Coding::F16),
+                (held, _) => Way::Cublas(held),
             },
         })
     }
@@ -185,7 +195,7 @@ impl DevicePart {
     fn multiply(&self, way: Way, gate: Option<Activation>, call: &Call<'_>) -> Result<()> {
         let PanelShape { inputs, outputs, segments } = self.shape;
         let (weights, scales) = match &self.weights {
-            DeviceWeights::Rows(weights) => (place_of(weights, bf16_or_f32)?, Address::NULL),
+            DeviceWeights::Rows(rows) => (place_of(rows, weights)?.0, Address::NULL),
             DeviceWeights::Tiles { bytes, scales, .. } => {
                 let scales = scales.as_ref().map(|scales| place_of(scales, address::<f32>));
                 (place_of(bytes, address::<u8>)?, scales.unwrap_or(Ok(Address::NULL))?)
@@ -232,6 +242,7 @@ fn many(device: &CudaDevice, coding: Coding, parameters: ProductParameters) -> R
         inputs: parameters.inputs,
         segments: parameters.segments,
         is_spread: coding.is_spread(),
+        is_f16: coding.is_f16(),
     };
     arrange_inputs(&Gpu(device), &arrange)?;
     let call = ProductParameters { input: of_slice(&arranged), waiting: of_slice(&waiting), ..parameters };
@@ -239,7 +250,7 @@ fn many(device: &CudaDevice, coding: Coding, parameters: ProductParameters) -> R
 }
 
 /// Where a tensor of weights is.
-fn place_of(tensor: &Tensor, find: fn(&CudaStorage, &Layout) -> Result<Address>) -> Result<Address> {
+fn place_of<T>(tensor: &Tensor, find: fn(&CudaStorage, &Layout) -> Result<T>) -> Result<T> {
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else { bail!("multiply on a device: the matrix is elsewhere") };
     find(storage, layout)
