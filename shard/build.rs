@@ -5,8 +5,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Files of kernels, each a module of its own.
-const MODULES: [&str; 8] =
-    ["norm", "rows", "product", "product_few", "quantized_few", "product_many", "attention", "sampling"];
+const MODULES: [&str; 10] = [
+    "norm",
+    "rows",
+    "product",
+    "product_few",
+    "quantized_few",
+    "product_many",
+    "experts",
+    "expert_products",
+    "attention",
+    "sampling",
+];
 
 /// Architectures whose code is in the binary: what runs on 8.0 runs on every 8.x.
 const ARCHITECTURES: [&str; 2] = ["80", "90"];

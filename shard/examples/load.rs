@@ -24,6 +24,7 @@ const MODEL: TinyLlama = TinyLlama {
     kv_heads: 8,
     head_width: 64,
     intermediate: 8192,
+    experts: None,
     vocabulary: 128_256,
     max_positions: 131_072,
     head: TinyHead::Tied,

@@ -23,6 +23,8 @@ pub struct TinyLlama {
     pub head_width: usize,
     /// Width of the MLP.
     pub intermediate: usize,
+    /// Experts of each layer, of which a token goes to two: a Mixtral. None: one MLP for all tokens.
+    pub experts: Option<usize>,
     /// Entries of the vocabulary.
     pub vocabulary: usize,
     /// Positions a context may have.
@@ -78,6 +80,7 @@ impl TinyLlama {
             kv_heads: 4,
             head_width: 20,
             intermediate: 192,
+            experts: None,
             vocabulary: 331,
             max_positions: 512,
             head: TinyHead::Tied,
@@ -87,7 +90,7 @@ impl TinyLlama {
 
     /// What config.json says.
     pub fn config(&self) -> serde_json::Value {
-        json!({
+        let mut config = json!({
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             "hidden_size": self.hidden,
@@ -106,7 +109,14 @@ impl TinyLlama {
             "torch_dtype": "bfloat16",
             "bos_token_id": 0,
             "eos_token_id": 1
-        })
+        });
+        if let Some(experts) = self.experts {
+            config["architectures"] = json!(["MixtralForCausalLM"]);
+            config["model_type"] = json!("mixtral");
+            config["num_local_experts"] = json!(experts);
+            config["num_experts_per_tok"] = json!(2);
+        }
+        config
     }
 
     /// The tensors, by name.
@@ -127,15 +137,29 @@ impl TinyLlama {
                 ("self_attn.k_proj", vec![keys, self.hidden]),
                 ("self_attn.v_proj", vec![keys, self.hidden]),
                 ("self_attn.o_proj", vec![self.hidden, queries]),
-                ("mlp.gate_proj", vec![self.intermediate, self.hidden]),
-                ("mlp.up_proj", vec![self.intermediate, self.hidden]),
-                ("mlp.down_proj", vec![self.hidden, self.intermediate]),
             ];
             let named = |(name, shape)| (format!("model.layers.{layer}.{name}.weight"), shape);
-            shapes.extend(in_layer.map(named));
+            let in_layer = in_layer.map(|(name, shape)| (name.to_owned(), shape));
+            shapes.extend(in_layer.into_iter().chain(self.mlp()).map(named));
         }
         let mut state = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         shapes.into_iter().map(|(name, shape)| (name, random_tensor(shape, &mut state))).collect()
+    }
+
+    /// The tensors of a layer's MLP.
+    fn mlp(&self) -> Vec<(String, Vec<usize>)> {
+        let (inner, down) = (vec![self.intermediate, self.hidden], vec![self.hidden, self.intermediate]);
+        let products = |module: &str, [gate, up, down_name]: [&str; 3]| {
+            [(gate, inner.clone()), (up, inner.clone()), (down_name, down.clone())]
+                .map(|(name, shape)| (format!("{module}.{name}"), shape))
+        };
+        let Some(experts) = self.experts else {
+            return products("mlp", ["gate_proj", "up_proj", "down_proj"]).into();
+        };
+        let router = ("block_sparse_moe.gate".to_owned(), vec![experts, self.hidden]);
+        let of_expert =
+            |expert| products(&format!("block_sparse_moe.experts.{expert}"), ["w1", "w3", "w2"]);
+        std::iter::once(router).chain((0..experts).flat_map(of_expert)).collect()
     }
 
     /// Writes config.json and model.safetensors into `folder`, which exists.

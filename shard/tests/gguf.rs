@@ -45,7 +45,7 @@ fn a_qwen_3_computes_what_transformers_does() {
 fn two_ranks_compute_the_bits_of_one() {
     let files = ModelFiles::Gguf(fixture("llama.gguf"));
     let prompt = tokens(40, 7, 512);
-    for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+    for dtype in [Dtype::Float32, Dtype::Bfloat16, Dtype::Float16] {
         let alone = Runner::solo(&files, dtype).alone(&prompt, 16);
         for rank in on_every_rank(&files, dtype, 2, |mut runner| runner.alone(&prompt, 16)) {
             assert_eq!(rank, alone, "{dtype}");
@@ -59,7 +59,7 @@ fn the_demo_computes_the_same_bits_by_way_of_a_gguf_file() {
     let path = folder.path().join("demo.gguf");
     std::fs::write(&path, testing::demo_as_gguf()).expect("room for a model");
     let prompt = tokens(60, 3, 4096);
-    for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+    for dtype in [Dtype::Float32, Dtype::Bfloat16, Dtype::Float16] {
         let original = Runner::solo(&ModelFiles::EmbeddedDemo, dtype).alone(&prompt, 32);
         let converted = Runner::solo(&ModelFiles::Gguf(path.clone()), dtype).alone(&prompt, 32);
         assert_eq!(converted, original, "{dtype}");

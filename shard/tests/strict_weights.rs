@@ -115,6 +115,7 @@ fn the_plan_says_what_a_loaded_rank_takes() {
     let spec = ModelSpec::read(&files).unwrap();
     let precisions = [
         Dtype::Bfloat16.into(),
+        Dtype::Float16.into(),
         Dtype::Float32.into(),
         Precision { dtype: Dtype::Bfloat16, quantize: Quantize::Int8 },
         Precision { dtype: Dtype::Bfloat16, quantize: Quantize::Int4 },

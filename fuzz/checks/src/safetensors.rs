@@ -15,6 +15,7 @@ const TINY: TinyLlama = TinyLlama {
     kv_heads: 1,
     head_width: 4,
     intermediate: 8,
+    experts: None,
     vocabulary: 8,
     max_positions: 16,
     head: TinyHead::Tied,

@@ -22,6 +22,8 @@ use super::stacks::{Part, Run, Stack, Stacks};
 use super::stream::Norm;
 use super::{Decoder, LoadError, Precision, Quantize, names, rope};
 use crate::comm::Communicator;
+#[cfg(not(feature = "cuda"))]
+use crate::decoder::mlp::HeldExperts;
 use crate::device::{DeviceError, DeviceKind, Target};
 use crate::kv::KvCacheDtype;
 use crate::ops::activation::Activation;
@@ -29,6 +31,8 @@ use crate::ops::attention::AttentionShape;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::panels::{COLUMNS, Panels};
 use crate::ops::cpu::quantized::{QuantizedPanels, Quantizing};
+#[cfg(not(feature = "cuda"))]
+use crate::ops::experts::Routing;
 use crate::ops::gated_linear::GatedLinear;
 use crate::ops::linear::Linear;
 use crate::ops::matrix::{Matrix, Packed, Packing};
@@ -268,6 +272,19 @@ impl Loader<'_> {
         _: Activation,
     ) -> Result<Option<GatedLinear>, LoadError> {
         Err(LoadError::Device(DeviceError::NotBuilt))
+    }
+
+    #[expect(
+        clippy::unused_self,
+        clippy::unnecessary_wraps,
+        reason = "its twin of binaries that know GPUs reads from it"
+    )]
+    fn grouped_experts(
+        &self,
+        _: usize,
+        _: (Routing, Activation),
+    ) -> Result<Option<HeldExperts>, LoadError> {
+        Ok(None)
     }
 
     #[expect(clippy::unused_self, reason = "its twin of binaries that know GPUs reads from it")]

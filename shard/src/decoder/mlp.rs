@@ -5,6 +5,8 @@ use candle_core::{DType, Tensor};
 use super::layer::Projection;
 use super::stream::{ForwardResult, Pass};
 use crate::ops::activation::{Activation, GatedActivation, PlainActivation};
+#[cfg(feature = "cuda")]
+use crate::ops::cuda::experts::grouped::GroupedExperts;
 use crate::ops::experts::{AddRows, Routing, route};
 use crate::ops::gated_linear::GatedLinear;
 use crate::ops::linear::Linear;
@@ -42,6 +44,19 @@ pub(super) enum Inner {
 pub(super) struct Experts {
     /// (rows, hidden) → (rows, experts), the same on every rank
     pub(super) router: Linear,
+    pub(super) held: HeldExperts,
+}
+
+/// How experts are computed.
+pub(super) enum HeldExperts {
+    OneByOne(ExpertsOneByOne),
+    /// All at once, on a device that decides where rows go.
+    #[cfg(feature = "cuda")]
+    Grouped(Box<GroupedExperts>),
+}
+
+/// Experts to which the host sends rows.
+pub(super) struct ExpertsOneByOne {
     pub(super) routing: Routing,
     /// The first of this rank's experts, counted over the model's.
     pub(super) first: usize,
@@ -89,9 +104,21 @@ impl DenseMlp {
 
 impl Experts {
     fn forward(&self, pass: &Pass<'_>, input: &Tensor) -> ForwardResult<Tensor> {
-        let scores = input.apply_op1_no_bwd(&self.router)?.flatten_all()?;
+        let scores = input.apply_op1_no_bwd(&self.router)?;
+        let sum = match &self.held {
+            HeldExperts::OneByOne(experts) => experts.forward(pass, (input, &scores))?,
+            #[cfg(feature = "cuda")]
+            HeldExperts::Grouped(experts) => input.apply_op2_no_bwd(&scores, experts.as_ref())?,
+        };
+        pass.all_reduce(&sum)?;
+        Ok(sum)
+    }
+}
+
+impl ExpertsOneByOne {
+    fn forward(&self, pass: &Pass<'_>, (input, scores): (&Tensor, &Tensor)) -> ForwardResult<Tensor> {
         pass.wait()?;
-        let scores = scores.to_vec1::<f32>()?;
+        let scores = scores.flatten_all()?.to_vec1::<f32>()?;
         let chosen = route(self.routing, &scores);
         let mut wanted = chosen.iter().skip(self.first);
         let mut sums = Vec::with_capacity(self.groups.len());
@@ -102,9 +129,7 @@ impl Experts {
             }
             sums.push(sum);
         }
-        let sum = tree(sums)?;
-        pass.all_reduce(&sum)?;
-        Ok(sum)
+        Ok(tree(sums)?)
     }
 
     /// Adds to `sum` what an expert makes of the rows that chose it.

@@ -260,18 +260,21 @@ impl Decoder {
         forward::forward(self, (batch, chosen), kv)
     }
 
-    /// Whether all of a step is done on a device, so that the host has only to start it. Experts are chosen on the host in
-    /// the middle of a pass, and sums over ranks that have no NCCL are made there.
+    /// Whether all of a step is done on a device, so that the host has only to start it. To experts that are computed one by
+    /// one the host sends rows in the middle of a pass, and sums over ranks that have no NCCL are made there.
     #[cfg(feature = "cuda")]
     pub(crate) fn is_all_on_device(&self) -> bool {
-        let is_dense = |mlp: &mlp::Mlp| match mlp {
+        let needs_no_host = |mlp: &mlp::Mlp| match mlp {
             mlp::Mlp::Dense(_) => true,
-            mlp::Mlp::Experts(_) => false,
+            mlp::Mlp::Experts(experts) => match experts.held {
+                mlp::HeldExperts::Grouped(_) => true,
+                mlp::HeldExperts::OneByOne(_) => false,
+            },
         };
         let communicator = self.communicator.as_ref();
         let sums_on_device = communicator.world_size() == 1 || communicator.nccl().is_some();
         let is_on_device = self.target.kind() == DeviceKind::Cuda;
-        is_on_device && sums_on_device && self.layers.iter().all(|layer| is_dense(&layer.mlp))
+        is_on_device && sums_on_device && self.layers.iter().all(|layer| needs_no_host(&layer.mlp))
     }
 
     /// The logits of some of the rows that asked for them, counted in the order they were asked for. Every rank

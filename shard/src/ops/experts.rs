@@ -143,7 +143,11 @@ impl InplaceOp2 for AddRows<'_> {
         source_layout: &Layout,
     ) -> Result<()> {
         self.check(target_layout, source_layout)?;
-        super::cuda::experts::add_forward(self.rows, (target, target_layout), (source, source_layout))
+        super::cuda::experts::one_by_one::add_forward(
+            self.rows,
+            (target, target_layout),
+            (source, source_layout),
+        )
     }
 }
 

@@ -6,7 +6,7 @@ use super::{Loader, names, rope};
 use crate::decoder::LoadError;
 use crate::decoder::choices::{Bias, LayerChoices, LayerMlp, LayerRope, MlpKind, QkNorm, ScoreScale};
 use crate::decoder::layer::{Layer, LayerAttention, LayerNorms, LayerQkNorm};
-use crate::decoder::mlp::{DenseMlp, Expert, Experts, Inner, Mlp};
+use crate::decoder::mlp::{DenseMlp, Expert, Experts, ExpertsOneByOne, HeldExperts, Inner, Mlp};
 use crate::decoder::spec::ExpertShape;
 use crate::decoder::stacks::Stack;
 use crate::ops::attention::AttentionShape;
@@ -134,20 +134,26 @@ impl Loader<'_> {
 
     fn experts(&self, index: usize, shape: ExpertShape) -> Result<Experts, LoadError> {
         let choices = self.spec.choices.mlp;
+        let routing =
+            Routing { experts: shape.count, chosen: shape.chosen, weights: choices.experts.weights };
+        let router = self.linear(&self.stacks.router(index))?;
+        if let Some(held) = self.grouped_experts(index, (routing, choices.activation))? {
+            return Ok(Experts { router, held });
+        }
         let mine: Vec<usize> = self.slice.experts.clone().collect();
         let group = |experts: &[usize]| experts.iter().map(|expert| self.expert(index, *expert)).collect();
-        let length = (mine.len() / self.slice.segments).max(1);
-        Ok(Experts {
-            router: self.linear(&self.stacks.router(index))?,
-            routing: Routing {
-                experts: shape.count,
-                chosen: shape.chosen,
-                weights: choices.experts.weights,
-            },
+        let groups = mine.chunks(self.experts_of_a_group()).map(group).collect::<Result<_, LoadError>>()?;
+        let held = HeldExperts::OneByOne(ExpertsOneByOne {
+            routing,
             first: self.slice.experts.start,
-            groups: mine.chunks(length).map(group).collect::<Result<_, LoadError>>()?,
+            groups,
             activation: choices.activation,
-        })
+        });
+        Ok(Experts { router, held })
+    }
+
+    pub(super) fn experts_of_a_group(&self) -> usize {
+        (self.slice.experts.len() / self.slice.segments).max(1)
     }
 
     fn expert(&self, index: usize, expert: usize) -> Result<Expert, LoadError> {

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::Loader;
 use crate::decoder::embedding::Table;
+use crate::decoder::mlp::HeldExperts;
 use crate::decoder::stacks::{Run, Stack};
 use crate::decoder::{LoadError, Quantize};
 use crate::device::DeviceKind;
@@ -17,8 +18,10 @@ use crate::dtype::Dtype;
 use crate::ops::activation::Activation;
 use crate::ops::cpu::panels::RowSource;
 use crate::ops::cpu::quantized::Quantizing;
+use crate::ops::cuda::experts::grouped::{ExpertParts, GroupedExperts};
 use crate::ops::cuda::product::tiles::{TileRows, TileSource, Tiling, by_segment};
 use crate::ops::cuda::product::{DeviceGate, DeviceMatrix, DevicePart, DeviceWeights};
+use crate::ops::experts::Routing;
 use crate::ops::gated_linear::GatedLinear;
 use crate::ops::linear::Linear;
 use crate::ops::matrix::{Matrix, Packing};
@@ -49,6 +52,40 @@ impl Loader<'_> {
         let weights = self.part_on_device(stack, run, TileRows::GateBesideUp)?;
         let gate = DeviceGate { weights, order: self.target.order() };
         Ok(Some(GatedLinear::of_device(gate, activation, self.isa)))
+    }
+
+    /// A layer's experts all at once, where they are on a device and held alike, as tensor cores read them.
+    pub(super) fn grouped_experts(
+        &self,
+        layer: usize,
+        how: (Routing, Activation),
+    ) -> Result<Option<HeldExperts>, LoadError> {
+        let Some(device) = self.target.gpu() else { return Ok(None) };
+        let mine = self.slice.experts.clone();
+        let stacks: Vec<[Stack; 2]> = mine.map(|expert| self.stacks.expert(layer, expert)).collect();
+        let runs = |which: usize| -> Vec<Run> {
+            stacks.iter().flat_map(|of_expert| of_expert[which].runs(self.spec, self.precision)).collect()
+        };
+        let is_one_matrix = |runs: &[Run]| {
+            let packing = runs.first().map(|run| run.packing);
+            runs.len() == stacks.len()
+                && packing.is_some_and(|packing| packing != Packing::Elements(Dtype::Float32))
+                && runs.iter().all(|run| Some(run.packing) == packing)
+        };
+        let (gates, downs) = (runs(0), runs(1));
+        if !is_one_matrix(&gates) || !is_one_matrix(&downs) {
+            return Ok(None);
+        }
+        let parts = |which: usize, runs: &[Run], rows: TileRows| -> Result<ExpertParts, LoadError> {
+            let part =
+                |(of_expert, run): (&[Stack; 2], &Run)| self.part_on_device(&of_expert[which], run, rows);
+            let parts = stacks.iter().zip(runs).map(part).collect::<Result<_, _>>()?;
+            Ok(ExpertParts::new(device, parts)?)
+        };
+        let gates = parts(0, &gates, TileRows::GateBesideUp)?;
+        let downs = parts(1, &downs, TileRows::InOrder)?;
+        let place = (self.slice.experts.start, stacks.len() / self.experts_of_a_group());
+        Ok(Some(HeldExperts::Grouped(Box::new(GroupedExperts::new(how, place, (gates, downs))))))
     }
 
     /// The embedding table; the head's rows where they are the same.

@@ -29,6 +29,8 @@ fn image(module: Module) -> &'static [u8] {
         Module::FewProducts => fatbin!("product_few"),
         Module::FewQuantized => fatbin!("quantized_few"),
         Module::ManyProducts => fatbin!("product_many"),
+        Module::Experts => fatbin!("experts"),
+        Module::ExpertProducts => fatbin!("expert_products"),
         Module::Attention => fatbin!("attention"),
         Module::Sampling => fatbin!("sampling"),
     }
@@ -79,7 +81,12 @@ fn load(context: &Arc<CudaContext>) -> Result<Loaded> {
 /// Whether blocks of a module's kernels have more memory than is usual.
 fn takes_much_memory(module: Module) -> bool {
     match module {
-        Module::Attention | Module::FewProducts | Module::FewQuantized | Module::ManyProducts => true,
+        Module::Attention
+        | Module::FewProducts
+        | Module::FewQuantized
+        | Module::ManyProducts
+        | Module::Experts
+        | Module::ExpertProducts => true,
         Module::Norms | Module::Rows | Module::Products | Module::Sampling => false,
     }
 }

@@ -10,7 +10,8 @@ use lockstep_proto::{
     Watermark, Work, WorkTokens,
 };
 
-use super::devices::{Checked, Folder, broken, on_two_ranks};
+use super::devices::{Checked, broken, on_two_ranks};
+use super::models::Folder;
 use super::{Checks, Error, Failure, Numbers};
 use crate::batch::BLOCK_SIZE;
 use crate::comm::{Communicator, Nccl, Solo, Threads, Timed};
@@ -190,8 +191,8 @@ fn run(files: &ModelFiles, (target, comm): (&Target, Arc<dyn Communicator>), how
 }
 
 /// A model whose contexts are long enough.
-fn folder() -> Checked<Folder> {
-    Folder::of(&TinyLlama { max_positions: 2048, ..TinyLlama::new(5) })
+fn folder(experts: Option<usize>) -> Checked<Folder> {
+    Folder::of(&TinyLlama { max_positions: 2048, experts, ..TinyLlama::new(5) })
 }
 
 /// Says where two runs differ, if not in how many steps were begun behind others; and where they tell of other numbers of tokens
@@ -231,14 +232,23 @@ pub(super) fn check(checks: &mut Checks<'_>, exact: &Target, gpus: usize) {
     for records in [true, false] {
         let recorded = if records { "recorded" } else { "kernel by kernel" };
         let target = Target { records, ..exact.clone() };
-        checks.check_or_skip(format!("steps behind steps and one by one, {recorded}"), || alone(&target));
+        for experts in [None, Some(8)] {
+            let with = experts.map_or("", |_| ", with experts");
+            let name = format!("steps behind steps and one by one, {recorded}{with}");
+            checks.check_or_skip(name, || alone(&target, experts));
+        }
     }
-    checks.check_or_skip("steps behind steps, two ranks by NCCL", || by_nccl(gpus));
+    for experts in [None, Some(8)] {
+        let with = experts.map_or("", |_| ", with experts");
+        checks.check_or_skip(format!("steps behind steps, two ranks by NCCL{with}"), || {
+            by_nccl(gpus, experts)
+        });
+    }
     checks.check_or_skip("steps of two ranks that share a GPU", || through_memory(exact));
 }
 
-fn alone(target: &Target) -> Checked<Error> {
-    let folder = folder()?;
+fn alone(target: &Target, experts: Option<usize>) -> Checked<Error> {
+    let folder = folder(experts)?;
     let ran = |how| run(&folder.files(), (target, Arc::new(Solo)), how);
     let (one_by_one, behind) = (ran(How::OneByOne)?, ran(How::Behind)?);
     compare_results(&one_by_one, &behind)?;
@@ -246,8 +256,8 @@ fn alone(target: &Target) -> Checked<Error> {
 }
 
 /// Exact sums: as of one rank.
-fn by_nccl(gpus: usize) -> Checked<Error> {
-    let folder = folder()?;
+fn by_nccl(gpus: usize, experts: Option<usize>) -> Checked<Error> {
+    let folder = folder(experts)?;
     let files = folder.files();
     let ran = |how| {
         on_two_ranks(gpus, Order::Exact, |target, nccl: Arc<Nccl>| {
@@ -260,7 +270,7 @@ fn by_nccl(gpus: usize) -> Checked<Error> {
 
 /// Nothing is begun behind anything there: the host is needed in the middle of a step.
 fn through_memory(exact: &Target) -> Checked<Error> {
-    let folder = folder()?;
+    let folder = folder(None)?;
     let files = folder.files();
     let group = Threads::group(2, super::devices::WATCHDOG).map_err(broken)?;
     let ranks: Vec<Checked<Ran>> = std::thread::scope(|scope| {

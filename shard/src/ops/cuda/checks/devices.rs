@@ -4,18 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
-use lockstep_models::ModelFiles;
-use lockstep_process::reports::Progress;
-use lockstep_proto::{BlockId, Blocks, Epoch, Position, Rank, TokenId};
+use lockstep_proto::{Epoch, Rank};
 
 use super::products::{Weights, twin};
 use super::{BF16, Checks, EXACT, Error, F16, F32, Failure, Numbers};
-use super::{behind, recordings};
-use crate::batch::{Batch, BatchSequence};
-use crate::comm::{Communicator, Joining, Membership, Nccl, Solo, Threads};
-use crate::decoder::{Decoder, Dtype, ForwardError, ModelSpec, Precision, Quantize};
+use super::{behind, models, recordings};
+use crate::comm::{Communicator, Joining, Membership, Nccl, Threads};
+use crate::decoder::{Dtype, ForwardError};
 use crate::device::{DeviceError, Target, gpus, visible_gpus};
-use crate::kv::KvCacheDtype;
 use crate::ops::cpu::isa::Isa;
 use crate::ops::cpu::panels::PanelShape;
 use crate::ops::cuda::product::{DeviceMatrix, DevicePart, DeviceWeights, Order};
@@ -23,16 +19,9 @@ use crate::ops::cuda::recording::Recording;
 use crate::ops::cuda::storage::of_slice;
 use crate::ops::linear::Linear;
 use crate::ops::matrix::Matrix;
-use crate::testing::TinyLlama;
 
 /// Far longer than any exchange here takes.
 pub(super) const WATCHDOG: Duration = Duration::from_secs(30);
-
-/// Largest error of a whole model whose activations are rounded to 8 bits on one side, relative to the largest logit.
-const QUANTIZED_MODEL: f32 = 5e-2;
-
-/// What weights and KV blocks are held in.
-type Held = (Precision, KvCacheDtype);
 
 pub(super) type Checked<T> = Result<T, Failure>;
 
@@ -50,26 +39,7 @@ pub(super) fn check(checks: &mut Checks<'_>) -> Result<(), DeviceError> {
         }
     }
     let exact = Target { exact: true, ..fast.clone() };
-    for (target, how) in [(&fast, "fast"), (&exact, "exact")] {
-        for dtype in [Dtype::Float32, Dtype::Bfloat16, Dtype::Float16] {
-            checks.check_or_skip(format!("a whole model, {how}, {dtype}"), || model(target, dtype));
-        }
-    }
-    for quantize in [Quantize::Int8, Quantize::Int4] {
-        checks.check_or_skip(format!("a whole model, {quantize}"), || quantized(&fast, quantize));
-    }
-    let of = |quantize| Precision { dtype: Dtype::Bfloat16, quantize };
-    for kv_cache in [KvCacheDtype::Auto, KvCacheDtype::Int8, KvCacheDtype::Float8] {
-        let name = format!("a whole model in chunks and at once, exact, KV cache {kv_cache}");
-        checks.check_or_skip(name, || chunks(&exact, (of(Quantize::None), kv_cache)));
-    }
-    checks.check_or_skip("a whole model in chunks and at once, exact, float16", || {
-        chunks(&exact, (Dtype::Float16.into(), KvCacheDtype::Auto))
-    });
-    for (target, quantize) in [(&fast, Quantize::Int4), (&exact, Quantize::Fp8)] {
-        let name = format!("a whole model in chunks and at once, {}", of(quantize));
-        checks.check_or_skip(name, || chunks(target, (of(quantize), KvCacheDtype::Auto)));
-    }
+    models::check(checks, &fast, &exact);
     recordings::check(checks, &exact);
     behind::check(checks, &exact, gpus);
     for order in [Order::Fastest, Order::Exact] {
@@ -103,104 +73,12 @@ fn product(target: &Target, (rows, inputs, outputs): (usize, usize, usize), held
 }
 
 /// Largest error of a product whose inputs and weights are rounded so.
-fn rounding(held: Dtype) -> f32 {
+pub(super) fn rounding(held: Dtype) -> f32 {
     match held {
         Dtype::Bfloat16 => BF16,
         Dtype::Float16 => F16,
         Dtype::Float32 => F32,
     }
-}
-
-/// A folder with a random model in it, removed when this is dropped.
-pub(super) struct Folder(std::path::PathBuf);
-
-impl Folder {
-    /// One at a time.
-    pub(super) fn of(model: &TinyLlama) -> Checked<Self> {
-        let name = format!("lockstep-gpu-checks-{}", std::process::id());
-        let folder = Self(std::env::temp_dir().join(name));
-        std::fs::create_dir_all(&folder.0).map_err(broken)?;
-        model.write(&folder.0).map_err(broken)?;
-        Ok(folder)
-    }
-
-    pub(super) fn files(&self) -> ModelFiles {
-        ModelFiles::Folder(self.0.clone())
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // Nothing depends on it.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// Logits of every row of a prompt computed in chunks, and of one token after it.
-fn logits(target: &Target, (precision, kv_cache): Held, chunk: usize) -> Checked<Vec<f32>> {
-    let folder = Folder::of(&TinyLlama::new(7))?;
-    let files = folder.files();
-    let spec = ModelSpec::read(&files).map_err(broken)?;
-    let alone: Arc<dyn Communicator> = Arc::new(Solo);
-    let decoder = Decoder::load_onto((target, alone), &files, (&spec, precision), Progress::default());
-    let decoder = decoder.map_err(broken)?.with_kv_cache(kv_cache);
-    let mut kv = decoder.allocate_kv(Blocks(32)).map_err(broken)?;
-    let mut numbers = Numbers::new(3);
-    let tokens: Vec<TokenId> = (0..301).map(|_| TokenId(numbers.below(spec.vocabulary_size()))).collect();
-    let blocks: Vec<BlockId> = (0..20).map(|at| BlockId(at * 7 % 32)).collect();
-    let mut all = Vec::new();
-    let ends = (0..300)
-        .step_by(chunk)
-        .map(|first| first..(first + chunk).min(300))
-        .chain(std::iter::once(300..301));
-    for rows in ends {
-        let count = rows.len();
-        let sequence = BatchSequence {
-            first_row: 0,
-            rows: count,
-            first_position: Position(rows.start as u32),
-            blocks: blocks.clone(),
-        };
-        let batch = Batch {
-            token_ids: tokens[rows].to_vec(),
-            sequences: vec![sequence],
-            logit_rows: (0..count).collect(),
-            fed: Vec::new(),
-        };
-        let hidden = decoder.forward(&batch, &mut kv).map_err(broken)?;
-        let logits =
-            decoder.logits(&hidden, 0..count).and_then(|logits| logits.on_host()).map_err(broken)?;
-        all.extend(logits.rows().flatten());
-    }
-    Ok(all)
-}
-
-fn model(target: &Target, dtype: Dtype) -> Checked<Error> {
-    let held = (dtype.into(), KvCacheDtype::Auto);
-    let (found, expected) = (logits(target, held, 300)?, logits(&Target::cpu(), held, 300)?);
-    // Of a whole model the errors of all operators add up.
-    let allowed = match dtype {
-        Dtype::Bfloat16 | Dtype::Float16 => 3.0 * rounding(dtype),
-        Dtype::Float32 => 10.0 * rounding(dtype),
-    };
-    Ok(Error::of(&found, &expected, allowed))
-}
-
-/// The CPU rounds activations to 8 bits.
-fn quantized(target: &Target, quantize: Quantize) -> Checked<Error> {
-    let held = (Precision { dtype: Dtype::Bfloat16, quantize }, KvCacheDtype::Auto);
-    let (found, expected) = (logits(target, held, 300)?, logits(&Target::cpu(), held, 300)?);
-    Ok(Error::of(&found, &expected, QUANTIZED_MODEL))
-}
-
-/// Products with quantized weights have one order of sums whether others have it or not.
-fn chunks(target: &Target, held: Held) -> Checked<Error> {
-    let whole = logits(target, held, 300)?;
-    let mut error = Error::unless(true);
-    for chunk in [1, 17, 256] {
-        error = error.max(Error::of(&logits(target, held, chunk)?, &whole, EXACT));
-    }
-    Ok(error)
 }
 
 /// Two ranks on threads of this process, each with a GPU of its own.

@@ -6,8 +6,10 @@
 mod attention;
 mod behind;
 mod devices;
+mod experts;
 mod heads;
 mod machine;
+mod models;
 mod norms;
 mod products;
 mod quantized;
@@ -160,6 +162,7 @@ pub fn kernels(machine: &mut Machine, tell: &mut dyn FnMut(Outcome)) {
     heads::check(machine, &mut checks);
     products::check(machine, &mut checks);
     quantized::check(machine, &mut checks);
+    experts::check(machine, &mut checks);
     attention::check(machine, &mut checks);
     sampling::check(machine, &mut checks);
 }

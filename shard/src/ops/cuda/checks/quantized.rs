@@ -271,12 +271,12 @@ fn on_two_ranks(machine: &mut Machine, format: TileFormat) -> Result<Error> {
     let mut error = Error::unless(true);
     for rows in [3, 66] {
         let input = &input[..rows * 320];
-        let held = quantized(machine, &weights, (shape, format))?;
+        let held = quantized(machine, (&weights, TileRows::InOrder), (shape, format))?;
         let whole = held.multiply(machine, (input, Rows::of(rows)), None)?;
         let mut parts = Vec::new();
         for rank in [0, 1] {
             let shape = PanelShape { inputs: 160, segments: 2, ..shape };
-            let held = quantized(machine, &halves(&weights, rank), (shape, format))?;
+            let held = quantized(machine, (&halves(&weights, rank), TileRows::InOrder), (shape, format))?;
             parts.push(held.multiply(machine, (&halves(input, rank), Rows::of(rows)), None)?);
         }
         let sums: Vec<f32> = parts[0].iter().zip(&parts[1]).map(|(left, right)| left + right).collect();
@@ -286,9 +286,9 @@ fn on_two_ranks(machine: &mut Machine, format: TileFormat) -> Result<Error> {
 }
 
 /// Weights as a rank quantizes them when it loads them.
-fn quantized(
+pub(super) fn quantized(
     machine: &mut Machine,
-    values: &[f32],
+    (values, rows): (&[f32], TileRows),
     (shape, format): (PanelShape, TileFormat),
 ) -> Result<Held> {
     let weights = Weights { values: values.to_vec(), inputs: shape.inputs };
@@ -297,7 +297,6 @@ fn quantized(
         TileFormat::Int4 | TileFormat::Int4Minimum => Some(Format::Nibbles),
         TileFormat::Int8 | TileFormat::Int8Minimum | TileFormat::Int8Short => Some(Format::Bytes),
     };
-    let rows = TileRows::InOrder;
     let Some(format) = format else {
         return held(machine, &Tiling { source: TileSource::Float8(&weights), shape, rows });
     };

@@ -33,6 +33,7 @@ const TURNS: [(&[usize], usize); 8] = [
 ];
 
 pub(super) fn check(checks: &mut Checks<'_>, exact: &Target) {
+    let model = TinyLlama { max_positions: 2048, ..TinyLlama::new(11) };
     for (dtype, held) in [
         (Dtype::Float32, KvCacheDtype::Auto),
         (Dtype::Bfloat16, KvCacheDtype::Auto),
@@ -40,8 +41,12 @@ pub(super) fn check(checks: &mut Checks<'_>, exact: &Target) {
         (Dtype::Bfloat16, KvCacheDtype::Int8),
     ] {
         let name = format!("decode steps replayed and run, exact, {dtype}, KV {held}");
-        checks.check_or_skip(name, || replayed_and_run(exact, dtype, held));
+        checks.check_or_skip(name, || replayed_and_run(exact, &model, (dtype, held)));
     }
+    let model = TinyLlama { experts: Some(8), ..model };
+    checks.check_or_skip("decode steps replayed and run, exact, bfloat16, with experts", || {
+        replayed_and_run(exact, &model, (Dtype::Bfloat16, KvCacheDtype::Auto))
+    });
 }
 
 /// A decoder and what its sequences have.
@@ -93,8 +98,12 @@ impl Run {
     }
 }
 
-fn replayed_and_run(target: &Target, dtype: Dtype, held: KvCacheDtype) -> Checked<Error> {
-    let folder = super::devices::Folder::of(&TinyLlama { max_positions: 2048, ..TinyLlama::new(11) })?;
+fn replayed_and_run(
+    target: &Target,
+    model: &TinyLlama,
+    (dtype, held): (Dtype, KvCacheDtype),
+) -> Checked<Error> {
+    let folder = super::models::Folder::of(model)?;
     let files = folder.files();
     let recording = Target { records: true, ..target.clone() };
     let mut runs = [

@@ -26,6 +26,8 @@
 #define WARP_SHUFFLE_XOR(VALUE, MASK) __shfl_xor_sync(0xffffffffu, VALUE, MASK)
 #define WARP_SHUFFLE(VALUE, LANE) __shfl_sync(0xffffffffu, VALUE, LANE)
 #define WARP_ANY(IS) __any_sync(0xffffffffu, IS)
+#define WARP_BALLOT(IS) __ballot_sync(0xffffffffu, IS)
+#define POPULATION(WORD) (u32) __popc(WORD)
 #define WARP_SYNC() __syncwarp()
 #endif
 

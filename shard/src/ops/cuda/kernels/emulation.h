@@ -125,14 +125,15 @@ template <class T> T show(T value, uint32_t lane) {
     return seen;
 }
 
-inline bool any(bool is) {
+// A bit for each lane of the warp.
+inline uint32_t ballot(bool is) {
     Block *b = block();
     const uint32_t first = b->current / 32 * 32;
     double *shown = b->shown[b->warp_opened[first / 32] % 2];
     shown[b->current] = is;
     wait_for_warp();
-    bool found = false;
-    for (uint32_t lane = 0; lane < 32; lane++) found |= shown[first + lane] != 0;
+    uint32_t found = 0;
+    for (uint32_t lane = 0; lane < 32; lane++) found |= (uint32_t)(shown[first + lane] != 0) << lane;
     return found;
 }
 
@@ -205,7 +206,9 @@ inline void run(const uint32_t *grid, uint32_t threads, size_t shared_bytes, voi
 #define gridDim (emulation::block()->grid)
 #define WARP_SHUFFLE_XOR(VALUE, MASK) emulation::show(VALUE, (emulation::block()->current % 32) ^ (MASK))
 #define WARP_SHUFFLE(VALUE, LANE) emulation::show(VALUE, LANE)
-#define WARP_ANY(IS) emulation::any(IS)
+#define WARP_ANY(IS) (emulation::ballot(IS) != 0)
+#define WARP_BALLOT(IS) emulation::ballot(IS)
+#define POPULATION(WORD) (u32) __builtin_popcount(WORD)
 #define WARP_SYNC() emulation::wait_for_warp()
 #define DYNAMIC_SHARED(NAME) float *NAME = (float *)emulation::block()->shared.data()
 #define KERNEL_BESIDE(NAME, PARAMETERS, THREADS, BLOCKS) KERNEL(NAME, PARAMETERS, THREADS)

@@ -14,6 +14,11 @@ constexpr u32 INPUT_CHUNKS = 64;
 // How many chunks of its inputs a part has at once: a power of two.
 template <u32 GROUPS> __device__ inline u32 chunks_at_once(u32 parts) { return INPUT_CHUNKS / GROUPS >> parts / 2; }
 
+// Where rows of inputs are: one after the other.
+struct InOrder {
+    __device__ inline u32 of(u32 row) const { return row; }
+};
+
 // Where four of the inputs come from and go to.
 template <class F, u32 GROUPS> struct Piece {
     u32 inner, left; // the first element in a row, and how many there are of it in its segment: none, or one and more
@@ -31,8 +36,8 @@ template <class F, u32 GROUPS> struct Piece {
         place = (fragment * 4 * GROUP + row % GROUP * 4) * 2 + place_of<F>(piece);
     }
 
-    __device__ inline u64 read(const ProductParameters &p, bool is_whole) const {
-        const float *from = (const float *)p.input + (u64)row * p.inputs + inner;
+    template <class FROM> __device__ inline u64 read(const ProductParameters &p, bool is_whole, FROM rows) const {
+        const float *from = (const float *)p.input + (u64)rows.of(row) * p.inputs + inner;
         float four[4] = {};
         if (is_whole) {
             if (left == 0) return 0;
@@ -50,8 +55,8 @@ template <class F, u32 GROUPS> struct Piece {
 };
 
 // Inputs of the stream's blocks from `first` on, of all parts: (part, chunk, group of rows, lane).
-template <class F, u32 GROUPS>
-__device__ void stage_inputs(const ProductParameters &p, u32 first, u64 *to) {
+template <class F, u32 GROUPS, class FROM>
+__device__ void stage_inputs(const ProductParameters &p, u32 first, u64 *to, FROM rows) {
     constexpr u32 TOGETHER = 4; // reads that are under way at once
     const u32 length = segment_length(p), all = p.parts * p.rows * chunks_at_once<GROUPS>(p.parts) * 8;
     const bool is_whole = p.inputs % 4 == 0 && length % 4 == 0;
@@ -63,7 +68,7 @@ __device__ void stage_inputs(const ProductParameters &p, u32 first, u64 *to) {
         for (u32 at = 0; at < TOGETHER; at++) {
             const Piece<F, GROUPS> piece(p, begin + at * blockDim.x, first, length);
             places[at] = piece.place;
-            pieces[at] = begin + at * blockDim.x < all ? piece.read(p, is_whole) : 0;
+            pieces[at] = begin + at * blockDim.x < all ? piece.read(p, is_whole, rows) : 0;
         }
 #pragma unroll
         for (u32 at = 0; at < TOGETHER; at++)
@@ -135,7 +140,8 @@ template <u32 GROUPS> __device__ inline void join_parts(u32 parts, float *memory
 
 // Blocks along x of a power of two of warps: (tiles, parts), parts beside each other. The block's memory: each warp's
 // ring, then the inputs.
-template <class F, u32 GROUPS> __device__ void multiply_few(const ProductParameters &p) {
+template <class F, u32 GROUPS, class FROM = InOrder>
+__device__ void multiply_few(const ProductParameters &p, FROM rows = FROM{}) {
     DYNAMIC_SHARED(memory);
     constexpr u32 STAGE = CHUNKS * F::QUADS;
     const u32 warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
@@ -163,7 +169,7 @@ template <class F, u32 GROUPS> __device__ void multiply_few(const ProductParamet
         const u32 staged = at & (piece - 1);
         if (staged == 0) {
             __syncthreads();
-            stage_inputs<F, GROUPS>(p, at, (u64 *)inputs);
+            stage_inputs<F, GROUPS>(p, at, (u64 *)inputs, rows);
             __syncthreads();
         }
         wait_for_copies<F::STAGES - 2>();

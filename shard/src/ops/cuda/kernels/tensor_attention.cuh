@@ -146,8 +146,8 @@ __device__ inline void begin_step(const AttentionParameters &p, const Source &so
     end_copies();
 }
 
-// A step's keys or values as they are multiplied, once every thread has called it and waited: what this thread copied is
-// there.
+// A step's keys or values as they are multiplied, once every thread has called it and waited: what this thread copied
+// is there.
 template <class HELD, u32 WIDTH>
 __device__ inline const typename Held<HELD>::Number *step_of(char *memory, Which which, u32 first) {
     typedef Sizes<HELD, WIDTH> Is;

@@ -69,6 +69,21 @@ pub(crate) struct ProductParameters {
 // SAFETY: as in product.cuh.
 unsafe impl Parameters for ProductParameters {}
 
+/// As [`few`] for all experts of a layer at once.
+#[repr(C)]
+pub(crate) struct ExpertProductParameters {
+    /// Of one expert and all places.
+    pub(crate) product: ProductParameters,
+    /// (parts) of [`ExpertRows`](crate::ops::cuda::experts::ExpertRows)
+    pub(crate) parts: Address,
+    pub(crate) rows: Address,
+    pub(crate) weights: Address,
+    pub(crate) scales: Address,
+}
+
+// SAFETY: as in expert_products.cu.
+unsafe impl Parameters for ExpertProductParameters {}
+
 #[repr(C)]
 pub(crate) struct ArrangeParameters {
     pub(crate) input: Address,
@@ -155,6 +170,20 @@ impl Coding {
         }
     }
 
+    /// For all experts of a layer.
+    fn experts(self) -> Kernel {
+        match self {
+            Self::Bf16 => Kernel::ExpertsBf16,
+            Self::F16 => Kernel::ExpertsF16,
+            Self::Quantized(TileFormat::Int8) => Kernel::ExpertsInt8,
+            Self::Quantized(TileFormat::Int8Minimum) => Kernel::ExpertsInt8Minimum,
+            Self::Quantized(TileFormat::Int8Short) => Kernel::ExpertsInt8Short,
+            Self::Quantized(TileFormat::Int4) => Kernel::ExpertsInt4,
+            Self::Quantized(TileFormat::Int4Minimum) => Kernel::ExpertsInt4Minimum,
+            Self::Quantized(TileFormat::Float8) => Kernel::ExpertsFloat8,
+        }
+    }
+
     fn many(self) -> Kernel {
         match self {
             Self::Bf16 => Kernel::ManyBf16,
@@ -176,25 +205,72 @@ impl ProductParameters {
     }
 }
 
+/// How the warps of a block of the kernel of few rows share its work.
+#[derive(Clone, Copy)]
+struct Cut {
+    /// Tiles of a block.
+    together: usize,
+    /// Warps that share a tile.
+    parts: usize,
+}
+
+impl Cut {
+    /// For up to so many rows.
+    fn of(parameters: &ProductParameters, rows: usize) -> Self {
+        // A part has inputs of a whole block at least.
+        let most_parts = WARPS.min(INPUT_CHUNKS / CHUNKS / groups_of(rows));
+        let parts = (parameters.segments as usize).clamp(1, most_parts);
+        Self { together: WARPS / parts, parts }
+    }
+
+    /// With fewer tiles together where there would be fewer blocks than multiprocessors.
+    fn filling(self, blocks: impl Fn(usize) -> usize) -> Self {
+        let mut together = self.together;
+        while together > 1 && blocks(together) < MULTIPROCESSORS {
+            together /= 2;
+        }
+        Self { together, ..self }
+    }
+
+    /// Blocks for tiles, and so many times along y.
+    fn grid(self, coding: Coding, [tiles, times]: [usize; 2]) -> Grid {
+        let warps = self.together * self.parts;
+        let ring = coding.stages() * CHUNKS * coding.chunk_bytes();
+        Grid {
+            blocks: [tiles.div_ceil(self.together) as u32, times as u32, 1],
+            threads: (warps * 32) as u32,
+            shared_bytes: (warps * ring + INPUT_CHUNKS * INPUT_CHUNK_BYTES) as u32,
+        }
+    }
+}
+
+/// Groups of eight rows that a kernel of few rows is for.
+fn groups_of(rows: usize) -> usize {
+    rows.div_ceil(8).next_power_of_two().clamp(1, 8)
+}
+
 /// Up to [`FEW_ROWS`] rows.
 pub(crate) fn few(on: &dyn Executor, coding: Coding, parameters: &ProductParameters) -> Result<()> {
-    let (tiles, groups) = (parameters.tiles(), (parameters.rows as usize).div_ceil(8).next_power_of_two());
-    let kernel = coding.few()[groups.clamp(1, 8).ilog2() as usize];
-    // A part has inputs of a whole block at least.
-    let most_parts = WARPS.min(INPUT_CHUNKS / CHUNKS / groups.clamp(1, 8));
-    let parts = (parameters.segments as usize).clamp(1, most_parts);
-    let mut together = WARPS / parts;
-    while together > 1 && tiles.div_ceil(together) < MULTIPROCESSORS {
-        together /= 2;
-    }
-    let warps = together * parts;
-    let ring = coding.stages() * CHUNKS * coding.chunk_bytes();
-    let grid = Grid {
-        blocks: [tiles.div_ceil(together) as u32, u32::from(parameters.rows > 0), 1],
-        threads: (warps * 32) as u32,
-        shared_bytes: (warps * ring + INPUT_CHUNKS * INPUT_CHUNK_BYTES) as u32,
-    };
-    launch(on, kernel, &ProductParameters { parts: parts as u32, ..*parameters }, grid)
+    let (tiles, rows) = (parameters.tiles(), parameters.rows as usize);
+    let cut = Cut::of(parameters, rows).filling(|together| tiles.div_ceil(together));
+    let grid = cut.grid(coding, [tiles, rows.min(1)]);
+    let kernel = coding.few()[groups_of(rows).ilog2() as usize];
+    launch(on, kernel, &ProductParameters { parts: cut.parts as u32, ..*parameters }, grid)
+}
+
+/// So many parts of rows of one expert each, every one of up to [`FEW_ROWS`].
+pub(crate) fn experts(
+    on: &dyn Executor,
+    coding: Coding,
+    parameters: &ExpertProductParameters,
+    parts_of_rows: usize,
+) -> Result<()> {
+    let tiles = parameters.product.tiles();
+    let cut = Cut::of(&parameters.product, FEW_ROWS);
+    let cut = cut.filling(|together| tiles.div_ceil(together) * parts_of_rows);
+    let product = ProductParameters { parts: cut.parts as u32, ..parameters.product };
+    let call = ExpertProductParameters { product, ..*parameters };
+    launch(on, coding.experts(), &call, cut.grid(coding, [tiles, parts_of_rows]))
 }
 
 /// Any number of rows, which [`arrange_inputs`] has prepared.

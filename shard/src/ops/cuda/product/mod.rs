@@ -192,15 +192,32 @@ impl DevicePart {
         })
     }
 
-    fn multiply(&self, way: Way, gate: Option<Activation>, call: &Call<'_>) -> Result<()> {
-        let PanelShape { inputs, outputs, segments } = self.shape;
-        let (weights, scales) = match &self.weights {
+    /// How tensor cores read it, where they do.
+    pub(crate) fn coding(&self) -> Option<Coding> {
+        match &self.weights {
+            DeviceWeights::Tiles { format, .. } => Some(Coding::Quantized(*format)),
+            DeviceWeights::Rows(rows) => match Dtype::of_elements(rows.dtype()).ok()? {
+                Dtype::Bfloat16 => Some(Coding::Bf16),
+                Dtype::Float16 => Some(Coding::F16),
+                Dtype::Float32 => None,
+            },
+        }
+    }
+
+    /// Where weights are, and scales where there are some beside them.
+    pub(crate) fn addresses(&self) -> Result<(Address, Address)> {
+        Ok(match &self.weights {
             DeviceWeights::Rows(rows) => (place_of(rows, weights)?.0, Address::NULL),
             DeviceWeights::Tiles { bytes, scales, .. } => {
                 let scales = scales.as_ref().map(|scales| place_of(scales, address::<f32>));
                 (place_of(bytes, address::<u8>)?, scales.unwrap_or(Ok(Address::NULL))?)
             }
-        };
+        })
+    }
+
+    fn multiply(&self, way: Way, gate: Option<Activation>, call: &Call<'_>) -> Result<()> {
+        let PanelShape { inputs, outputs, segments } = self.shape;
+        let (weights, scales) = self.addresses()?;
         let parameters = ProductParameters {
             input: call.input,
             weights,

@@ -1,11 +1,11 @@
-//! How experts' outputs come back to their rows, on a device. Where rows go is decided on the host.
+//! How one expert's output comes back to its rows, which the host has decided on.
 
 use candle_core::cuda_backend::CudaStorage;
 use candle_core::{Layout, Result};
 
-use super::gpu::Gpu;
-use super::rows::{SpreadParameters, add_rows};
-use super::storage::{address, copy_of, of_slice};
+use crate::ops::cuda::gpu::Gpu;
+use crate::ops::cuda::rows::{SpreadParameters, add_rows};
+use crate::ops::cuda::storage::{address, copy_of, of_slice};
 
 /// Adds each row of `source`, weighted, to its row of `target`; the rows were checked, and no two are alike.
 pub(crate) fn add_forward(
