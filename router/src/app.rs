@@ -230,6 +230,7 @@ impl App {
         (ground, tasks): (Ground, &Tasks),
     ) -> Result<Arc<Self>, AppError> {
         let Ground { pool, grammars, kept: (journal, recovered), draws, metrics } = ground;
+        metrics.tell_build(&model.id);
         let vocabulary_size = u32::try_from(model.tokenizer.vocabulary().len()).unwrap_or(u32::MAX);
         let max_context = model.max_positions.unwrap_or(config.limits.max_total_tokens);
         config.limits = RequestLimits { vocabulary_size, ..config.limits.within(max_context) };

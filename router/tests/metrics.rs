@@ -12,7 +12,8 @@ use support::{BLOCKS, Server, config, post};
 use tower::ServiceExt;
 
 /// Every name with its type, in order.
-const FAMILIES: [(&str, &str); 49] = [
+const FAMILIES: [(&str, &str); 50] = [
+    ("lockstep_build_info", "gauge"),
     ("lockstep_connections", "gauge"),
     ("lockstep_grammar_compile_seconds", "histogram"),
     ("lockstep_grammar_mask_seconds", "histogram"),
@@ -63,6 +64,34 @@ const FAMILIES: [(&str, &str); 49] = [
     ("tgi_request_success", "counter"),
     ("tgi_request_validation_duration", "histogram"),
 ];
+
+/// Set, the committed page is written anew instead of compared.
+const UPDATE: &str = "UPDATE_METRICS";
+
+/// What stands before the tables of the committed page.
+const PREFACE: &str = "\
+# Metrics
+
+`GET /metrics` tells these as Prometheus text, from the first scrape on: what has not happened yet is 0. Names that begin
+with `tgi_` are those of text-generation-inference, so that its dashboards go on working. Every series of one server is
+of one model; `lockstep_build_info` says which, and the server's version. Replicas' series have a label `replica` where there
+are several.
+
+This page is written by `UPDATE_METRICS=1 cargo test -p lockstep-router --test metrics`, from what is served.
+
+## What to watch
+
+| question | expression |
+|---|---|
+| does it answer | `sum(rate(tgi_request_failure{err=~\"generation\\|incomplete\\|internal\\|overloaded\\|timeout\\|unavailable\"}[5m])) / sum(rate(tgi_request_count[5m]))` |
+| how long until the first token, of 95 in 100 | `histogram_quantile(0.95, sum by (le) (rate(lockstep_time_to_first_token_seconds_bucket[5m])))` |
+| how evenly tokens come, of 95 in 100 | `histogram_quantile(0.95, sum by (le) (rate(lockstep_inter_token_latency_seconds_bucket[5m])))` |
+| tokens a second | `sum(rate(tgi_request_generated_tokens_sum[1m]))` |
+| is it full | `tgi_queue_size > 0` for minutes, `lockstep_kv_blocks_free == 0`, `rate(lockstep_preemptions_total[5m]) > 0` |
+| does a shard keep dying | `increase(lockstep_group_losses_total[15m]) > 2` |
+| is a replica away | `lockstep_replica_ready == 0` for longer than a load takes |
+| are streams written down | `lockstep_journal_on == 0` where a journal was asked for |
+";
 
 /// A family of series, as its page tells it.
 #[derive(Default)]
@@ -198,7 +227,8 @@ async fn label_values_come_from_fixed_sets() {
         });
     }
     let names: Vec<_> = values.keys().map(String::as_str).collect();
-    assert_eq!(names, ["err", "le", "method", "origin", "rank", "reason", "replica"]);
+    assert_eq!(names, ["err", "le", "method", "model", "origin", "rank", "reason", "replica", "version"]);
+    assert_eq!(values["model"].len(), 1);
     assert_eq!(values["origin"].iter().collect::<Vec<_>>(), ["forced", "sampled"]);
     assert_eq!(values["method"].iter().collect::<Vec<_>>(), ["decode", "prefill"]);
     assert_eq!(values["rank"].iter().collect::<Vec<_>>(), ["0"]);
@@ -290,4 +320,50 @@ async fn vllm_names_are_told_when_asked_for_and_agree_with_ours() {
         families.iter().filter(|(name, _)| name.contains(':')).all(|(_, family)| family.kind == "gauge")
     );
     drop(stream);
+}
+
+/// The names of a family's labels, with their values where these are few and always the same.
+fn labels_of(family: &Family) -> String {
+    let mut values: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (_, labels) in family.series.keys() {
+        for (name, value) in labels.iter().filter(|(name, _)| *name != "le") {
+            values.entry(name).or_default().insert(value);
+        }
+    }
+    let told = |(name, values): (&&str, &BTreeSet<&str>)| {
+        let is_fixed = ["err", "method", "origin", "reason"].contains(name);
+        let values: Vec<&str> = values.iter().copied().collect();
+        if is_fixed { format!("`{name}`: {}", values.join(", ")) } else { format!("`{name}`") }
+    };
+    values.iter().map(told).collect::<Vec<_>>().join("; ")
+}
+
+#[tokio::test]
+async fn the_committed_page_tells_of_every_metric() {
+    let server = Server::saying("Hi").await;
+    server.app.metrics.alias_for_vllm("test/model");
+    server.control.pause();
+    let families = page(&server).await;
+    let table = |title: &str, is_in: fn(&str) -> bool| {
+        let rows = families.iter().filter(|(name, _)| is_in(name)).map(|(name, family)| {
+            format!("| `{name}` | {} | {} | {} |\n", family.kind, family.help, labels_of(family))
+        });
+        format!(
+            "\n## {title}\n\n| name | type | what | labels |\n|---|---|---|---|\n{}",
+            rows.collect::<String>()
+        )
+    };
+    let fresh = [
+        PREFACE.to_owned(),
+        table("Ours", |name| name.starts_with("lockstep_")),
+        table("As text-generation-inference has them", |name| name.starts_with("tgi_")),
+        table("As vLLM has them, with `--vllm-metrics`", |name| name.starts_with("vllm:")),
+    ]
+    .concat();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
+    if std::env::var_os(UPDATE).is_some() {
+        std::fs::write(path, &fresh).unwrap();
+    }
+    let found = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(found == fresh, "docs/metrics.md is stale: run this test with {UPDATE}=1");
 }
