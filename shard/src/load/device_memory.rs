@@ -22,7 +22,7 @@ const EACH_RECORDING: Bytes = Bytes(4 << 20);
 /// scratch memory inside recordings and outside.
 const MARGIN: Bytes = Bytes((512 << 20) + 2 * SCRATCH as u64);
 
-/// Whether the weights, which are not loaded yet, may fit.
+/// Whether the weights, which are not loaded yet, may fit into what is free: the workspace of products is taken already.
 pub(super) fn check_weights_fit(
     config: &Config,
     target: &Target,
@@ -71,6 +71,7 @@ pub(super) fn budget_on_device(
         architecture,
         total = %Bytes(total),
         weights = %loaded.weight_bytes(),
+        workspace = %Bytes(target.cublaslt.as_ref().map_or(0, |library| library.workspace_bytes() as u64)),
         recordings = %(Bytes(before).saturating_sub(Bytes(free)) + to_come),
         free = %Bytes(free),
         kv_cache = %budget,

@@ -1,28 +1,23 @@
-//! What needs candle's storage, cuBLAS or several ranks: on GPUs alone.
+//! What needs candle's storage, cuBLASLt or several ranks: on GPUs alone.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use lockstep_models::ModelFiles;
 use lockstep_process::reports::Progress;
 use lockstep_proto::{BlockId, Blocks, Epoch, Position, Rank, TokenId};
 
-use super::products::{Weights, twin};
 use super::{BF16, Checks, EXACT, Error, F32, Failure, Numbers};
-use super::{behind, recordings};
+use super::{behind, cublaslt, recordings};
 use crate::batch::{Batch, BatchSequence};
 use crate::comm::{Communicator, Joining, Membership, Nccl, Solo, Threads};
 use crate::decoder::{Decoder, Dtype, ForwardError, ModelSpec, Precision, Quantize};
 use crate::device::{DeviceError, Target, gpus, visible_gpus};
 use crate::kv::KvCacheDtype;
-use crate::ops::cpu::isa::Isa;
-use crate::ops::cpu::panels::PanelShape;
-use crate::ops::cuda::product::{DeviceMatrix, DevicePart, DeviceWeights, Order};
+use crate::ops::cuda::product::Order;
 use crate::ops::cuda::recording::Recording;
 use crate::ops::cuda::storage::of_slice;
-use crate::ops::linear::Linear;
-use crate::ops::matrix::Matrix;
 use crate::testing::TinyLlama;
 
 /// Far longer than any exchange here takes.
@@ -43,12 +38,7 @@ pub(super) fn broken(error: impl std::fmt::Display) -> Failure {
 pub(super) fn check(checks: &mut Checks<'_>) -> Result<(), DeviceError> {
     let gpus = visible_gpus()?;
     let fast = Target::open_gpu(0, false)?;
-    for held in [DType::F32, DType::BF16] {
-        for (rows, inputs, outputs) in [(1, 72, 331), (7, 896, 130), (300, 256, 512)] {
-            let name = format!("cuBLAS, {rows} x {inputs} by {inputs} x {outputs}, {}", held.as_str());
-            checks.check_or_skip(name, || product(&fast, (rows, inputs, outputs), held));
-        }
-    }
+    cublaslt::check(checks, &fast);
     let exact = Target { exact: true, ..fast.clone() };
     for (target, how) in [(&fast, "fast"), (&exact, "exact")] {
         for dtype in [Dtype::Float32, Dtype::Bfloat16] {
@@ -67,7 +57,7 @@ pub(super) fn check(checks: &mut Checks<'_>) -> Result<(), DeviceError> {
         let name = format!("a whole model in chunks and at once, {}", of(quantize));
         checks.check_or_skip(name, || chunks(target, (of(quantize), KvCacheDtype::Auto)));
     }
-    recordings::check(checks, &exact);
+    recordings::check(checks, (&fast, &exact));
     behind::check(checks, &exact, gpus);
     for order in [Order::Fastest, Order::Exact] {
         checks
@@ -78,24 +68,6 @@ pub(super) fn check(checks: &mut Checks<'_>) -> Result<(), DeviceError> {
         lost_rank_with_recordings(gpus)
     });
     Ok(())
-}
-
-fn product(target: &Target, (rows, inputs, outputs): (usize, usize, usize), held: DType) -> Checked<Error> {
-    let mut numbers = Numbers::new(outputs as u64);
-    let (input, weights) = (numbers.values(rows * inputs), numbers.values(outputs * inputs));
-    let on_device = || {
-        let matrix = Tensor::from_slice(&weights, (outputs, inputs), &target.device)?.to_dtype(held)?;
-        let shape = PanelShape { outputs, inputs, segments: 1 };
-        let parts = vec![DevicePart { weights: DeviceWeights::Rows(matrix), shape }];
-        let matrix = DeviceMatrix { parts, order: Order::Fastest };
-        let linear = Linear { matrix: Arc::new(Matrix::of_device(matrix)), isa: Isa::of_this_machine() };
-        let input = Tensor::from_slice(&input, (rows, inputs), &target.device)?;
-        input.apply_op1_no_bwd(&linear)?.flatten_all()?.to_vec1()
-    };
-    let found: Vec<f32> = on_device().map_err(broken)?;
-    let shape = PanelShape { outputs, inputs, segments: 1 };
-    let expected = twin(&input, Weights { values: weights, inputs }, shape, held).map_err(broken)?;
-    Ok(Error::of(&found, &expected, if held == DType::BF16 { BF16 } else { F32 }))
 }
 
 /// A folder with a random model in it, removed when this is dropped.
