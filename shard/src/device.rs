@@ -319,6 +319,8 @@ impl Target {
 
 #[cfg(feature = "cuda")]
 pub(crate) mod gpus;
+#[cfg(feature = "cuda")]
+pub(crate) mod memory_pool;
 
 #[cfg(test)]
 mod tests {

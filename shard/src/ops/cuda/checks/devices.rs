@@ -9,7 +9,7 @@ use lockstep_process::reports::Progress;
 use lockstep_proto::{BlockId, Blocks, Epoch, Position, Rank, TokenId};
 
 use super::{BF16, Checks, EXACT, Error, F32, Failure, Numbers};
-use super::{behind, cublaslt, recordings};
+use super::{behind, cublaslt, memory, recordings};
 use crate::batch::{Batch, BatchSequence};
 use crate::comm::{Communicator, Joining, Membership, Nccl, Solo, Threads};
 use crate::decoder::{Decoder, Dtype, ForwardError, ModelSpec, Precision, Quantize};
@@ -38,6 +38,7 @@ pub(super) fn broken(error: impl std::fmt::Display) -> Failure {
 pub(super) fn check(checks: &mut Checks<'_>) -> Result<(), DeviceError> {
     let gpus = visible_gpus()?;
     let fast = Target::open_gpu(0, false)?;
+    memory::check(checks, &fast);
     cublaslt::check(checks, &fast);
     let exact = Target { exact: true, ..fast.clone() };
     for (target, how) in [(&fast, "fast"), (&exact, "exact")] {

@@ -9,6 +9,7 @@ mod cublaslt;
 mod devices;
 mod heads;
 mod machine;
+mod memory;
 mod norms;
 mod products;
 mod quantized;
