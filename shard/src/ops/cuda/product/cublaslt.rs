@@ -7,7 +7,7 @@
 //! The same product has the same bits whenever it is computed. Its algorithm is what the heuristic says of its sizes and the
 //! alignment of its addresses, which is looked up and computes nothing; it is never the one that was the fastest in a trial,
 //! since two trials may end otherwise, and two ranks' trials do. NVIDIA promises equal bits for one version of the library
-//! and one architecture where every stream has a workspace of its own.
+//! on GPUs of one architecture and size, where every stream has a workspace of its own.
 
 mod plan;
 mod recent;
