@@ -82,17 +82,35 @@ CUDA int cuMemFreeAsync(DevicePointer address, void *handle) {
     return submit(stream, {"memory that is given back", [address] { forget(address); }});
 }
 
+// ---- Pools: one for each device, which keeps what it has until it is trimmed ----
+
 static int pools[16];
+enum PoolAttribute : int { RELEASE_THRESHOLD = 4, RESERVED_NOW = 5 };
 
 CUDA int cuDeviceGetDefaultMemPool(void **pool, Device device) {
     *pool = &pools[device];
     return SUCCESS;
 }
 
-// Pools here keep what they have, as the one attribute that is set asks for.
 CUDA int cuMemPoolSetAttribute(void *, int attribute, void *value) {
-    constexpr int RELEASE_THRESHOLD = 4;
     return attribute == RELEASE_THRESHOLD && *(uint64_t *)value == UINT64_MAX ? SUCCESS : INVALID_VALUE;
+}
+
+CUDA int cuMemPoolGetAttribute(void *pool, int attribute, void *value) {
+    Alone alone;
+    if (failure() != SUCCESS) return failure();
+    if (attribute != RESERVED_NOW) return INVALID_VALUE;
+    *(uint64_t *)value = pool_bytes((int)((int *)pool - pools));
+    return SUCCESS;
+}
+
+// What was given back by work that is not done stays.
+CUDA int cuMemPoolTrimTo(void *pool, size_t least) {
+    Alone alone;
+    if (failure() != SUCCESS) return failure();
+    if (int error = check_no_capture("cuMemPoolTrimTo")) return error;
+    trim_pool((int)((int *)pool - pools), least);
+    return SUCCESS;
 }
 
 CUDA int cuMemHostAlloc(void **host, size_t bytes, unsigned) {

@@ -88,6 +88,10 @@ bool is_allocated(DevicePointer address, Owner *owner);
 void give_back(DevicePointer address);
 void keep_for_graphs(int device, size_t bytes);
 
+// What a device's pool has, and how much of it is left once what nobody uses went back.
+size_t pool_bytes(int device);
+void trim_pool(int device, size_t least);
+
 bool is_device_address(uint64_t value);
 // Whether all of the bytes are in one allocation, whose memory is there. Reports where not.
 bool check(const std::string &name, DevicePointer address, size_t bytes);

@@ -29,7 +29,8 @@ struct Allocation {
 };
 
 struct Memory {
-    size_t by_device = 0, in_pool = 0, pool = 0, graphs = 0;
+    // Of the pool what is given out, and what was given back by work that is not done.
+    size_t by_device = 0, in_pool = 0, leaving_pool = 0, pool = 0, graphs = 0;
     size_t used() const { return by_device + pool + graphs; }
 };
 
@@ -113,6 +114,9 @@ static DevicePointer unused_addresses(size_t bytes) {
 
 // ---- Allocations ----
 
+// As devices do.
+static size_t rounded(size_t bytes) { return (bytes + 511) / 512 * 512; }
+
 static bool pay(Owner owner, Memory &memory, size_t bytes) {
     switch (owner) {
     case Owner::DEVICE:
@@ -139,9 +143,7 @@ void keep_for_graphs(int device, size_t bytes) {
 int reserve(Owner owner, int device, size_t bytes, DevicePointer *address) {
     if (bytes == 0) return INVALID_VALUE;
     take_addresses();
-    // As devices do.
-    const size_t rounded = (bytes + 511) / 512 * 512;
-    if (!pay(owner, memories[device], rounded)) return OUT_OF_MEMORY;
+    if (!pay(owner, memories[device], rounded(bytes))) return OUT_OF_MEMORY;
     *address = unused_addresses(bytes);
     if (*address == 0) return OUT_OF_MEMORY;
     allocations[*address] = Allocation{bytes, device, owner};
@@ -184,7 +186,12 @@ void unmap(DevicePointer address) {
 
 void forget(DevicePointer address) {
     unmap(address);
-    allocations.erase(address);
+    const auto found = allocations.find(address);
+    if (found == allocations.end()) return;
+    const Allocation &allocation = found->second;
+    if (allocation.owner == Owner::POOL && allocation.is_given_back)
+        memories[allocation.device].leaving_pool -= rounded(allocation.bytes);
+    allocations.erase(found);
 }
 
 bool is_allocated(DevicePointer address, Owner *owner) {
@@ -198,10 +205,21 @@ void give_back(DevicePointer address) {
     Allocation &allocation = allocations.at(address);
     allocation.is_given_back = true;
     Memory &memory = memories[allocation.device];
-    const size_t rounded = (allocation.bytes + 511) / 512 * 512;
-    if (allocation.owner == Owner::DEVICE) memory.by_device -= rounded;
+    const size_t bytes = rounded(allocation.bytes);
+    if (allocation.owner == Owner::DEVICE) memory.by_device -= bytes;
     // The pool keeps what it has.
-    if (allocation.owner == Owner::POOL) memory.in_pool -= rounded;
+    if (allocation.owner == Owner::POOL) {
+        memory.in_pool -= bytes;
+        memory.leaving_pool += bytes;
+    }
+}
+
+size_t pool_bytes(int device) { return memories[device].pool; }
+
+void trim_pool(int device, size_t least) {
+    Memory &memory = memories[device];
+    const size_t used = std::max(least, memory.in_pool + memory.leaving_pool);
+    memory.pool = std::min(memory.pool, (used + CHUNK - 1) / CHUNK * CHUNK);
 }
 
 static const Allocation *around(uint64_t address, DevicePointer *start) {

@@ -47,6 +47,8 @@ struct Comm {
     uint64_t pieces = 0;
     // Somebody left while it waited for all.
     bool is_left = false;
+    // This rank has left: what waits for others ends.
+    std::atomic<bool> has_left{false};
     // What was recorded has it as well.
     std::shared_ptr<int> recorded = std::make_shared<int>(0);
 };
@@ -119,8 +121,9 @@ static int exchange(const char *name, Exchange work, void *stream) {
         // Who leaves has brought what it was asked for before.
         const bool has_anyone_left = work.comm->shared->is_aborted;
         if (!is_there || work.attempt()) return true;
-        work.comm->is_left = has_anyone_left;
-        return has_anyone_left;
+        // It waits on all the same, as a kernel does that its own host has not ended.
+        work.comm->is_left |= has_anyone_left;
+        return work.comm->has_left.load();
     };
     return submit(stream_of(stream), {name, nullptr, attempt}) == SUCCESS ? OK : SYSTEM_ERROR;
 }
@@ -183,6 +186,7 @@ CUDA int ncclAllGather(const void *from, void *to, size_t count, int element, Co
 
 // The memory stays: work that was queued looks into it. Returns once no recording has an exchange of it any more, as NCCL does.
 CUDA int ncclCommAbort(Comm *comm) {
+    comm->has_left = true;
     comm->shared->is_aborted = 1;
     while (comm->recorded.use_count() > 1) usleep(100);
     return OK;

@@ -203,6 +203,21 @@ async fn a_stream_goes_on_after_a_gpu_hung() {
     goes_on(&cluster, || gpu.fail_with("hang")).await;
 }
 
+#[tokio::test]
+async fn a_kv_cache_of_all_memory_that_is_left_leaves_room_for_steps_and_recordings() {
+    let Some(gpu) = EmulatedGpu::find() else { return };
+    let (reference, _) = answers(&gpu.setup(LOCKSTEP)).await;
+    let mut setup = gpu.setup(LOCKSTEP).variable("EMULATED_GPU_MEMORY_MIB", "1024");
+    let wished = setup.flags.iter().position(|flag| flag == "--kv-cache-memory").expect("it is given");
+    setup.flags[wished + 1] = "64GiB".to_owned();
+    let cluster = setup.start();
+    assert_eq!(cluster.count_in_log("kv_cache=64.0 GiB"), 0, "the GPU has less");
+    drop(cluster);
+    let (alone, crowd) = answers(&setup).await;
+    assert_eq!(alone, reference);
+    assert!(crowd.iter().all(|answer| reference.contains(answer)));
+}
+
 #[test]
 fn a_gpu_that_is_too_small_is_said_at_start() {
     let Some(gpu) = EmulatedGpu::find() else { return };

@@ -5,6 +5,8 @@ use lockstep_proto::Rank;
 use thiserror::Error;
 
 use crate::comm::Membership;
+#[cfg(feature = "cuda")]
+use crate::ops::cuda::product::{Order, Sums, cublaslt::CublasLt};
 
 /// Where ranks compute.
 #[derive(Args, Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,13 +228,22 @@ pub struct Target {
     pub(crate) records: bool,
     /// Of a GPU its compute capability, such as 9.0. Others may add the products of one instruction in another order.
     pub(crate) architecture: String,
+    /// What multiplies on a GPU where any order of sums will do; none where one was asked for.
+    #[cfg(feature = "cuda")]
+    pub(crate) cublaslt: Option<std::sync::Arc<CublasLt>>,
 }
 
 impl Target {
     /// The CPU.
     pub fn cpu() -> Self {
-        let device = candle_core::Device::Cpu;
-        Self { device, exact: true, records: false, architecture: String::new() }
+        Self {
+            device: candle_core::Device::Cpu,
+            exact: true,
+            records: false,
+            architecture: String::new(),
+            #[cfg(feature = "cuda")]
+            cublaslt: None,
+        }
     }
 
     /// Opens the device of a rank.
@@ -262,7 +273,15 @@ impl Target {
     pub fn open_gpu(ordinal: usize, exact: bool) -> Result<Self, DeviceError> {
         let device = gpus::open(ordinal)?;
         let (_, architecture) = gpus::name(&device)?;
-        Ok(Self { device: candle_core::Device::Cuda(device), exact, records: false, architecture })
+        let failed = |error: candle_core::Error| DeviceError::Open { ordinal, reason: error.to_string() };
+        let cublaslt = if exact { None } else { Some(CublasLt::open(&device).map_err(failed)?.into()) };
+        Ok(Self {
+            device: candle_core::Device::Cuda(device),
+            exact,
+            records: false,
+            architecture,
+            cublaslt,
+        })
     }
 
     /// The GPU, where it is one.
@@ -274,11 +293,19 @@ impl Target {
         }
     }
 
-    /// The order of sums over ranks and within products.
+    /// The order of sums over ranks.
     #[cfg(feature = "cuda")]
-    pub(crate) fn order(&self) -> crate::ops::cuda::product::Order {
-        use crate::ops::cuda::product::Order;
+    pub(crate) fn order(&self) -> Order {
         if self.exact { Order::Exact } else { Order::Fastest }
+    }
+
+    /// The order of sums within products.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn sums(&self) -> Sums {
+        match (&self.cublaslt, self.exact) {
+            (Some(library), false) => Sums::Fastest(library.clone()),
+            (Some(_) | None, _) => Sums::Exact,
+        }
     }
 
     /// What kind it is.
@@ -292,6 +319,8 @@ impl Target {
 
 #[cfg(feature = "cuda")]
 pub(crate) mod gpus;
+#[cfg(feature = "cuda")]
+pub(crate) mod memory_pool;
 
 #[cfg(test)]
 mod tests {

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cuda")]
 mod device_memory;
+#[cfg(feature = "cuda")]
+pub(crate) mod warm_up;
 
 use std::ops::Range;
 use std::sync::Arc;

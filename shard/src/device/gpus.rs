@@ -3,9 +3,10 @@
 use std::ffi::CStr;
 
 use candle_core::CudaDevice;
-use candle_core::cuda_backend::cudarc::driver::{CudaContext, result, sys};
+use candle_core::cuda_backend::cudarc::driver::{CudaContext, result};
 
 use super::DeviceError;
+use super::memory_pool::MemoryPool;
 
 /// What a rank on a GPU calls, and where it comes from. The driver is the first.
 const LIBRARIES: [(&[&CStr], &str, &str); 4] = [
@@ -64,27 +65,13 @@ pub(super) fn open(ordinal: usize) -> Result<CudaDevice, DeviceError> {
     let device = CudaDevice::new_with_stream(ordinal).map_err(|error| failed(error.to_string()))?;
     // SAFETY: all of a rank's work on the device is on this one stream, from before the first allocation on.
     unsafe { device.disable_event_tracking() };
-    keep_freed_memory(ordinal).map_err(|error| failed(error.to_string()))?;
+    MemoryPool::of(&device)?.keep_all()?;
     let (name, architecture) = name(&device)?;
     if !architecture.starts_with("8.") && architecture != "9.0" {
         let kernels = "this binary has kernels for 8.0 to 8.9 and 9.0";
         return Err(failed(format!("{name} is of compute capability {architecture}, {kernels}")));
     }
     Ok(device)
-}
-
-/// Memory that was given back stays with the process: taking it from the system again would stall each step.
-fn keep_freed_memory(ordinal: usize) -> Result<(), result::DriverError> {
-    let ordinal = i32::try_from(ordinal).unwrap_or(i32::MAX);
-    let mut most = u64::MAX;
-    let mut pool = std::ptr::null_mut();
-    let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: both pointers are of this function, and the attribute is a number of 64 bits.
-    unsafe {
-        let device = result::device::get(ordinal)?;
-        sys::cuDeviceGetDefaultMemPool(&raw mut pool, device).result()?;
-        sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut most).cast()).result()
-    }
 }
 
 /// Bytes of the device's memory that nobody has, and all of them.

@@ -37,7 +37,7 @@ impl Loader<'_> {
         let runs = stack.runs(self.spec, self.precision);
         let part = |run| self.part_on_device(stack, run, TileRows::InOrder);
         let parts = runs.iter().map(part).collect::<Result<_, _>>()?;
-        let matrix = DeviceMatrix { parts, order: self.target.order() };
+        let matrix = DeviceMatrix { parts, sums: self.target.sums() };
         Ok(Linear { matrix: Arc::new(Matrix::of_device(matrix)), isa: self.isa })
     }
 
@@ -50,7 +50,7 @@ impl Loader<'_> {
     ) -> Result<Option<GatedLinear>, LoadError> {
         let [run] = runs else { return Ok(None) };
         let weights = self.part_on_device(stack, run, TileRows::GateBesideUp)?;
-        let gate = DeviceGate { weights, order: self.target.order() };
+        let gate = DeviceGate { weights, sums: self.target.sums() };
         Ok(Some(GatedLinear::of_device(gate, activation, self.isa)))
     }
 

@@ -66,7 +66,7 @@ pub(crate) struct Key {
 /// What is to be done where work comes up again.
 #[derive(Debug)]
 pub(crate) enum Turn<T> {
-    /// The first time: run it, so that libraries take the memory they need for it, which they may not while it is
+    /// The first time: run it, so that libraries load the kernels they need for it, which they may not while it is
     /// recorded.
     Run,
     /// The second time: record it.

@@ -1,24 +1,19 @@
-//! What needs candle's storage, cuBLAS or several ranks: on GPUs alone.
+//! What needs candle's storage, cuBLASLt or several ranks: on GPUs alone.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use lockstep_proto::{Epoch, Rank};
 
-use super::products::{Weights, twin};
 use super::{BF16, Checks, EXACT, Error, F16, F32, Failure, Numbers};
-use super::{behind, models, recordings};
+use super::{behind, cublaslt, memory, models, recordings};
 use crate::comm::{Communicator, Joining, Membership, Nccl, Threads};
 use crate::decoder::{Dtype, ForwardError};
 use crate::device::{DeviceError, Target, gpus, visible_gpus};
-use crate::ops::cpu::isa::Isa;
-use crate::ops::cpu::panels::PanelShape;
-use crate::ops::cuda::product::{DeviceMatrix, DevicePart, DeviceWeights, Order};
+use crate::ops::cuda::product::Order;
 use crate::ops::cuda::recording::Recording;
 use crate::ops::cuda::storage::of_slice;
-use crate::ops::linear::Linear;
-use crate::ops::matrix::Matrix;
 
 /// Far longer than any exchange here takes.
 pub(super) const WATCHDOG: Duration = Duration::from_secs(30);
@@ -32,15 +27,11 @@ pub(super) fn broken(error: impl std::fmt::Display) -> Failure {
 pub(super) fn check(checks: &mut Checks<'_>) -> Result<(), DeviceError> {
     let gpus = visible_gpus()?;
     let fast = Target::open_gpu(0, false)?;
-    for held in [Dtype::Float32, Dtype::Bfloat16, Dtype::Float16] {
-        for (rows, inputs, outputs) in [(1, 72, 331), (7, 896, 130), (300, 256, 512)] {
-            let name = format!("cuBLAS, {rows} x {inputs} by {inputs} x {outputs}, {}", held);
-            checks.check_or_skip(name, || product(&fast, (rows, inputs, outputs), held));
-        }
-    }
+    memory::check(checks, &fast);
+    cublaslt::check(checks, &fast);
     let exact = Target { exact: true, ..fast.clone() };
     models::check(checks, &fast, &exact);
-    recordings::check(checks, &exact);
+    recordings::check(checks, (&fast, &exact));
     behind::check(checks, &exact, gpus);
     for order in [Order::Fastest, Order::Exact] {
         checks
@@ -51,25 +42,6 @@ pub(super) fn check(checks: &mut Checks<'_>) -> Result<(), DeviceError> {
         lost_rank_with_recordings(gpus)
     });
     Ok(())
-}
-
-fn product(target: &Target, (rows, inputs, outputs): (usize, usize, usize), held: Dtype) -> Checked<Error> {
-    let mut numbers = Numbers::new(outputs as u64);
-    let (input, weights) = (numbers.values(rows * inputs), numbers.values(outputs * inputs));
-    let on_device = || {
-        let matrix = Tensor::from_slice(&weights, (outputs, inputs), &Device::Cpu)?;
-        let matrix = matrix.to_dtype(held.elements())?.to_device(&target.device)?;
-        let shape = PanelShape { outputs, inputs, segments: 1 };
-        let parts = vec![DevicePart { weights: DeviceWeights::Rows(matrix), shape }];
-        let matrix = DeviceMatrix { parts, order: Order::Fastest };
-        let linear = Linear { matrix: Arc::new(Matrix::of_device(matrix)), isa: Isa::of_this_machine() };
-        let input = Tensor::from_slice(&input, (rows, inputs), &target.device)?;
-        input.apply_op1_no_bwd(&linear)?.flatten_all()?.to_vec1()
-    };
-    let found: Vec<f32> = on_device().map_err(broken)?;
-    let shape = PanelShape { outputs, inputs, segments: 1 };
-    let expected = twin(&input, Weights { values: weights, inputs }, shape, held).map_err(broken)?;
-    Ok(Error::of(&found, &expected, rounding(held)))
 }
 
 /// Largest error of a product whose inputs and weights are rounded so.

@@ -50,10 +50,15 @@ impl Machine {
     /// When there is none, or it cannot be opened.
     pub fn gpu() -> std::result::Result<(Self, String), DeviceError> {
         crate::device::visible_gpus()?;
-        let target = Target::open_gpu(0, false)?;
+        let target = Target::open_gpu(0, true)?;
         let device = target.gpu().ok_or(DeviceError::NotBuilt)?.clone();
         let (name, architecture) = crate::device::gpus::name(&device)?;
-        Ok((Self(Kind::Gpu { device, memory: Vec::new() }), format!("{name}, {architecture}")))
+        Ok((Self::on(device), format!("{name}, {architecture}")))
+    }
+
+    /// A GPU that is open.
+    pub(super) fn on(device: CudaDevice) -> Self {
+        Self(Kind::Gpu { device, memory: Vec::new() })
     }
 
     /// Runs `work` with what starts kernels.

@@ -1,14 +1,16 @@
 //! Every operator of GPUs against its twin on the CPU, on odd shapes, with outputs that hold no number before.
 //!
 //! Kernels are checked on a GPU, and, by the same code, on the host, which emulates them thread by thread. What needs
-//! candle's storage, cuBLAS or several ranks is checked on a GPU alone.
+//! candle's storage, cuBLASLt or several ranks is checked on a GPU alone.
 
 mod attention;
 mod behind;
+mod cublaslt;
 mod devices;
 mod experts;
 mod heads;
 mod machine;
+mod memory;
 mod models;
 mod norms;
 mod products;
@@ -167,7 +169,7 @@ pub fn kernels(machine: &mut Machine, tell: &mut dyn FnMut(Outcome)) {
     sampling::check(machine, &mut checks);
 }
 
-/// Checks what is there on GPUs alone: products by cuBLAS, whole models, exchanges between ranks.
+/// Checks what is there on GPUs alone: products by cuBLASLt, whole models, exchanges between ranks.
 ///
 /// # Errors
 /// When a GPU cannot be opened.

@@ -38,6 +38,15 @@ impl RowSource for Weights {
     }
 }
 
+/// Weights as they are held.
+pub(super) fn put_weights(machine: &mut Machine, values: &[f32], held: Dtype) -> Result<Address> {
+    match held {
+        Dtype::Bfloat16 => machine.put(&values.iter().copied().map(bf16::from_f32).collect::<Vec<bf16>>()),
+        Dtype::Float16 => machine.put(&values.iter().copied().map(f16::from_f32).collect::<Vec<f16>>()),
+        Dtype::Float32 => machine.put(values),
+    }
+}
+
 /// The CPU's product.
 pub(super) fn twin(input: &[f32], weights: Weights, shape: PanelShape, held: Dtype) -> Result<Vec<f32>> {
     // Beside weights of f16 the CPU does not round.
@@ -96,16 +105,11 @@ impl Held {
         (values, held): (&[f32], Dtype),
         shape: PanelShape,
     ) -> Result<Self> {
-        let (weights, reading) = match held {
-            Dtype::Bfloat16 => {
-                let rounded: Vec<bf16> = values.iter().copied().map(bf16::from_f32).collect();
-                (machine.put(&rounded)?, Reading::TensorCores(Coding::Bf16))
-            }
-            Dtype::Float16 => {
-                let rounded: Vec<f16> = values.iter().copied().map(f16::from_f32).collect();
-                (machine.put(&rounded)?, Reading::TensorCores(Coding::F16))
-            }
-            Dtype::Float32 => (machine.put(values)?, Reading::F32),
+        let weights = put_weights(machine, values, held)?;
+        let reading = match held {
+            Dtype::Bfloat16 => Reading::TensorCores(Coding::Bf16),
+            Dtype::Float16 => Reading::TensorCores(Coding::F16),
+            Dtype::Float32 => Reading::F32,
         };
         Ok(Self { shape, reading, weights, scales: Address::NULL })
     }

@@ -7,7 +7,7 @@ use lockstep_process::reports::Progress;
 use lockstep_proto::{BlockId, Blocks, Position, TokenId, Tokens};
 
 use super::devices::{Checked, broken};
-use super::{Checks, Error, Numbers};
+use super::{Checks, Error, F32, Numbers};
 use crate::batch::{BLOCK_SIZE, Batch, BatchSequence};
 use crate::comm::Solo;
 use crate::decoder::{Decoder, Dtype, ModelSpec, Precision, Quantize};
@@ -32,7 +32,7 @@ const TURNS: [(&[usize], usize); 8] = [
     (&[0, 1], 4),
 ];
 
-pub(super) fn check(checks: &mut Checks<'_>, exact: &Target) {
+pub(super) fn check(checks: &mut Checks<'_>, (fast, exact): (&Target, &Target)) {
     let model = TinyLlama { max_positions: 2048, ..TinyLlama::new(11) };
     for (dtype, held) in [
         (Dtype::Float32, KvCacheDtype::Auto),
@@ -43,6 +43,9 @@ pub(super) fn check(checks: &mut Checks<'_>, exact: &Target) {
         let name = format!("decode steps replayed and run, exact, {dtype}, KV {held}");
         checks.check_or_skip(name, || replayed_and_run(exact, &model, (dtype, held)));
     }
+    checks.check_or_skip("decode steps replayed and run, fast, float32, KV auto", || {
+        replayed_and_run(fast, &model, (Dtype::Float32, KvCacheDtype::Auto))
+    });
     let model = TinyLlama { experts: Some(8), ..model };
     checks.check_or_skip("decode steps replayed and run, exact, bfloat16, with experts", || {
         replayed_and_run(exact, &model, (Dtype::Bfloat16, KvCacheDtype::Auto))
@@ -69,8 +72,8 @@ impl Run {
         Ok(Self { decoder, kv, sequences, next_block: 0, numbers: Numbers::new(5) })
     }
 
-    /// The logits of so many rows more of some sequences, as bits.
-    fn step(&mut self, which: &[usize], rows: usize) -> Checked<Vec<u32>> {
+    /// The logits of so many rows more of some sequences.
+    fn step(&mut self, which: &[usize], rows: usize) -> Checked<Vec<f32>> {
         let mut batch = Batch::default();
         for index in which {
             let (length, blocks) = &mut self.sequences[*index];
@@ -94,7 +97,7 @@ impl Run {
         let hidden = self.decoder.forward(&batch, &mut self.kv).map_err(broken)?;
         let logits = self.decoder.logits(&hidden, 0..hidden.len());
         let logits = logits.and_then(|logits| logits.on_host()).map_err(broken)?;
-        Ok(logits.rows().flatten().map(|logit| logit.to_bits()).collect())
+        Ok(logits.rows().flatten().copied().collect())
     }
 }
 
@@ -115,15 +118,21 @@ fn replayed_and_run(
             run.step(&[index], prompt)?;
         }
     }
-    let mut right = true;
+    let mut error = Error::unless(true);
     for (which, steps) in TURNS {
         for _ in 0..steps {
             let [replayed, run] = &mut runs;
-            right &= replayed.step(which, 1)? == run.step(which, 1)?;
+            let (found, expected) = (replayed.step(which, 1)?, run.step(which, 1)?);
+            // Steps that are recorded have rows of padding, and fast sums another order with each number of rows.
+            error = error.max(if target.exact {
+                Error::of_bits(&found, &expected)
+            } else {
+                Error::of(&found, &expected, 10.0 * F32)
+            });
         }
     }
     let [replayed, run] = &runs;
     // Of each size and length of context the first step is run, all others are replayed.
-    right &= replayed.kv.replays() >= 25 && run.kv.replays() == 0;
-    Ok(Error::unless(right))
+    let is_as_meant = replayed.kv.replays() >= 25 && run.kv.replays() == 0;
+    Ok(error.max(Error::unless(is_as_meant)))
 }

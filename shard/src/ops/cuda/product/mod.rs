@@ -1,15 +1,18 @@
 //! Products with a rank's matrices, on a device: on tensor cores in one order of sums, by the kernel for f32, or by
-//! cuBLAS.
+//! cuBLASLt.
 
-mod cublas;
+pub(crate) mod cublaslt;
 pub(crate) mod float8;
 pub(crate) mod kernels;
 pub(crate) mod tiles;
+
+use std::sync::Arc;
 
 use candle_core::cuda_backend::CudaStorage;
 use candle_core::{CudaDevice, Layout, Result, Shape, Storage, Tensor, bail};
 use half::bf16;
 
+use self::cublaslt::CublasLt;
 use self::kernels::{
     ArrangeParameters, Coding, FEW_ROWS, ProductParameters, arrange_inputs, arranged_elements,
     waiting_elements,
@@ -23,12 +26,12 @@ use crate::ops::activation::Activation;
 use crate::ops::cpu::panels::PanelShape;
 use crate::ops::tiles::TileFormat;
 
-/// Rows from which on cuBLAS multiplies by 16 bits where any order of sums will do. Up to here the time is that of reading
+/// Rows from which on cuBLASLt multiplies by 16 bits where any order of sums will do. Up to here the time is that of reading
 /// the weights, and rounding the inputs would be a launch of its own; two groups of rows are what a tile takes with no
 /// more reading of inputs than of weights. To be tuned on a card.
-const CUBLAS_FROM: usize = 17;
+const CUBLASLT_FROM: usize = 17;
 
-/// What decides the order of sums.
+/// What decides the order of sums over ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
     /// What is fastest for the number of rows.
@@ -37,27 +40,26 @@ pub(crate) enum Order {
     Exact,
 }
 
-impl Order {
-    /// Whether tensor cores multiply so many rows by weights of 16 bits in an order of sums of our own.
-    fn is_own(self, rows: usize) -> bool {
-        match self {
-            Self::Exact => true,
-            Self::Fastest => rows < CUBLAS_FROM,
-        }
-    }
+/// What decides the order of sums within products.
+#[derive(Clone, Debug)]
+pub(crate) enum Sums {
+    /// As in [`Order::Fastest`], by the rank's library.
+    Fastest(Arc<CublasLt>),
+    /// As in [`Order::Exact`].
+    Exact,
 }
 
 /// A matrix on a device: parts that take the same rows and whose columns stand beside each other.
 pub(crate) struct DeviceMatrix {
     pub(crate) parts: Vec<DevicePart>,
-    pub(crate) order: Order,
+    pub(crate) sums: Sums,
 }
 
 /// Gate and up of an MLP on a device.
 pub(crate) struct DeviceGate {
     /// The gate's rows are the first half. Tiles have them beside those of the other.
     pub(crate) weights: DevicePart,
-    pub(crate) order: Order,
+    pub(crate) sums: Sums,
 }
 
 /// Weights that are held alike.
@@ -82,30 +84,30 @@ pub(crate) enum DeviceWeights {
 
 /// What multiplies.
 #[derive(Clone, Copy)]
-enum Way {
-    Cublas(Dtype),
+enum Way<'a> {
+    CublasLt(&'a CublasLt, Dtype),
     F32,
     TensorCores(Coding),
 }
 
 /// One product's rows, and where they come from and go to.
 #[derive(Clone, Copy)]
-struct Call<'a> {
-    device: &'a CudaDevice,
+pub(crate) struct Call<'a> {
+    pub(crate) device: &'a CudaDevice,
     /// (rows, inputs) of f32
-    input: Address,
-    rows: usize,
-    output: Address,
+    pub(crate) input: Address,
+    pub(crate) rows: usize,
+    pub(crate) output: Address,
     /// Elements from a row of the output to the next.
-    stride: usize,
+    pub(crate) stride: usize,
 }
 
 /// The sizes of a product.
-#[derive(Clone, Copy)]
-struct Sizes {
-    rows: usize,
-    inputs: usize,
-    outputs: usize,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Sizes {
+    pub(crate) rows: usize,
+    pub(crate) inputs: usize,
+    pub(crate) outputs: usize,
 }
 
 impl DeviceMatrix {
@@ -134,7 +136,7 @@ impl DeviceMatrix {
         for part in &self.parts {
             let output = of_slice(&output).plus(first * size_of::<f32>());
             let call = Call { device, input, rows, output, stride: outputs };
-            part.multiply(part.way(self.order, rows)?, None, &call)?;
+            part.multiply(part.way(&self.sums, rows)?, None, &call)?;
             first += part.shape.outputs;
         }
         Ok((wrapped(output, device), Shape::from((rows, outputs))))
@@ -153,10 +155,10 @@ impl DeviceGate {
         let shape = self.weights.shape;
         let rows = check_rows(layout, shape.inputs)?;
         let device = &input.device;
-        let way = self.weights.way(self.order, rows)?;
+        let way = self.weights.way(&self.sums, rows)?;
         let (width, gate) = match way {
             Way::TensorCores(_) => (shape.outputs / 2, Some(activation)),
-            Way::Cublas(_) | Way::F32 => (shape.outputs, None),
+            Way::CublasLt(..) | Way::F32 => (shape.outputs, None),
         };
         let output = room::<f32>(device, rows * width)?;
         let place = of_slice(&output);
@@ -171,6 +173,11 @@ impl DeviceGate {
     }
 }
 
+/// Whether the time of a product of so many rows is that of reading its weights, which our kernels do as fast as any.
+fn is_streamed(held: Dtype, rows: usize) -> bool {
+    held != Dtype::Float32 && rows < CUBLASLT_FROM
+}
+
 fn check_rows(layout: &Layout, inputs: usize) -> Result<usize> {
     let (rows, found) = layout.shape().dims2()?;
     if found != inputs {
@@ -180,14 +187,14 @@ fn check_rows(layout: &Layout, inputs: usize) -> Result<usize> {
 }
 
 impl DevicePart {
-    fn way(&self, order: Order, rows: usize) -> Result<Way> {
-        Ok(match (&self.weights, order) {
+    fn way<'a>(&self, sums: &'a Sums, rows: usize) -> Result<Way<'a>> {
+        Ok(match (&self.weights, sums) {
             (DeviceWeights::Tiles { format, .. }, _) => Way::TensorCores(Coding::Quantized(*format)),
-            (DeviceWeights::Rows(weights), order) => match (Dtype::of_elements(weights.dtype())?, order) {
-                (Dtype::Float32, Order::Exact) => Way::F32,
-                (Dtype::Bfloat16, order) if order.is_own(rows) => Way::TensorCores(Coding::Bf16),
-                (Dtype::Float16, order) if order.is_own(rows) => Way::TensorCores(Coding::F16),
-                (held, _) => Way::Cublas(held),
+            (DeviceWeights::Rows(weights), sums) => match (Dtype::of_elements(weights.dtype())?, sums) {
+                (held, Sums::Fastest(library)) if !is_streamed(held, rows) => Way::CublasLt(library, held),
+                (Dtype::Float32, _) => Way::F32,
+                (Dtype::Bfloat16, _) => Way::TensorCores(Coding::Bf16),
+                (Dtype::Float16, _) => Way::TensorCores(Coding::F16),
             },
         })
     }
@@ -215,7 +222,7 @@ impl DevicePart {
         })
     }
 
-    fn multiply(&self, way: Way, gate: Option<Activation>, call: &Call<'_>) -> Result<()> {
+    fn multiply(&self, way: Way<'_>, gate: Option<Activation>, call: &Call<'_>) -> Result<()> {
         let PanelShape { inputs, outputs, segments } = self.shape;
         let (weights, scales) = self.addresses()?;
         let parameters = ProductParameters {
@@ -234,7 +241,7 @@ impl DevicePart {
         };
         let sizes = Sizes { rows: call.rows, inputs, outputs };
         match way {
-            Way::Cublas(held) => cublas::multiply(call, sizes, (parameters.weights, held)),
+            Way::CublasLt(library, held) => library.multiply(call, sizes, (parameters.weights, held)),
             Way::F32 => kernels::product_f32(&Gpu(call.device), &parameters),
             Way::TensorCores(coding) if call.rows <= FEW_ROWS => {
                 kernels::few(&Gpu(call.device), coding, &parameters)
