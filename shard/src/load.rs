@@ -264,6 +264,10 @@ impl Model for Loaded {
         self.decoder.logit_rows_at_once()
     }
 
+    fn may_overflow(&self) -> bool {
+        self.decoder.may_overflow()
+    }
+
     #[cfg(feature = "cuda")]
     fn is_asynchronous(&self) -> bool {
         self.decoder.is_all_on_device()

@@ -279,3 +279,20 @@ fn a_step_of_broken_numbers_is_fatal_whatever_is_begun_behind_it() {
     assert!(matches!(broken, Err(StepError::Fatal { step: StepId(0), .. })), "{broken:?}");
     drop(behind);
 }
+
+#[test]
+fn where_numbers_may_overflow_a_sequence_without_any_fails_alone() {
+    let group = group();
+    let mut model = FakeModel::new(Arc::clone(&group.comm) as Arc<dyn Communicator>);
+    model.may_overflow = true;
+    let mut engine = configured(model, group);
+    let starts = vec![start(1, greedy(), &[BROKEN_TOKEN]), start(2, greedy(), &[3])];
+    let work = vec![prefill(1, &[BROKEN_TOKEN]), prefill(2, &[3])];
+    let steps = numbered(vec![plain(starts, work), plain(Vec::new(), vec![decode(1, 1), decode(2, 1)])]);
+    for results in one_by_one(&mut engine, &steps) {
+        let [broken, other] = results.as_slice() else { panic!("{results:?}") };
+        let Outcome::Failed(reason) = &broken.outcome else { panic!("{broken:?}") };
+        assert!(reason.contains("65504") && reason.contains("bfloat16"), "{reason}");
+        assert!(matches!(other.outcome, Outcome::Sampled(_)), "{other:?}");
+    }
+}

@@ -71,6 +71,7 @@ fn what_is_held_is_planned_and_named() {
         assert_eq!((decoder.block_bytes(), decoder.weight_bytes()), (planned, plan.weights));
         // Heads of 32 elements: four bytes of scale beside 32.
         assert_eq!(planned, Bytes((plan.block.0 as f64 * share) as u64), "{kv_cache}");
+        assert_eq!(decoder.may_overflow(), kv_cache == KvCacheDtype::Float16, "{kv_cache}");
         let same_name = decoder.arithmetic() == auto.arithmetic();
         assert_eq!(same_name, kv_cache == KvCacheDtype::Bfloat16, "{}", decoder.arithmetic());
     }

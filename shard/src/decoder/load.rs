@@ -5,6 +5,7 @@ mod layers;
 mod on_device;
 mod progress;
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -127,6 +128,19 @@ fn not_on_the_cpu() -> LoadError {
     DeviceError::GpusOnly { option: "weights of fp8", instead: "give --quantize int8" }.into()
 }
 
+/// Why a stack's matrix was not packed.
+fn unpacked(stack: &Stack, error: io::Error) -> LoadError {
+    if error.kind() != io::ErrorKind::InvalidData {
+        return LoadError::Memory(error);
+    }
+    LoadError::Held { modules: modules(stack), reason: error }
+}
+
+/// The names of a stack's modules.
+fn modules(stack: &Stack) -> String {
+    stack.parts.iter().map(|part| part.module.as_str()).collect::<Vec<_>>().join(", ")
+}
+
 /// What loading reads from and how it cuts.
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
@@ -184,6 +198,14 @@ impl Loader<'_> {
         self.spec.shape.norm_epsilon as f32
     }
 
+    /// What rows are sent to experts by. Each rank decides for itself, so that none may round in a way of its own.
+    fn router(&self, stack: &Stack) -> Result<Linear, LoadError> {
+        match self.target.kind() {
+            DeviceKind::Cpu => self.linear(stack),
+            DeviceKind::Cuda => self.deciding_on_device(stack),
+        }
+    }
+
     /// The rows of several modules, one below the other, and the columns this rank has of them.
     fn linear(&self, stack: &Stack) -> Result<Linear, LoadError> {
         if self.target.kind() == DeviceKind::Cuda {
@@ -207,7 +229,7 @@ impl Loader<'_> {
             return Ok(None);
         }
         let rows = GateBesideUp::new(self.rows(stack, parts.clone())?, shape.outputs / 2);
-        let panels = Panels::pack(*shape, *dtype, &rows)?;
+        let panels = Panels::pack(*shape, *dtype, &rows).map_err(|error| unpacked(stack, error))?;
         self.progress.add(shape.bytes(*dtype));
         Ok(Some(GatedLinear::new(panels, activation, self.isa)))
     }
@@ -224,7 +246,11 @@ impl Loader<'_> {
     fn pack(&self, stack: &Stack, run: &Run) -> Result<Packed, LoadError> {
         let rows = self.rows(stack, run.parts.clone())?;
         let packed = match (run.packing, self.precision.quantize) {
-            (Packing::Elements(dtype), _) => Packed::Elements(Panels::pack(run.shape, dtype, &rows)?),
+            (Packing::Elements(dtype), _) => {
+                let panels =
+                    Panels::pack(run.shape, dtype, &rows).map_err(|error| unpacked(stack, error))?;
+                Packed::Elements(panels)
+            }
             (Packing::Float8, _) => return Err(not_on_the_cpu()),
             (Packing::Quantized(format), Quantize::AsStored) => {
                 Packed::Quantized(QuantizedPanels::pack(run.shape, format, &rows)?)
@@ -262,6 +288,10 @@ impl Loader<'_> {
 #[cfg(not(feature = "cuda"))]
 impl Loader<'_> {
     fn linear_on_device(&self, _: &Stack) -> Result<Linear, LoadError> {
+        Err(LoadError::Device(DeviceError::NotBuilt))
+    }
+
+    fn deciding_on_device(&self, _: &Stack) -> Result<Linear, LoadError> {
         Err(LoadError::Device(DeviceError::NotBuilt))
     }
 

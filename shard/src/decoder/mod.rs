@@ -110,6 +110,14 @@ pub enum LoadError {
     /// There is no memory for its weights.
     #[error("take memory for weights: {0}")]
     Memory(#[from] std::io::Error),
+    /// Its weights cannot be held as they should.
+    #[error("hold the weights of {modules}: {reason}")]
+    Held {
+        /// Of which modules.
+        modules: String,
+        /// Why not.
+        reason: std::io::Error,
+    },
     /// The device cannot be had, or cannot do what is asked.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -233,6 +241,13 @@ impl Decoder {
                 format!("{dtype}{weights}{kv}/cuda-{}/{order}/r{GPU_REVISION}", self.target.architecture)
             }
         }
+    }
+
+    /// Whether something that is computed is held in f16, which has no numbers beyond 65504: keys and values, or, on GPUs, what
+    /// is multiplied by weights of f16.
+    pub fn may_overflow(&self) -> bool {
+        let of_weights = self.target.kind() == DeviceKind::Cuda && self.precision.dtype == Dtype::Float16;
+        of_weights || self.kv_cache.beside(self.precision.dtype) == crate::kv::KvDtype::Float16
     }
 
     /// How many rows of logits are worth computing at once. It follows from the vocabulary alone.

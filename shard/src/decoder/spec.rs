@@ -193,7 +193,7 @@ impl Shape {
             ("num_key_value_heads", self.kv_heads, 1 << 14),
             ("head_dim", self.head_width, 1 << 14),
             ("intermediate_size", self.intermediate, 1 << 20),
-            ("num_experts", experts.count, 1 << 14),
+            ("num_experts", experts.count, 1 << 13),
             ("num_experts_per_tok", experts.chosen, experts.count),
             ("moe_intermediate_size", experts.intermediate, 1 << 20),
             ("vocab_size", self.vocabulary, 1 << 26),

@@ -94,6 +94,17 @@ impl From<SamplingError> for Missing {
     }
 }
 
+/// Of a model whose numbers may overflow: who has none fails, and nobody else.
+pub(super) fn failing_alone(found: Vec<Found>) -> Vec<Found> {
+    let alone = |missing| match missing {
+        Missing::Numbers(error) => Missing::Choice(format!(
+            "{error}, or beyond 65504, the largest number of float16: bfloat16 holds larger ones"
+        )),
+        Missing::Choice(reason) => Missing::Choice(reason),
+    };
+    found.into_iter().map(|found| found.map_err(alone)).collect()
+}
+
 /// Why no row is to be believed, if any is no row of numbers.
 fn check_numbers(found: &[Found]) -> Result<(), SamplingError> {
     let broken = found.iter().find_map(|found| match found {

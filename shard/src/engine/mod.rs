@@ -293,6 +293,7 @@ impl<M: Model> Engine<M> {
                 (choose::of_answers(&plan.purposes, &self.sequences, answers), plan.is_for_devices)
             }
         };
+        let found = if self.model.may_overflow() { choose::failing_alone(found) } else { found };
         let results = match is_rank_0 || is_everywhere {
             true => choose::results(&plan.entries, found, &self.sequences)?,
             false => Vec::new(),

@@ -51,6 +51,12 @@ pub trait Model {
     /// How many rows of logits are computed at once, at least one; the same on every rank.
     fn logit_rows_at_once(&self) -> usize;
 
+    /// Whether logits may be no numbers although nothing is broken: where something that is computed is held in 16 bits whose
+    /// exponent is no f32's.
+    fn may_overflow(&self) -> bool {
+        false
+    }
+
     /// Whether a step is only started by what is called for it, so that another may be started behind it.
     fn is_asynchronous(&self) -> bool {
         false

@@ -12,7 +12,7 @@ use crate::decoder::split::Slice;
 ///
 /// A step of R rows takes at most R times the row of its widest layer, and one slice of logits. Layers follow each
 /// other in the same memory, so their number does not matter. All elements are f32, 4 bytes; an input is held once
-/// more as bf16, half as large, or quantized, smaller still, while a product reads it. Exchanges over TCP hold the parts of all ranks of one
+/// more as bf16, half as large, or quantized, smaller still, while a product reads it; beside weights of f16 it is as it was. Exchanges over TCP hold the parts of all ranks of one
 /// sum beside that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Activations {

@@ -103,10 +103,7 @@ impl RowAsk<'_> {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum SamplingError {
     /// The model computed no number: the rank cannot go on.
-    #[error(
-        "choose a token: the model's logits hold {found}; its weights or the context are broken, or, on a GPU with \
-         --dtype float16, activations are beyond 65504: bfloat16 holds them"
-    )]
+    #[error("choose a token: the model's logits hold {found}; its weights or the context are broken")]
     NotFinite {
         /// NaN or infinity.
         found: &'static str,

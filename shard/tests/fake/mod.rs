@@ -27,11 +27,13 @@ pub(crate) struct FakeModel {
     comm: Arc<dyn Communicator>,
     /// (blocks × block size)
     slots: Vec<u32>,
+    /// Whether logits that are no numbers are nobody's fault.
+    pub(crate) may_overflow: bool,
 }
 
 impl FakeModel {
     pub(crate) fn new(comm: Arc<dyn Communicator>) -> Self {
-        Self { comm, slots: Vec::new() }
+        Self { comm, slots: Vec::new(), may_overflow: false }
     }
 
     fn slot(&mut self, sequence: &BatchSequence, position: usize) -> &mut u32 {
@@ -97,6 +99,10 @@ impl Model for FakeModel {
     /// So few that ordinary steps take several slices.
     fn logit_rows_at_once(&self) -> usize {
         2
+    }
+
+    fn may_overflow(&self) -> bool {
+        self.may_overflow
     }
 
     fn forward(&mut self, batch: &Batch, _: Option<&NeverAsked>) -> Result<Vec<Vec<f32>>, ModelError> {

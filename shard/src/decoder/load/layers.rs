@@ -136,7 +136,7 @@ impl Loader<'_> {
         let choices = self.spec.choices.mlp;
         let routing =
             Routing { experts: shape.count, chosen: shape.chosen, weights: choices.experts.weights };
-        let router = self.linear(&self.stacks.router(index))?;
+        let router = self.router(&self.stacks.router(index))?;
         if let Some(held) = self.grouped_experts(index, (routing, choices.activation))? {
             return Ok(Experts { router, held });
         }

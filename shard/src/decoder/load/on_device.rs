@@ -1,14 +1,16 @@
 //! A rank's matrices on its device: as plain rows, or quantized as tiles.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{Device, Tensor, WithDType};
 use half::{bf16, f16};
 use lockstep_proto::Bytes;
 use rayon::prelude::*;
 
-use super::Loader;
+use super::{Loader, modules, names};
 use crate::decoder::embedding::Table;
 use crate::decoder::mlp::HeldExperts;
 use crate::decoder::stacks::{Run, Stack};
@@ -16,11 +18,11 @@ use crate::decoder::{LoadError, Quantize};
 use crate::device::DeviceKind;
 use crate::dtype::Dtype;
 use crate::ops::activation::Activation;
-use crate::ops::cpu::panels::RowSource;
+use crate::ops::cpu::panels::{Overflow, RowSource, as_f16};
 use crate::ops::cpu::quantized::Quantizing;
-use crate::ops::cuda::experts::grouped::{ExpertParts, GroupedExperts};
+use crate::ops::cuda::experts::grouped::{ExpertMatrices, GroupedExperts, Groups};
 use crate::ops::cuda::product::tiles::{TileRows, TileSource, Tiling, by_segment};
-use crate::ops::cuda::product::{DeviceGate, DeviceMatrix, DevicePart, DeviceWeights};
+use crate::ops::cuda::product::{DeviceGate, DeviceMatrix, DevicePart, DeviceWeights, Sums};
 use crate::ops::experts::Routing;
 use crate::ops::gated_linear::GatedLinear;
 use crate::ops::linear::Linear;
@@ -34,10 +36,19 @@ const AT_ONCE: Bytes = Bytes(256 << 20);
 impl Loader<'_> {
     /// As on the CPU, its rows below each other, rows of padding zero.
     pub(super) fn linear_on_device(&self, stack: &Stack) -> Result<Linear, LoadError> {
+        self.summed_on_device(stack, self.target.sums())
+    }
+
+    /// The same whose rows have the same bits in any batch and on every rank, whatever others have: of what is decided by it.
+    pub(super) fn deciding_on_device(&self, stack: &Stack) -> Result<Linear, LoadError> {
+        self.summed_on_device(stack, Sums::Exact)
+    }
+
+    fn summed_on_device(&self, stack: &Stack, sums: Sums) -> Result<Linear, LoadError> {
         let runs = stack.runs(self.spec, self.precision);
         let part = |run| self.part_on_device(stack, run, TileRows::InOrder);
         let parts = runs.iter().map(part).collect::<Result<_, _>>()?;
-        let matrix = DeviceMatrix { parts, sums: self.target.sums() };
+        let matrix = DeviceMatrix { parts, sums };
         Ok(Linear { matrix: Arc::new(Matrix::of_device(matrix)), isa: self.isa })
     }
 
@@ -54,7 +65,7 @@ impl Loader<'_> {
         Ok(Some(GatedLinear::of_device(gate, activation, self.isa)))
     }
 
-    /// A layer's experts all at once, where they are on a device and held alike, as tensor cores read them.
+    /// A layer's experts all at once, where they are on a device and tensor cores multiply by them.
     pub(super) fn grouped_experts(
         &self,
         layer: usize,
@@ -63,29 +74,21 @@ impl Loader<'_> {
         let Some(device) = self.target.gpu() else { return Ok(None) };
         let mine = self.slice.experts.clone();
         let stacks: Vec<[Stack; 2]> = mine.map(|expert| self.stacks.expert(layer, expert)).collect();
-        let runs = |which: usize| -> Vec<Run> {
-            stacks.iter().flat_map(|of_expert| of_expert[which].runs(self.spec, self.precision)).collect()
-        };
-        let is_one_matrix = |runs: &[Run]| {
-            let packing = runs.first().map(|run| run.packing);
-            runs.len() == stacks.len()
-                && packing.is_some_and(|packing| packing != Packing::Elements(Dtype::Float32))
-                && runs.iter().all(|run| Some(run.packing) == packing)
-        };
-        let (gates, downs) = (runs(0), runs(1));
-        if !is_one_matrix(&gates) || !is_one_matrix(&downs) {
+        let runs = |stack: &Stack| stack.runs(self.spec, self.precision);
+        let is_f32 = |run: &Run| run.packing == Packing::Elements(Dtype::Float32);
+        if stacks.as_flattened().iter().flat_map(runs).any(|run| is_f32(&run)) {
             return Ok(None);
         }
-        let parts = |which: usize, runs: &[Run], rows: TileRows| -> Result<ExpertParts, LoadError> {
-            let part =
-                |(of_expert, run): (&[Stack; 2], &Run)| self.part_on_device(&of_expert[which], run, rows);
-            let parts = stacks.iter().zip(runs).map(part).collect::<Result<_, _>>()?;
-            Ok(ExpertParts::new(device, parts)?)
+        let matrices = |which: usize, rows: TileRows| -> Result<ExpertMatrices, LoadError> {
+            let of_which = stacks.iter().map(|of_expert| &of_expert[which]);
+            let runs = of_which.flat_map(|stack| runs(stack).into_iter().map(move |run| (stack, run)));
+            let matrices = runs.map(|(stack, run)| self.part_on_device(stack, &run, rows));
+            Ok(ExpertMatrices::new(device, matrices.collect::<Result<_, _>>()?)?)
         };
-        let gates = parts(0, &gates, TileRows::GateBesideUp)?;
-        let downs = parts(1, &downs, TileRows::InOrder)?;
-        let place = (self.slice.experts.start, stacks.len() / self.experts_of_a_group());
-        Ok(Some(HeldExperts::Grouped(Box::new(GroupedExperts::new(how, place, (gates, downs))))))
+        let both = (matrices(0, TileRows::GateBesideUp)?, matrices(1, TileRows::InOrder)?);
+        let groups =
+            Groups { first: self.slice.experts.start, count: stacks.len() / self.experts_of_a_group() };
+        Ok(Some(HeldExperts::Grouped(Box::new(GroupedExperts::new(how, groups, both)))))
     }
 
     /// The embedding table; the head's rows where they are the same.
@@ -97,7 +100,8 @@ impl Loader<'_> {
         }
         let shape = (self.spec.shape.vocabulary, self.spec.shape.hidden);
         let rows = StackedRows::new(vec![(table.clone(), 0..shape.0)], 0..shape.1);
-        Ok(Table::OnDevice(self.rows_on_device(&rows, shape, self.precision.dtype)?))
+        let rows = self.rows_on_device(&rows, shape, self.precision.dtype);
+        Ok(Table::OnDevice(rows.map_err(|error| error.of(names::EMBEDDING))?))
     }
 
     fn part_on_device(
@@ -111,7 +115,9 @@ impl Loader<'_> {
         let weights = match (run.packing, self.precision.quantize) {
             (Packing::Elements(dtype), _) => {
                 let size = (shape.outputs, shape.inputs);
-                DeviceWeights::Rows(self.rows_on_device(&rows, size, dtype)?)
+                let rows =
+                    self.rows_on_device(&rows, size, dtype).map_err(|error| error.of(&modules(stack)))?;
+                DeviceWeights::Rows(rows)
             }
             (Packing::Quantized(format), Quantize::AsStored) => {
                 self.tiles_on_device(&tiling(TileSource::Groups { rows: &rows, format }))?
@@ -131,19 +137,47 @@ impl Loader<'_> {
         rows: &StackedRows,
         shape: (usize, usize),
         dtype: Dtype,
-    ) -> Result<Tensor, LoadError> {
+    ) -> Result<Tensor, NotCopied> {
         let device = &self.target.device;
         let tensor = match dtype {
-            Dtype::Bfloat16 => copied::<bf16>(rows, shape, device, bf16::from_f32),
-            Dtype::Float16 => copied::<f16>(rows, shape, device, f16::from_f32),
-            Dtype::Float32 => copied::<f32>(rows, shape, device, |value| value),
+            Dtype::Bfloat16 => copied::<bf16>(rows, shape, device, |value| Ok(bf16::from_f32(value))),
+            Dtype::Float16 => copied::<f16>(rows, shape, device, as_f16),
+            Dtype::Float32 => copied::<f32>(rows, shape, device, Ok),
         };
-        tensor.map_err(|error| out_of_memory(&error, shape.0 * shape.1 * dtype.bytes()))
+        let bytes = shape.0 * shape.1 * dtype.bytes();
+        match tensor.map_err(|error| NotCopied::Device(out_of_memory(&error, bytes)))? {
+            Copied { tensor, has_overflowed: false } => Ok(tensor),
+            Copied { has_overflowed: true, .. } => Err(NotCopied::Overflow),
+        }
     }
 
     fn tiles_on_device(&self, tiling: &Tiling<'_>) -> Result<DeviceWeights, LoadError> {
         let bytes = tiling.format().bytes(tiling.shape);
         tiled(tiling, &self.target.device).map_err(|error| out_of_memory(&error, bytes))
+    }
+}
+
+/// A copy on the device.
+struct Copied {
+    tensor: Tensor,
+    has_overflowed: bool,
+}
+
+/// Why there is none.
+enum NotCopied {
+    Device(LoadError),
+    Overflow,
+}
+
+impl NotCopied {
+    fn of(self, modules: &str) -> LoadError {
+        match self {
+            Self::Device(error) => error,
+            Self::Overflow => LoadError::Held {
+                modules: modules.to_owned(),
+                reason: io::Error::new(io::ErrorKind::InvalidData, Overflow),
+            },
+        }
     }
 }
 
@@ -165,22 +199,28 @@ fn copied<T: WithDType>(
     source: &StackedRows,
     (rows, columns): (usize, usize),
     device: &Device,
-    round: fn(f32) -> T,
-) -> candle_core::Result<Tensor> {
+    round: fn(f32) -> Result<T, Overflow>,
+) -> candle_core::Result<Copied> {
     let target = Tensor::zeros((rows, columns), T::DTYPE, device)?;
+    let has_overflowed = AtomicBool::new(false);
     for piece in pieces(rows, columns * size_of::<T>()) {
         let mut values = vec![T::zero(); piece.len() * columns];
         values.par_chunks_mut(columns.max(1)).enumerate().for_each_init(
             || vec![0.0; columns],
             |widened, (row, values)| {
                 source.read_row(piece.start + row, widened);
-                values.iter_mut().zip(widened).for_each(|(value, widened)| *value = round(*widened));
+                for (value, widened) in values.iter_mut().zip(widened) {
+                    match round(*widened) {
+                        Ok(rounded) => *value = rounded,
+                        Err(Overflow) => has_overflowed.store(true, Ordering::Relaxed),
+                    }
+                }
             },
         );
         target.slice_set(&Tensor::from_vec(values, (piece.len(), columns), device)?, 0, piece.start)?;
         RowSource::release(source, piece);
     }
-    Ok(target)
+    Ok(Copied { tensor: target, has_overflowed: has_overflowed.into_inner() })
 }
 
 /// Tiles, a piece at a time.

@@ -8,9 +8,11 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::{bf16, f16};
 use rayon::prelude::*;
+use thiserror::Error;
 
 use super::huge_memory::HugeMemory;
 use super::simd::{LANES, round_to_bf16};
@@ -102,11 +104,12 @@ impl Panels {
     /// Packs `source`.
     ///
     /// # Errors
-    /// When there is no memory for it.
+    /// When there is no memory for it, or a number is too large for the type: [`io::ErrorKind::InvalidData`].
     pub(crate) fn pack(shape: PanelShape, dtype: Dtype, source: &dyn RowSource) -> io::Result<Self> {
         assert!(shape.is_sound(dtype), "segments take whole steps: {shape:?}");
         let mut memory = HugeMemory::zeroed(shape.bytes(dtype))?;
         let panel_bytes = shape.steps(dtype) * STEP_BYTES;
+        let has_overflowed = AtomicBool::new(false);
         if panel_bytes > 0 {
             let together = memory.as_mut_slice().par_chunks_mut(panel_bytes * PANELS_TOGETHER).enumerate();
             together.for_each_init(
@@ -116,11 +119,15 @@ impl Panels {
                     let panels = bytes.chunks_exact_mut(panel_bytes);
                     let count = panels.len();
                     for (panel, bytes) in panels.enumerate() {
-                        pack_panel(shape, dtype, source, (first + panel, bytes, row));
+                        let packed = pack_panel(shape, dtype, source, (first + panel, bytes, row));
+                        has_overflowed.fetch_or(packed.is_err(), Ordering::Relaxed);
                     }
                     source.release(first * COLUMNS..shape.outputs.min((first + count) * COLUMNS));
                 },
             );
+        }
+        if has_overflowed.into_inner() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, Overflow));
         }
         Ok(Self { memory, shape, dtype })
     }
@@ -166,14 +173,15 @@ fn pack_panel(
     dtype: Dtype,
     source: &dyn RowSource,
     (panel, bytes, row): (usize, &mut [u8], &mut Vec<f32>),
-) {
+) -> Result<(), Overflow> {
     let first = panel * COLUMNS;
     let columns = COLUMNS.min(shape.outputs - first);
     if columns == COLUMNS && shape.inputs.is_multiple_of(2) {
         let rows: [Option<&[u8]>; COLUMNS] =
             std::array::from_fn(|column| source.stored_row(first + column, dtype));
         if rows.iter().all(Option::is_some) {
-            return interleave(dtype, &rows.map(Option::unwrap_or_default), bytes);
+            interleave(dtype, &rows.map(Option::unwrap_or_default), bytes);
+            return Ok(());
         }
     }
     for column in 0..columns {
@@ -189,7 +197,7 @@ fn pack_panel(
                 for (k, value) in row.iter().enumerate() {
                     let vector = (k / 2) * STEP_BYTES + column / LANES * (STEP_BYTES / VECTORS);
                     let at = vector + (k % 2) * LANES * 2 + column % LANES * 2;
-                    bytes[at..at + 2].copy_from_slice(&f16::from_f32(*value).to_ne_bytes());
+                    bytes[at..at + 2].copy_from_slice(&as_f16(*value)?.to_ne_bytes());
                 }
             }
             Dtype::Float32 => {
@@ -200,6 +208,18 @@ fn pack_panel(
             }
         }
     }
+    Ok(())
+}
+
+/// A number that is too large for the type it is to be held in.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("a weight is beyond 65504, the largest number of float16: bfloat16 holds it")]
+pub(crate) struct Overflow;
+
+/// The nearest f16.
+pub(crate) fn as_f16(value: f32) -> Result<f16, Overflow> {
+    let nearest = f16::from_f32(value);
+    if nearest.is_infinite() && value.is_finite() { Err(Overflow) } else { Ok(nearest) }
 }
 
 /// Packs a panel's rows of elements of 16 bits, two of each row at a time.
@@ -284,6 +304,31 @@ mod tests {
                 let (raw, widened) = (packed(true), packed(false));
                 prop_assert_eq!(raw.memory.as_slice(), widened.memory.as_slice());
             }
+        }
+    }
+
+    struct One(f32);
+
+    impl RowSource for One {
+        fn read_row(&self, _: usize, into: &mut [f32]) {
+            into.fill(self.0);
+        }
+    }
+
+    #[test]
+    fn a_weight_that_float16_has_no_room_for_is_refused() {
+        let shape = PanelShape { outputs: 3, inputs: 4, segments: 1 };
+        let packed = |dtype, weight| Panels::pack(shape, dtype, &One(weight)).map(|_| ());
+        let refused = packed(Dtype::Float16, -65_520.0).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
+        assert!(refused.to_string().contains("beyond 65504"), "{refused}");
+        for (dtype, weight) in [
+            (Dtype::Float16, 65_519.0),
+            (Dtype::Float16, f32::INFINITY),
+            (Dtype::Bfloat16, 1e30),
+            (Dtype::Float32, 1e30),
+        ] {
+            assert!(packed(dtype, weight).is_ok(), "{dtype} {weight}");
         }
     }
 }

@@ -13,6 +13,20 @@ fn each(f: impl Fn(usize) -> f32) -> [f32; LANES] {
     std::array::from_fn(f)
 }
 
+/// The same number in single precision, without asking the machine what it can do.
+#[inline(always)]
+fn widen_f16(number: f16) -> f32 {
+    /// Two to the power of 112: what is taken for an f32 with the same bits of exponent is smaller by this.
+    const SCALE: f32 = f32::from_bits((127 + 112) << 23);
+    /// Bits of what is no finite number.
+    const NOT_FINITE: u32 = 0x7c00;
+
+    let bits = u32::from(number.to_bits());
+    let (sign, size) = ((bits & 0x8000) << 16, bits & 0x7fff);
+    let exponent = if size >= NOT_FINITE { 0x7f80_0000 } else { 0 };
+    f32::from_bits((f32::from_bits(size << 13) * SCALE).to_bits() | exponent | sign)
+}
+
 impl Simd for Portable {
     type Lanes = [f32; LANES];
     type Pairs = [[f32; LANES]; 2];
@@ -94,7 +108,7 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn load_f16(self, from: &[f16; LANES]) -> [f32; LANES] {
-        from.map(f16::to_f32)
+        from.map(widen_f16)
     }
 
     #[inline(always)]
@@ -126,5 +140,20 @@ impl Simd for Portable {
     #[inline(always)]
     fn store_i16(self, lanes: [f32; LANES], to: &mut [i16; LANES]) {
         *to = lanes.map(|lane| lane.round_ties_even() as i16);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_f16_is_widened_as_the_half_crate_does() {
+        for bits in 0..=u16::MAX {
+            let number = f16::from_bits(bits);
+            let (found, expected) = (widen_f16(number), number.to_f32());
+            let is_right = found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan();
+            assert!(is_right, "{bits:#x}: {found} in place of {expected}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use candle_core::{CudaDevice, Error, Result};
 
 use super::kernel::{Executor, Grid, Kernel, Module};
 
-/// Bytes of memory a block of attention or of a product may have beside what is declared: what the smallest of the devices has,
+/// Bytes of memory a block of attention, of a product or of routing may have beside what is declared: what the smallest of the devices has,
 /// less a margin. It is asked for once, since a launch may not ask for more than the usual 48 KiB by itself.
 const SHARED_BYTES: i32 = 96 << 10;
 

@@ -190,10 +190,7 @@ kernels! {
     ExpertProducts: ExpertsBf16 = "experts_bf16" emulated_experts_bf16,
         ExpertsF16 = "experts_f16" emulated_experts_f16,
         ExpertsInt8 = "experts_int8" emulated_experts_int8,
-        ExpertsInt8Minimum = "experts_int8_minimum" emulated_experts_int8_minimum,
-        ExpertsInt8Short = "experts_int8_short" emulated_experts_int8_short,
         ExpertsInt4 = "experts_int4" emulated_experts_int4,
-        ExpertsInt4Minimum = "experts_int4_minimum" emulated_experts_int4_minimum,
         ExpertsFloat8 = "experts_float8" emulated_experts_float8;
     Attention: AttendF32Of64 = "attend_f32_64" emulated_attend_f32_64,
         AttendF32Of128 = "attend_f32_128" emulated_attend_f32_128,

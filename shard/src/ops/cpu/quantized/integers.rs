@@ -77,11 +77,9 @@ impl IntegerIsa {
     /// The fastest set that goes with `isa`. Machines with AVX-512 and no dot product of bytes take AVX2.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn of(isa: Isa) -> Self {
-        let half_floats = is_x86_feature_detected!("f16c");
         match isa {
             Isa::Avx512Bf16 | Isa::Avx512 if is_x86_feature_detected!("avx512vnni") => Self::Avx512Vnni,
             Isa::Portable => Self::Portable,
-            Isa::Avx512Bf16 | Isa::Avx512 | Isa::Avx2 if !half_floats => Self::Portable,
             Isa::Avx512Bf16 | Isa::Avx512 | Isa::Avx2 if is_x86_feature_detected!("avxvnni") => {
                 Self::AvxVnni
             }

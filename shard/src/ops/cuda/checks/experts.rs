@@ -9,7 +9,7 @@ use crate::dtype::Dtype;
 use crate::ops::activation::Activation;
 use crate::ops::cpu::panels::PanelShape;
 use crate::ops::cuda::experts::{
-    CombineParameters, ExpertRows, GroupParameters, RouteParameters, combine, group_rows, most_parts, route,
+    Bundle, CombineParameters, GroupParameters, RouteParameters, combine, group_rows, most_bundles, route,
 };
 use crate::ops::cuda::kernel::Address;
 use crate::ops::cuda::product::kernels::{ExpertProductParameters, FEW_ROWS, ProductParameters, experts};
@@ -26,6 +26,13 @@ const NONE: u32 = u32::MAX;
 enum Weights {
     Rows(Dtype),
     Quantized(TileFormat),
+}
+
+/// Where rows of the input are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inputs {
+    Gathered,
+    InPlaces,
 }
 
 pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
@@ -54,10 +61,17 @@ pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
         Weights::Quantized(TileFormat::Int4),
         Weights::Quantized(TileFormat::Float8),
     ] {
-        for function in [None, Some(Activation::Silu)] {
+        // As gates and as downs; lengths that no 16 bytes divide.
+        for (inputs, inputs_are, function) in [
+            (160, Inputs::Gathered, None),
+            (160, Inputs::Gathered, Some(Activation::Silu)),
+            (160, Inputs::InPlaces, None),
+            (33, Inputs::Gathered, Some(Activation::GeluTanh)),
+        ] {
             let gate = function.map_or("plain", |_| "gated");
-            let name = format!("products of all experts at once and one by one, {gate}, {weights:?}");
-            checks.check(name, || at_once(machine, weights, function));
+            let name =
+                format!("all experts at once and one by one, {inputs} {inputs_are:?}, {gate}, {weights:?}");
+            checks.check(name, || at_once(machine, (weights, inputs), (inputs_are, function)));
             machine.clear();
         }
     }
@@ -112,8 +126,8 @@ struct Grouped {
     experts: usize,
     rows: Address,
     places: Address,
-    parts: Address,
-    most_parts: usize,
+    bundles: Address,
+    most_bundles: usize,
 }
 
 impl Grouped {
@@ -123,27 +137,27 @@ impl Grouped {
         here: std::ops::Range<usize>,
     ) -> Result<Self> {
         let choices = chosen.len();
-        let most_parts = most_parts(choices, here.len());
+        let most_bundles = most_bundles(choices, here.len());
         let grouped = Self {
             first: here.start,
             experts: here.len(),
             rows: machine.room::<u32>(choices)?,
             places: machine.room::<u32>(choices)?,
-            parts: machine.room::<ExpertRows>(most_parts)?,
-            most_parts,
+            bundles: machine.room::<Bundle>(most_bundles)?,
+            most_bundles,
             chosen,
         };
         let call = GroupParameters {
             chosen: machine.put(&grouped.chosen)?,
             rows: grouped.rows,
             places: grouped.places,
-            counts: machine.room::<u32>(here.len())?,
-            parts: grouped.parts,
+            bundles: grouped.bundles,
             choices: choices as u32,
             of_a_row: of_a_row as u32,
             first: here.start as u32,
             experts: here.len() as u32,
-            most_parts: most_parts as u32,
+            bundle_rows: FEW_ROWS as u32,
+            most_bundles: most_bundles as u32,
         };
         machine.run(|on| group_rows(on, &call))?;
         Ok(grouped)
@@ -179,49 +193,62 @@ fn grouped(
 ) -> Result<Error> {
     let chosen = choices((rows, of_a_row), here.end + 3);
     let grouped = Grouped::new(machine, (chosen, of_a_row), here)?;
-    let (mut of_places, mut places, mut parts) = (Vec::new(), vec![NONE; grouped.chosen.len()], Vec::new());
+    let (mut of_places, mut places, mut bundles) =
+        (Vec::new(), vec![NONE; grouped.chosen.len()], Vec::new());
     for (expert, choices) in grouped.plainly().into_iter().enumerate() {
-        for part in choices.chunks(FEW_ROWS) {
-            parts.push(ExpertRows {
+        for bundle in choices.chunks(FEW_ROWS) {
+            bundles.push(Bundle {
                 expert: expert as u32,
                 first: of_places.len() as u32,
-                rows: part.len() as u32,
+                rows: bundle.len() as u32,
             });
-            for choice in part {
+            for choice in bundle {
                 places[*choice] = of_places.len() as u32;
                 of_places.push((choice / of_a_row) as u32);
             }
         }
     }
-    parts.resize(grouped.most_parts, ExpertRows::default());
+    bundles.resize(grouped.most_bundles, Bundle::default());
     let found = machine.get::<u32>(grouped.places, places.len())?;
     let is_right = machine.get::<u32>(grouped.rows, of_places.len())? == of_places
         && found.iter().zip(&places).all(|(found, place)| found == place || *place == NONE)
-        && machine.get::<ExpertRows>(grouped.parts, grouped.most_parts)? == parts;
+        && machine.get::<Bundle>(grouped.bundles, grouped.most_bundles)? == bundles;
     Ok(Error::unless(is_right))
 }
 
+/// The weights of some experts, no two alike.
+fn held(
+    machine: &mut Machine,
+    (weights, shape): (Weights, PanelShape),
+    (experts, function): (usize, Option<Activation>),
+) -> Result<Vec<Held>> {
+    let rows = if function.is_some() { TileRows::GateBesideUp } else { TileRows::InOrder };
+    let of_expert = |expert: u64| {
+        let values = Numbers::new(expert + 40).values(shape.outputs * shape.inputs);
+        match weights {
+            Weights::Rows(dtype) => Held::rows(machine, (&values, dtype), shape),
+            Weights::Quantized(format) => quantized(machine, (&values, rows), (shape, format)),
+        }
+    };
+    (0..experts as u64).map(of_expert).collect()
+}
+
 /// Experts with no rows, one, some, a part's, one more, and several parts'.
-fn at_once(machine: &mut Machine, weights: Weights, function: Option<Activation>) -> Result<Error> {
+fn at_once(
+    machine: &mut Machine,
+    (weights, inputs): (Weights, usize),
+    (inputs_are, function): (Inputs, Option<Activation>),
+) -> Result<Error> {
     const ROWS_OF: [usize; 7] = [1, 0, 9, 64, 65, 20, 130];
-    let shape = PanelShape { outputs: 42, inputs: 160, segments: 1 };
+    let shape = PanelShape { outputs: 42, inputs, segments: 1 };
     let chosen: Vec<u32> =
         ROWS_OF.iter().enumerate().flat_map(|(at, rows)| vec![at as u32; *rows]).collect();
     // So that an expert's rows stand among others'.
-    let stride = 101;
-    let chosen: Vec<u32> = (0..chosen.len()).map(|at| chosen[at * stride % chosen.len()]).collect();
+    let chosen: Vec<u32> = (0..chosen.len()).map(|at| chosen[at * 101 % chosen.len()]).collect();
     let rows = chosen.len();
     let input = Numbers::new(31).values(rows * shape.inputs);
     let grouped = Grouped::new(machine, (chosen, 1), 0..ROWS_OF.len())?;
-    let tile_rows = if function.is_some() { TileRows::GateBesideUp } else { TileRows::InOrder };
-    let mut held = Vec::new();
-    for seed in 0..ROWS_OF.len() as u64 {
-        let values = Numbers::new(seed + 40).values(shape.outputs * shape.inputs);
-        held.push(match weights {
-            Weights::Rows(dtype) => Held::rows(machine, (&values, dtype), shape)?,
-            Weights::Quantized(format) => quantized(machine, (&values, tile_rows), (shape, format))?,
-        });
-    }
+    let held = held(machine, (weights, shape), (ROWS_OF.len(), function))?;
     let Some(Reading::TensorCores(coding)) = held.first().map(|held| held.reading) else {
         candle_core::bail!("check experts: their weights are not for tensor cores")
     };
@@ -243,19 +270,26 @@ fn at_once(machine: &mut Machine, weights: Weights, function: Option<Activation>
             function: function.map_or(0, |function| 1 + number_of(function)),
             parts: 0,
         },
-        parts: grouped.parts,
-        rows: grouped.rows,
+        bundles: grouped.bundles,
+        rows: if inputs_are == Inputs::Gathered { grouped.rows } else { Address::NULL },
         weights: machine.put(&held.iter().map(|held| held.weights.0).collect::<Vec<u64>>())?,
         scales: if scales.contains(&0) { Address::NULL } else { machine.put(&scales)? },
     };
-    machine.run(|on| experts(on, coding, &call, grouped.most_parts))?;
+    machine.run(|on| experts(on, coding, &call, grouped.most_bundles))?;
     let found = machine.get::<f32>(output, rows * width)?;
+    let choices = grouped.plainly();
+    let mut place = 0;
     let mut expected = Vec::new();
-    for (held, choices) in held.iter().zip(grouped.plainly()) {
-        let row = |row: &usize| input[row * shape.inputs..][..shape.inputs].to_vec();
-        let gathered: Vec<f32> = choices.iter().flat_map(row).collect();
+    for (held, choices) in held.iter().zip(choices) {
+        let rows: Vec<usize> = match inputs_are {
+            Inputs::Gathered => choices,
+            Inputs::InPlaces => (place..place + choices.len()).collect(),
+        };
+        place += rows.len();
+        let row = |row: &usize| &input[row * shape.inputs..][..shape.inputs];
+        let gathered: Vec<f32> = rows.iter().flat_map(row).copied().collect();
         if !gathered.is_empty() {
-            expected.extend(held.multiply(machine, (&gathered, Rows::of(choices.len())), function)?);
+            expected.extend(held.multiply(machine, (&gathered, Rows::of(rows.len())), function)?);
         }
     }
     Ok(Error::of(&found, &expected, EXACT))

@@ -24,7 +24,7 @@ pub(super) trait Plain: Copy + Default {}
 impl Plain for u8 {}
 impl Plain for u32 {}
 impl Plain for u64 {}
-impl Plain for crate::ops::cuda::experts::ExpertRows {}
+impl Plain for crate::ops::cuda::experts::Bundle {}
 impl Plain for f32 {}
 impl Plain for bf16 {}
 impl Plain for f16 {}

@@ -8,38 +8,46 @@ use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{CpuStorage, CudaDevice, CustomOp2, Layout, Result, Shape, bail};
 
 use super::{
-    CombineParameters, ExpertRows, GroupParameters, RouteParameters, combine, group_rows, most_parts, route,
+    Bundle, CombineParameters, GroupParameters, RouteParameters, combine, group_rows, most_bundles, route,
 };
 use crate::ops::activation::Activation;
 use crate::ops::cpu::panels::PanelShape;
 use crate::ops::cuda::gpu::Gpu;
 use crate::ops::cuda::kernel::Address;
 use crate::ops::cuda::product::DevicePart;
-use crate::ops::cuda::product::kernels::{Coding, ExpertProductParameters, ProductParameters, experts};
+use crate::ops::cuda::product::kernels::{
+    Coding, ExpertProductParameters, FEW_ROWS, ProductParameters, experts,
+};
 use crate::ops::cuda::rows::number_of;
 use crate::ops::cuda::storage::{address, copy_of, of_slice, room, wrapped};
 use crate::ops::experts::Routing;
 
 /// Most blocks along y.
-const MOST_PARTS: usize = u16::MAX as usize;
+const MOST_BUNDLES: usize = u16::MAX as usize;
 
 /// Of a layer's experts those that a rank has, and how rows come to them: input (rows, hidden), scores (rows, all experts) →
 /// (rows, hidden), to be summed over ranks.
 pub(crate) struct GroupedExperts {
     routing: Routing,
-    /// The first of those that are here, counted over the model's.
-    first: usize,
-    /// Groups whose experts are summed in order, and whose sums are in a tree: a power of two up to 8.
-    groups: usize,
+    groups: Groups,
     activation: Activation,
-    gates: ExpertParts,
-    downs: ExpertParts,
+    gates: ExpertMatrices,
+    downs: ExpertMatrices,
+}
+
+/// Which experts are here, and how what comes of them is summed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Groups {
+    /// The first of those that are here, counted over the model's.
+    pub(crate) first: usize,
+    /// Groups whose experts are summed in order, and whose sums are in a tree: a power of two up to 8.
+    pub(crate) count: usize,
 }
 
 /// One matrix of every expert, all held alike.
-pub(crate) struct ExpertParts {
+pub(crate) struct ExpertMatrices {
     /// What the addresses are of.
-    parts: Vec<DevicePart>,
+    matrices: Vec<DevicePart>,
     coding: Coding,
     shape: PanelShape,
     /// (experts)
@@ -56,22 +64,27 @@ struct Routed {
     places: CudaSlice<u32>,
     /// (places)
     rows: CudaSlice<u32>,
-    parts: CudaSlice<ExpertRows>,
-    /// Of the parts, with those in which nothing is to be done.
-    count: usize,
+    /// With empty ones.
+    bundles: CudaSlice<Bundle>,
 }
 
-impl ExpertParts {
+impl ExpertMatrices {
     /// # Errors
     /// When they are not held alike, or not as tensor cores read them.
-    pub(crate) fn new(device: &CudaDevice, parts: Vec<DevicePart>) -> Result<Self> {
-        let how = |part: &DevicePart| Some((part.coding()?, part.shape));
-        let first = parts.first().and_then(how);
-        let Some((coding, shape)) = first.filter(|_| parts.iter().all(|part| how(part) == first)) else {
-            bail!("compute all experts of a layer at once: they are not held alike, in 16 bits or fewer")
+    pub(crate) fn new(device: &CudaDevice, matrices: Vec<DevicePart>) -> Result<Self> {
+        let how = |matrix: &DevicePart| {
+            let coding = matrix.coding().filter(|coding| coding.experts().is_some())?;
+            Some((coding, matrix.shape))
+        };
+        let first = matrices.first().and_then(how);
+        let Some((coding, shape)) = first.filter(|_| matrices.iter().all(|matrix| how(matrix) == first))
+        else {
+            bail!(
+                "compute all experts of a layer at once: they are not held alike, or not in bf16, f16, int8, int4 or fp8"
+            )
         };
         let addresses: Vec<(Address, Address)> =
-            parts.iter().map(DevicePart::addresses).collect::<Result<_>>()?;
+            matrices.iter().map(DevicePart::addresses).collect::<Result<_>>()?;
         let has_scales = addresses.iter().any(|(_, scales)| *scales != Address::NULL);
         let table = |of: fn(&(Address, Address)) -> Address| {
             copy_of(device, &addresses.iter().map(|pair| of(pair).0).collect::<Vec<u64>>())
@@ -81,7 +94,7 @@ impl ExpertParts {
             shape,
             weights: table(|(weights, _)| *weights)?,
             scales: has_scales.then(|| table(|(_, scales)| *scales)).transpose()?,
-            parts,
+            matrices,
         })
     }
 
@@ -111,33 +124,33 @@ impl ExpertParts {
         };
         let call = ExpertProductParameters {
             product,
-            parts: of_slice(&routed.parts),
+            bundles: of_slice(&routed.bundles),
             rows: gathered,
             weights: of_slice(&self.weights),
             scales: self.scales.as_ref().map_or(Address::NULL, of_slice),
         };
-        experts(&Gpu(device), self.coding, &call, routed.count)?;
+        experts(&Gpu(device), self.coding, &call, routed.bundles.len())?;
         Ok(output)
     }
 }
 
 impl GroupedExperts {
-    /// `gates` have the gate's rows beside those of what it gates. `first` and `groups` are as of the fields.
+    /// `gates` have the gate's rows beside those of what it gates.
     pub(crate) fn new(
         (routing, activation): (Routing, Activation),
-        (first, groups): (usize, usize),
-        (gates, downs): (ExpertParts, ExpertParts),
+        groups: Groups,
+        (gates, downs): (ExpertMatrices, ExpertMatrices),
     ) -> Self {
-        Self { routing, first, groups, activation, gates, downs }
+        Self { routing, groups, activation, gates, downs }
     }
 
     fn routed(&self, device: &CudaDevice, scores: Address, rows: usize) -> Result<Routed> {
-        let here = self.gates.parts.len();
+        let here = self.gates.matrices.len();
         let choices = rows * self.routing.chosen;
-        let count = most_parts(choices, here);
-        if count > MOST_PARTS {
+        let count = most_bundles(choices, here);
+        if count > MOST_BUNDLES {
             bail!(
-                "compute {rows} rows that go to {} experts each: at most {MOST_PARTS} parts of such rows work",
+                "compute {rows} rows that go to {} experts each: at most {MOST_BUNDLES} bundles of such rows work",
                 self.routing.chosen
             )
         }
@@ -146,24 +159,22 @@ impl GroupedExperts {
             weights: room(device, choices)?,
             places: room(device, choices)?,
             rows: room(device, choices)?,
-            parts: room(device, count)?,
-            count,
+            bundles: room(device, count)?,
         };
         let (chosen, weights) = (of_slice(&routed.chosen), of_slice(&routed.weights));
         let call = RouteParameters { scores, chosen, weights, ..RouteParameters::of(self.routing) };
         route(&Gpu(device), &call, rows)?;
-        let counts = room::<u32>(device, here)?;
         let call = GroupParameters {
             chosen,
             rows: of_slice(&routed.rows),
             places: of_slice(&routed.places),
-            counts: of_slice(&counts),
-            parts: of_slice(&routed.parts),
+            bundles: of_slice(&routed.bundles),
             choices: choices as u32,
             of_a_row: self.routing.chosen as u32,
-            first: self.first as u32,
+            first: self.groups.first as u32,
             experts: here as u32,
-            most_parts: count as u32,
+            bundle_rows: FEW_ROWS as u32,
+            most_bundles: count as u32,
         };
         group_rows(&Gpu(device), &call)?;
         Ok(routed)
@@ -216,9 +227,9 @@ impl CustomOp2 for GroupedExperts {
             elements: (rows * width) as u64,
             width: width as u32,
             count: self.routing.chosen as u32,
-            first: self.first as u32,
-            together: (self.gates.parts.len() / self.groups.max(1)) as u32,
-            groups: self.groups as u32,
+            first: self.groups.first as u32,
+            together: (self.gates.matrices.len() / self.groups.count.max(1)) as u32,
+            groups: self.groups.count as u32,
         };
         combine(&Gpu(device), &call)?;
         Ok((wrapped(sums, device), Shape::from((rows, width))))

@@ -15,15 +15,13 @@ use crate::ops::experts::{Routing, RoutingWeights};
 
 /// Threads of a warp.
 const WARP: usize = 32;
-/// Warps of the one block that groups rows, at most.
-const MOST_WARPS: usize = 32;
-/// Threads of a block that routes a row, at most.
+/// Threads of a block, at most.
 const MOST_THREADS: usize = 256;
 
 /// Rows of one expert that are computed together.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct ExpertRows {
+pub(crate) struct Bundle {
     /// Among those that are here.
     pub(crate) expert: u32,
     /// Place of the first.
@@ -33,7 +31,7 @@ pub(crate) struct ExpertRows {
 }
 
 // SAFETY: three plain numbers.
-unsafe impl DeviceRepr for ExpertRows {}
+unsafe impl DeviceRepr for Bundle {}
 
 #[repr(C)]
 pub(crate) struct RouteParameters {
@@ -75,13 +73,13 @@ pub(crate) struct GroupParameters {
     pub(crate) chosen: Address,
     pub(crate) rows: Address,
     pub(crate) places: Address,
-    pub(crate) counts: Address,
-    pub(crate) parts: Address,
+    pub(crate) bundles: Address,
     pub(crate) choices: u32,
     pub(crate) of_a_row: u32,
     pub(crate) first: u32,
     pub(crate) experts: u32,
-    pub(crate) most_parts: u32,
+    pub(crate) bundle_rows: u32,
+    pub(crate) most_bundles: u32,
 }
 
 // SAFETY: as in experts.cu.
@@ -89,12 +87,19 @@ unsafe impl Parameters for GroupParameters {}
 
 /// Gives every choice of an expert that is here a place beside that expert's others.
 pub(crate) fn group_rows(on: &dyn Executor, parameters: &GroupParameters) -> Result<()> {
-    let warps = (parameters.experts as usize).clamp(1, MOST_WARPS);
-    launch(on, Kernel::GroupRows, parameters, Grid::along_x(1, (warps * WARP) as u32))
+    let experts = parameters.experts as usize;
+    let threads = (parameters.choices as usize).next_multiple_of(WARP).clamp(WARP, MOST_THREADS);
+    let shared_bytes = (experts * size_of::<u32>()) as u32;
+    launch(
+        on,
+        Kernel::GroupRows,
+        parameters,
+        Grid { shared_bytes, ..Grid::along_x(experts, threads as u32) },
+    )
 }
 
-/// The most parts that so many choices among so many experts fall into.
-pub(crate) fn most_parts(choices: usize, experts: usize) -> usize {
+/// The most bundles that so many choices among so many experts make.
+pub(crate) fn most_bundles(choices: usize, experts: usize) -> usize {
     choices.min(experts + choices.div_ceil(FEW_ROWS))
 }
 

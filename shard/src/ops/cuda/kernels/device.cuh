@@ -27,7 +27,7 @@
 #define WARP_SHUFFLE(VALUE, LANE) __shfl_sync(0xffffffffu, VALUE, LANE)
 #define WARP_ANY(IS) __any_sync(0xffffffffu, IS)
 #define WARP_BALLOT(IS) __ballot_sync(0xffffffffu, IS)
-#define POPULATION(WORD) (u32) __popc(WORD)
+#define ADD_SHARED(PLACE, VALUE) atomicAdd(PLACE, VALUE)
 #define WARP_SYNC() __syncwarp()
 #endif
 
@@ -41,6 +41,14 @@ constexpr u32 MAX_WARPS = 32;
 struct bf16 {
     uint16_t bits;
 };
+
+__device__ inline u32 population(u32 word) {
+#ifdef LOCKSTEP_EMULATED
+    return (u32)__builtin_popcount(word);
+#else
+    return (u32)__popc(word);
+#endif
+}
 
 __device__ inline u32 bits_of(float x) {
     union {

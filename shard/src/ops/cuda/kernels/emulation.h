@@ -208,7 +208,8 @@ inline void run(const uint32_t *grid, uint32_t threads, size_t shared_bytes, voi
 #define WARP_SHUFFLE(VALUE, LANE) emulation::show(VALUE, LANE)
 #define WARP_ANY(IS) (emulation::ballot(IS) != 0)
 #define WARP_BALLOT(IS) emulation::ballot(IS)
-#define POPULATION(WORD) (u32) __builtin_popcount(WORD)
+// Threads take turns where they wait, and nowhere else.
+#define ADD_SHARED(PLACE, VALUE) (*(PLACE) += (VALUE))
 #define WARP_SYNC() emulation::wait_for_warp()
 #define DYNAMIC_SHARED(NAME) float *NAME = (float *)emulation::block()->shared.data()
 #define KERNEL_BESIDE(NAME, PARAMETERS, THREADS, BLOCKS) KERNEL(NAME, PARAMETERS, THREADS)

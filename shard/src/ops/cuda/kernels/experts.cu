@@ -1,5 +1,5 @@
 // Where rows go among a layer's experts, and how what comes of them comes back.
-#include "expert_groups.cuh"
+#include "bundle.cuh"
 
 struct RouteParameters {
     const float *scores; // (rows, experts)
@@ -51,60 +51,70 @@ struct GroupParameters {
     const u32 *chosen; // (choices): rows' experts, row after row
     u32 *rows;         // (choices): of each place, the row; an expert's places follow each other
     u32 *places;       // (choices): of each choice, its place, where the expert is here
-    u32 *counts;       // (experts): rows of each
-    ExpertRows *parts; // (most_parts): every expert's places, EXPERT_ROWS at most together, and then none
+    Bundle *bundles;   // (most_bundles): those of every expert in order, and then empty ones
     u32 choices;
     u32 of_a_row; // choices
     u32 first;    // of the experts that are here
     u32 experts;  // that are here
-    u32 most_parts;
+    u32 bundle_rows;
+    u32 most_bundles;
 };
 
-__device__ inline u32 parts_of(u32 rows) { return (rows + EXPERT_ROWS - 1) / EXPERT_ROWS; }
-
-// Has the warp do `work` on the choices of an expert, in order, with how many of it came before.
-template <class WORK> __device__ inline u32 for_choices(const GroupParameters &p, u32 expert, WORK work) {
-    const u32 lane = threadIdx.x % WARP;
-    u32 before = 0;
-    for (u32 first = 0; first < p.choices; first += WARP) {
-        const u32 choice = first + lane;
-        const bool is_its = choice < p.choices && p.chosen[choice] == p.first + expert;
-        const u32 all = WARP_BALLOT(is_its);
-        if (is_its) work(choice, before + POPULATION(all & ((1u << lane) - 1)));
-        before += POPULATION(all);
-    }
-    return before;
-}
-
-// One block of whole warps; a warp has every expert whose turn it is.
-KERNEL(group_rows, GroupParameters, 1024) {
-    const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    for (u32 expert = warp; expert < p.experts; expert += warps) {
-        const u32 rows = for_choices(p, expert, [](u32, u32) {});
-        if (lane == 0) p.counts[expert] = rows;
+// A block an expert. Memory: how many rows each expert has. Choices are looked at by warps, a run of them each, so that
+// an expert's places are in the order of its rows.
+KERNEL(group_rows, GroupParameters, 256) {
+    DYNAMIC_SHARED(memory);
+    __shared__ u32 of_warps[MAX_WARPS];
+    u32 *counts = (u32 *)memory;
+    const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, mine = blockIdx.x;
+    auto bundles_of = [&](u32 rows) { return (rows + p.bundle_rows - 1) / p.bundle_rows; };
+    for (u32 expert = threadIdx.x; expert < p.experts; expert += blockDim.x) counts[expert] = 0;
+    __syncthreads();
+    for (u32 choice = threadIdx.x; choice < p.choices; choice += blockDim.x) {
+        const u32 expert = p.chosen[choice] - p.first;
+        if (expert < p.experts) ADD_SHARED(counts + expert, 1u);
     }
     __syncthreads();
-    for (u32 expert = warp; expert < p.experts; expert += warps) {
-        u32 place = 0, part = 0;
-        for (u32 other = lane; other < expert; other += WARP) {
-            place += p.counts[other];
-            part += parts_of(p.counts[other]);
-        }
-        place = warp_sum(place);
-        part = warp_sum(part);
-        const u32 rows = for_choices(p, expert, [&](u32 choice, u32 before) {
-            p.rows[place + before] = choice / p.of_a_row;
-            p.places[choice] = place + before;
-        });
-        for (u32 at = lane; at < parts_of(rows); at += WARP) {
-            const u32 done = at * EXPERT_ROWS, left = rows - done;
-            p.parts[part + at] = ExpertRows{expert, place + done, left < EXPERT_ROWS ? left : EXPERT_ROWS};
-        }
+    u32 place = 0, bundle = 0, all = 0;
+    for (u32 expert = threadIdx.x; expert < p.experts; expert += blockDim.x) {
+        all += bundles_of(counts[expert]);
+        if (expert >= mine) continue;
+        place += counts[expert];
+        bundle += bundles_of(counts[expert]);
     }
-    u32 parts = 0;
-    for (u32 expert = lane; expert < p.experts; expert += WARP) parts += parts_of(p.counts[expert]);
-    parts = warp_sum(parts);
-    for (u32 at = parts + threadIdx.x; at < p.most_parts; at += blockDim.x) p.parts[at] = ExpertRows{0, 0, 0};
+    place = block_sum(place);
+    bundle = block_sum(bundle);
+    all = block_sum(all);
+
+    const u32 turns = (p.choices + blockDim.x - 1) / blockDim.x, begin = warp * turns * WARP;
+    // Has the warp do `work` on the choices of this expert in its run, with how many of those came before.
+    auto for_mine = [&](auto work) {
+        u32 before = 0;
+        for (u32 turn = 0; turn < turns; turn++) {
+            const u32 choice = begin + turn * WARP + lane;
+            const bool is_mine = choice < p.choices && p.chosen[choice] == p.first + mine;
+            const u32 found = WARP_BALLOT(is_mine);
+            if (is_mine) work(choice, before + population(found & ((1u << lane) - 1)));
+            before += population(found);
+        }
+        return before;
+    };
+    const u32 of_warp = for_mine([](u32, u32) {});
+    if (lane == 0) of_warps[warp] = of_warp;
+    __syncthreads();
+    u32 first = place;
+    for (u32 other = 0; other < warp; other++) first += of_warps[other];
+    for_mine([&](u32 choice, u32 before) {
+        p.rows[first + before] = choice / p.of_a_row;
+        p.places[choice] = first + before;
+    });
+
+    for (u32 at = threadIdx.x; at < bundles_of(counts[mine]); at += blockDim.x) {
+        const u32 done = at * p.bundle_rows, left = counts[mine] - done;
+        p.bundles[bundle + at] = Bundle{mine, place + done, left < p.bundle_rows ? left : p.bundle_rows};
+    }
+    if (mine != 0) return;
+    for (u32 at = all + threadIdx.x; at < p.most_bundles; at += blockDim.x) p.bundles[at] = Bundle{0, 0, 0};
 }
 
 struct CombineParameters {

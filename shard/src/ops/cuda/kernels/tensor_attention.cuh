@@ -57,6 +57,15 @@ template <> struct Held<f16> {
     static constexpr bool SCALED = false;
 };
 
+// By which power of two weights are larger than they would be. Those of f16, of which the smallest would be lost
+// otherwise, are up to 2^15; sums of weights and of weighted values are larger alike.
+template <class NUMBER> struct Lift {
+    static constexpr float BITS = 0.0f;
+};
+template <> struct Lift<f16> {
+    static constexpr float BITS = 15.0f;
+};
+
 // Sizes for heads of up to WIDTH elements.
 template <class HELD, u32 WIDTH> struct Sizes {
     static constexpr u32 STRIDE = WIDTH <= 64 ? 64 : WIDTH <= 128 ? 128 : 256; // elements from row to row
@@ -319,7 +328,7 @@ __device__ inline void hide(const AttentionParameters &p, const Queries<WIDTH> &
 }
 
 // Makes weights of scores, and has the sums so far be those to which the weighted values are added.
-template <u32 KEYS_OF_STEP, u32 COLUMNS>
+template <class NUMBER, u32 KEYS_OF_STEP, u32 COLUMNS>
 __device__ inline void weigh(Sums<COLUMNS> &sums, float factor, float (&scores)[KEYS_OF_STEP][4]) {
     float shrink[2];
 #pragma unroll
@@ -331,6 +340,7 @@ __device__ inline void weigh(Sums<COLUMNS> &sums, float factor, float (&scores)[
         largest = fmaxf(sums.largest[half], largest_of_row(largest) * factor);
         // Of a row that has seen nothing there is nothing to shrink.
         const float off = largest == -infinity() ? 0.0f : largest;
+        const float lifted = Lift<NUMBER>::BITS == 0.0f ? -off : Lift<NUMBER>::BITS - off;
         shrink[half] = power_of_two(sums.largest[half] - off);
         sums.largest[half] = largest;
         float mass = 0;
@@ -338,7 +348,7 @@ __device__ inline void weigh(Sums<COLUMNS> &sums, float factor, float (&scores)[
         for (u32 key = 0; key < KEYS_OF_STEP; key++)
 #pragma unroll
             for (u32 at = half * 2; at < half * 2 + 2; at++) {
-                scores[key][at] = power_of_two(fmaf(scores[key][at], factor, -off));
+                scores[key][at] = power_of_two(fmaf(scores[key][at], factor, lifted));
                 mass += scores[key][at];
             }
         sums.mass[half] = fmaf(sums.mass[half], shrink[half], mass);
@@ -444,7 +454,7 @@ template <class HELD, u32 WIDTH> __device__ void attend_on_tensor_cores(const At
             score<HELD, WIDTH>(queries, keys, scores);
             const float factor = scale_scores<HELD, WIDTH>(p, memory, first, scores);
             hide<HELD, WIDTH>(p, queries, first, scores);
-            weigh(split, factor, scores);
+            weigh<typename Is::Number>(split, factor, scores);
         }
         wait_for_copies<2>();
         const typename Is::Number *values = step_of<HELD, WIDTH>(memory, VALUES, first);

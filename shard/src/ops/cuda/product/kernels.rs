@@ -1,6 +1,6 @@
 //! The kernels of products, and the shapes of their launches.
 
-use candle_core::Result;
+use candle_core::{Result, bail};
 use half::bf16;
 
 use crate::ops::cuda::kernel::{Address, Executor, Grid, Kernel, Parameters, THREADS, launch};
@@ -74,8 +74,8 @@ unsafe impl Parameters for ProductParameters {}
 pub(crate) struct ExpertProductParameters {
     /// Of one expert and all places.
     pub(crate) product: ProductParameters,
-    /// (parts) of [`ExpertRows`](crate::ops::cuda::experts::ExpertRows)
-    pub(crate) parts: Address,
+    /// Of [`Bundle`](crate::ops::cuda::experts::Bundle)
+    pub(crate) bundles: Address,
     pub(crate) rows: Address,
     pub(crate) weights: Address,
     pub(crate) scales: Address,
@@ -170,17 +170,17 @@ impl Coding {
         }
     }
 
-    /// For all experts of a layer.
-    fn experts(self) -> Kernel {
+    /// For all experts of a layer; nothing of what GGUF files alone hold, of which none with experts is served.
+    pub(crate) fn experts(self) -> Option<Kernel> {
         match self {
-            Self::Bf16 => Kernel::ExpertsBf16,
-            Self::F16 => Kernel::ExpertsF16,
-            Self::Quantized(TileFormat::Int8) => Kernel::ExpertsInt8,
-            Self::Quantized(TileFormat::Int8Minimum) => Kernel::ExpertsInt8Minimum,
-            Self::Quantized(TileFormat::Int8Short) => Kernel::ExpertsInt8Short,
-            Self::Quantized(TileFormat::Int4) => Kernel::ExpertsInt4,
-            Self::Quantized(TileFormat::Int4Minimum) => Kernel::ExpertsInt4Minimum,
-            Self::Quantized(TileFormat::Float8) => Kernel::ExpertsFloat8,
+            Self::Bf16 => Some(Kernel::ExpertsBf16),
+            Self::F16 => Some(Kernel::ExpertsF16),
+            Self::Quantized(TileFormat::Int8) => Some(Kernel::ExpertsInt8),
+            Self::Quantized(TileFormat::Int4) => Some(Kernel::ExpertsInt4),
+            Self::Quantized(TileFormat::Float8) => Some(Kernel::ExpertsFloat8),
+            Self::Quantized(TileFormat::Int8Minimum | TileFormat::Int8Short | TileFormat::Int4Minimum) => {
+                None
+            }
         }
     }
 
@@ -258,19 +258,22 @@ pub(crate) fn few(on: &dyn Executor, coding: Coding, parameters: &ProductParamet
     launch(on, kernel, &ProductParameters { parts: cut.parts as u32, ..*parameters }, grid)
 }
 
-/// So many parts of rows of one expert each, every one of up to [`FEW_ROWS`].
+/// So many bundles of rows of one expert each, every one of up to [`FEW_ROWS`].
 pub(crate) fn experts(
     on: &dyn Executor,
     coding: Coding,
     parameters: &ExpertProductParameters,
-    parts_of_rows: usize,
+    bundles: usize,
 ) -> Result<()> {
     let tiles = parameters.product.tiles();
     let cut = Cut::of(&parameters.product, FEW_ROWS);
-    let cut = cut.filling(|together| tiles.div_ceil(together) * parts_of_rows);
+    let cut = cut.filling(|together| tiles.div_ceil(together) * bundles);
     let product = ProductParameters { parts: cut.parts as u32, ..parameters.product };
     let call = ExpertProductParameters { product, ..*parameters };
-    launch(on, coding.experts(), &call, cut.grid(coding, [tiles, parts_of_rows]))
+    let Some(kernel) = coding.experts() else {
+        bail!("multiply by all experts of a layer at once: there is no kernel for weights of {coding:?}")
+    };
+    launch(on, kernel, &call, cut.grid(coding, [tiles, bundles]))
 }
 
 /// Any number of rows, which [`arrange_inputs`] has prepared.
