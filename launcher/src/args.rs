@@ -204,7 +204,7 @@ pub enum Repeats {
 /// How to log.
 #[derive(Args, Debug)]
 pub struct LogArgs {
-    /// `info`, `debug`, or a filter such as `info,lockstep_router=debug`.
+    /// error, warn, info, debug, trace, off, or a filter such as `info,lockstep_router=debug`.
     #[arg(long, env, default_value = "info")]
     pub log_level: String,
     /// Log JSON lines.

@@ -155,9 +155,12 @@ mod tests {
 
     #[test]
     fn a_word_that_is_no_level_is_refused() {
-        for (given, found) in
-            [("verbose", "verbose"), ("info,lockstep_router", "lockstep_router"), ("h2=loud", "h2=loud"), ("h2=", "h2=")]
-        {
+        for (given, found) in [
+            ("verbose", "verbose"),
+            ("info,lockstep_router", "lockstep_router"),
+            ("h2=loud", "h2=loud"),
+            ("h2=", "h2="),
+        ] {
             let error = directives(given).unwrap_err().to_string();
             let expected = format!(
                 "parse the log filter {given:?}: found {found:?}, expected error, warn, info, debug, trace or off, \
