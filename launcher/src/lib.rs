@@ -8,7 +8,9 @@ pub mod args;
 pub mod budget;
 pub mod config;
 pub mod detect;
+mod environment;
 pub mod error;
+mod foreign;
 pub mod hub;
 pub mod memory;
 mod news;
@@ -42,7 +44,7 @@ use crate::supervisor::Groups;
 /// What `main` of the binary does: parses the command line, plays the role, maps the end to an exit code.
 pub fn main() -> ExitCode {
     let started = Instant::now();
-    let cli = Cli::parse();
+    let cli = Cli::read();
     match play(cli, started) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -74,6 +76,7 @@ fn play(cli: Cli, started: Instant) -> Result<(), LaunchError> {
 
 fn serve(args: &ServeArgs, started: Instant) -> Result<(), LaunchError> {
     lockstep_process::telemetry::init(&args.log.config())?;
+    foreign::warn_of_variables();
     let config = ServeConfig::from_args(args)?;
     run::serve(&config, started)
 }

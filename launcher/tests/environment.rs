@@ -1,0 +1,86 @@
+//! What the environment says to `serve`, as an operator or a template writes it. No model is there, so nothing starts.
+
+use std::process::{Command, Stdio};
+
+const NO_MODEL: &str =
+    "find model \"/nonexistent/model\": it is no folder here and no name on the Hub, which reads org/name";
+
+/// What a start without a model logs, and what it ends with.
+fn start(variables: &[(&str, &str)], flags: &[&str]) -> (Vec<String>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_lockstep"))
+        .args(["--port", "0", "--model-id", "/nonexistent/model"])
+        .args(flags)
+        .env_clear()
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary is there");
+    let mut lines: Vec<String> =
+        String::from_utf8_lossy(&output.stderr).lines().map(str::to_owned).collect();
+    let last = lines.pop().unwrap_or_default();
+    assert_eq!(output.status.code(), Some(1), "{lines:?} {last}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    (lines, last)
+}
+
+#[track_caller]
+fn failure(variables: &[(&str, &str)], flags: &[&str]) -> String {
+    let (_, last) = start(variables, flags);
+    last.strip_prefix("lockstep: failed to ").unwrap_or_else(|| panic!("{last}")).to_owned()
+}
+
+#[test]
+fn what_is_set_to_nothing_is_not_set() {
+    let variables = [
+        "NUM_SHARD",
+        "REPLICAS",
+        "MAX_RESTARTS",
+        "STRICT",
+        "PREFIX_CACHING",
+        "JSON_OUTPUT",
+        "LOG_LEVEL",
+        "HOSTNAME",
+        "KV_CACHE_MEMORY",
+        "MAX_TOTAL_TOKENS",
+        "JOURNAL",
+        "REQUEST_TIMEOUT",
+        "CORS_ALLOW_ORIGIN",
+        "DTYPE",
+        "REVISION",
+    ];
+    let variables = variables.map(|name| (name, ""));
+    let (log, last) = start(&variables, &[]);
+    assert_eq!((log, last), (Vec::new(), format!("lockstep: failed to {NO_MODEL}")));
+}
+
+#[test]
+fn switches_are_read_as_templates_write_them() {
+    let variables = [
+        ("STRICT", "1"),
+        ("PREFIX_CACHING", "0"),
+        ("EXACT", "off"),
+        ("PROTECT_METRICS", "yes"),
+        ("VLLM_METRICS", "False"),
+        ("HF_HUB_OFFLINE", "1"),
+    ];
+    assert_eq!(failure(&variables, &[]), NO_MODEL);
+}
+
+#[test]
+fn a_level_that_is_none_is_refused() {
+    let error = failure(&[("LOG_LEVEL", "verbose")], &[]);
+    assert!(
+        error.starts_with("parse the log filter \"verbose\": found \"verbose\", expected error, warn, "),
+        "{error}"
+    );
+    assert_eq!(failure(&[("LOG_LEVEL", "WARNING")], &[]), NO_MODEL);
+}
+
+#[test]
+fn settings_of_the_reference_server_that_do_nothing_are_warned_of() {
+    let (log, _) = start(&[("LORA_ADAPTERS", "org/adapter"), ("SPECULATE", "0")], &[]);
+    let [line] = &log[..] else { panic!("not one line but {log:?}") };
+    for part in [" WARN ", "LORA_ADAPTERS", "merge one into the weights"] {
+        assert!(line.contains(part), "{line}");
+    }
+}
