@@ -101,7 +101,8 @@ impl ServeConfig {
     /// When the address cannot be had or the model cannot be found.
     pub fn from_args(args: &ServeArgs) -> Result<Self, LaunchError> {
         let groups = groups(args.replicas, args.num_shard)?;
-        let address = free_address(SocketAddr::new(listening_ip(&args.hostname), args.port))?;
+        args.router.check()?;
+        let address = free_address(SocketAddr::new(listening_ip(args), args.port))?;
         let kind = args.device.kind(groups.replicas * groups.ranks)?;
         let precision = Precision { dtype: args.dtype, quantize: args.quantize };
         precision.check(kind)?;

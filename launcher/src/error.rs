@@ -126,7 +126,10 @@ pub enum LaunchError {
     /// Logging.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
-    /// The router role failed.
+    /// Flags of the router that `serve` took and the router does not.
+    #[error("read the router's flags: {0}")]
+    Flags(#[from] clap::Error),
+    /// The router role failed, or would.
     #[error(transparent)]
     Router(#[from] lockstep_router::RouterError),
     /// The shard role failed.

@@ -54,6 +54,12 @@ fn what_is_set_to_nothing_is_not_set() {
 }
 
 #[test]
+fn a_secret_that_is_nothing_does_not_open_the_server() {
+    let error = failure(&[("API_KEY", "")], &[]);
+    assert_eq!(error, "accept --api-key: it is empty; give a key or leave the flag out");
+}
+
+#[test]
 fn switches_are_read_as_templates_write_them() {
     let variables = [
         ("STRICT", "1"),
@@ -64,6 +70,16 @@ fn switches_are_read_as_templates_write_them() {
         ("HF_HUB_OFFLINE", "1"),
     ];
     assert_eq!(failure(&variables, &[]), NO_MODEL);
+}
+
+#[test]
+fn what_the_router_would_refuse_is_said_before_anything_starts() {
+    let refused = "accept --max-best-of 0: it must be at least 1";
+    assert_eq!(failure(&[], &["--max-best-of", "0"]), refused);
+    assert_eq!(failure(&[("MAX_BEST_OF", "0")], &[]), refused);
+    // These are told to `serve`, which tells the router what it makes of them.
+    let of_serve = [("REPLICAS", "2"), ("HOSTNAME", "a-name"), ("MODEL_ID", "org/name")];
+    assert_eq!(failure(&of_serve, &[]), NO_MODEL);
 }
 
 #[test]

@@ -18,6 +18,7 @@ use tracing::{info, warn};
 use crate::app::{App, AppConfig, AppError};
 use crate::args::{GenerationConfig, RouterArgs};
 use crate::config::{ConfigError, Listen, MetricAliases, RouterConfig, Stopping};
+use crate::http::auth::Keys;
 use crate::http::connections::{self, Door};
 use crate::launcher;
 use crate::model::{Model, ModelError};
@@ -92,6 +93,17 @@ pub fn run(args: RouterArgs) -> Result<(), RouterError> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("router").build()?;
     runtime.block_on(serve(config))
+}
+
+/// Checks what was typed as [`run`] does, and starts nothing: for whoever is to start it, before anything else is.
+///
+/// # Errors
+/// When a value makes no sense, or the file of keys cannot be read.
+pub fn check(args: RouterArgs) -> Result<(), RouterError> {
+    let config = RouterConfig::from_args(args)?;
+    config.traces.check()?;
+    Keys::open(&config.app.access).map_err(AppError::from)?;
+    Ok(())
 }
 
 async fn serve(config: RouterConfig) -> Result<(), RouterError> {
