@@ -24,7 +24,7 @@ use crate::launcher;
 use crate::model::{Model, ModelError};
 use crate::shards::RemoteGroup;
 use crate::tools::CallSupport;
-use crate::validation::SamplingDefaults;
+use crate::validation::{Lowered, SamplingDefaults};
 
 /// How often the end of running requests is looked for while draining.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
@@ -129,6 +129,7 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     model.max_positions = config.max_positions.or(model.max_positions);
     let groups = config.replicas.into_iter().map(RemoteGroup::new).collect();
     let traces = Traces::start(&config.traces)?;
+    let asked = config.app.limits;
     let app = App::start(AppConfig { traces: traces.clone(), ..config.app }, model, groups, &tasks)?;
     // From here on the launcher hears of an engine that hangs, not only of a runtime that does.
     progress.become_counted();
@@ -144,7 +145,12 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     };
     let connections = connections::serve(listener, app.router(), door, tasks.clone());
     tasks.spawn("http", Fate::StopServer, connections);
-    info!(%address, model = app.model.id, "listening");
+    let limits = app.limits();
+    for Lowered { flag, asked, in_force } in asked.lowered_to(limits) {
+        warn!(flag, asked = asked.0, in_force = in_force.0, "more than model and cache hold: lowered");
+    }
+    let (max_input_tokens, max_total_tokens) = (limits.max_input_tokens.0, limits.max_total_tokens.0);
+    info!(%address, model = app.model.id, max_input_tokens, max_total_tokens, "listening");
     let cause = wait_for_stop(&app, &tasks, &config.stopping).await?;
     // Before the ranks see the router leave, and leave as well: the launcher waits for no rank that is alone.
     traces.flush(FLUSH_TIMEOUT);
