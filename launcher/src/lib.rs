@@ -45,11 +45,12 @@ use crate::supervisor::Groups;
 pub fn main() -> ExitCode {
     let started = Instant::now();
     let cli = Cli::read();
+    let format = cli.log_format();
     match play(cli, started) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nothing is left to do where standard error is gone as well.
-            let _ = writeln!(std::io::stderr().lock(), "lockstep: failed to {error}");
+            let _ = writeln!(std::io::stderr().lock(), "{}", output::last_line(&error, format));
             ExitCode::FAILURE
         }
     }

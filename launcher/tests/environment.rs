@@ -2,6 +2,8 @@
 
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
+
 const NO_MODEL: &str =
     "find model \"/nonexistent/model\": it is no folder here and no name on the Hub, which reads org/name";
 
@@ -99,4 +101,13 @@ fn settings_of_the_reference_server_that_do_nothing_are_warned_of() {
     for part in [" WARN ", "LORA_ADAPTERS", "merge one into the weights"] {
         assert!(line.contains(part), "{line}");
     }
+}
+
+#[test]
+fn a_log_of_json_is_json_to_its_last_line() {
+    let (log, last) = start(&[("JSON_OUTPUT", "yes"), ("SPECULATE", "2")], &[]);
+    let lines = log.iter().chain([&last]).map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let lines: Vec<Value> = lines.collect();
+    assert_eq!((&lines[0]["level"], &lines[0]["variable"]), (&"WARN".into(), &"SPECULATE".into()));
+    assert_eq!(lines[1]["message"], format!("failed to {NO_MODEL}"));
 }

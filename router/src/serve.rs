@@ -194,7 +194,7 @@ async fn wait_for_stop(
     tokio::select! {
         biased;
         () = tasks.stop_token().cancelled() => return Ok(StopCause::VitalTaskEnded),
-        signal = signals.next() => info!(?signal, "draining"),
+        signal = signals.next() => info!(%signal, "draining"),
     }
     app.begin_draining();
     if stopping.parent.is_some_and(|parent| die_with_parent(parent) == ParentState::Gone) {
@@ -204,7 +204,7 @@ async fn wait_for_stop(
     tokio::select! {
         biased;
         () = tasks.stop_token().cancelled() => return Ok(StopCause::VitalTaskEnded),
-        signal = signals.next() => info!(?signal, "second signal: stopping at once"),
+        signal = signals.next() => info!(%signal, "second signal: stopping at once"),
         () = drained(app) => info!("all requests have ended"),
         () = tokio::time::sleep(stopping.drain_timeout) => {
             warn!(under_way = app.requests_under_way(), "requests did not end in time");

@@ -18,7 +18,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::args::ShardArgs;
 use crate::comm::Communicator;
@@ -78,7 +78,10 @@ pub fn run(args: ShardArgs) -> Result<(), ShardError> {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {}
-                signal = stop_signal() => info!(?signal, "told to stop"),
+                signal = stop_signal() => match signal {
+                    Ok(signal) => info!(%signal, "told to stop"),
+                    Err(error) => error!(%error, "stopping: signals cannot be heard"),
+                },
             }
         });
         let traces = Traces::start(&config.traces)?;
@@ -143,7 +146,7 @@ pub async fn serve<M: Model + 'static>(
         // Its result is looked at below, where this function has not returned already.
         let _ = served_tx.send(bound.serve(routes, until).await);
     });
-    info!(rank = %loaded.description.rank, epoch = %loaded.description.epoch, %listen, "ready");
+    info!(rank = loaded.description.rank.0, epoch = loaded.description.epoch.0, %listen, "ready");
 
     let result = tokio::select! {
         biased;
