@@ -144,6 +144,25 @@ pub struct ServeArgs {
     pub router: RouterFlags,
 }
 
+/// Who said something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Whoever started this process.
+    CommandLine,
+    /// A variable, which may be about something else.
+    Environment,
+}
+
+impl ServeArgs {
+    /// Who named the host: shells and containers set `HOSTNAME` to its name.
+    pub fn hostname_origin(&self) -> Origin {
+        match std::env::var_os("HOSTNAME") {
+            Some(name) if name == *self.hostname => Origin::Environment,
+            Some(_) | None => Origin::CommandLine,
+        }
+    }
+}
+
 /// What `plan` takes.
 #[derive(Args, Debug)]
 pub struct PlanArgs {

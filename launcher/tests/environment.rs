@@ -95,6 +95,14 @@ fn a_level_that_is_none_is_refused() {
 }
 
 #[test]
+fn the_name_of_a_host_that_nobody_typed_is_no_warning() {
+    let inherited = start(&[("HOSTNAME", "pod-7")], &[]).0;
+    assert_eq!(inherited, Vec::<String>::new());
+    let typed = start(&[("HOSTNAME", "pod-7")], &["--hostname", "shop"]).0;
+    assert!(typed[0].contains(" WARN ") && typed[0].contains("listening on every address"), "{typed:?}");
+}
+
+#[test]
 fn settings_of_the_reference_server_that_do_nothing_are_warned_of() {
     let (log, _) = start(&[("LORA_ADAPTERS", "org/adapter"), ("SPECULATE", "0")], &[]);
     let [line] = &log[..] else { panic!("not one line but {log:?}") };
