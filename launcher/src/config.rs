@@ -20,7 +20,7 @@ use crate::passthrough::RouterFlags;
 use crate::supervisor::{Groups, Restarts};
 use crate::topology::CpuBinding;
 
-/// The name the embedded model is served under.
+/// The name the embedded model is served under where nobody names it.
 const DEMO_NAME: &str = "lockstep/demo";
 
 /// What it is called on the command line.
@@ -198,9 +198,12 @@ fn free_address(address: SocketAddr) -> Result<SocketAddr, LaunchError> {
 }
 
 fn find_model(args: &ServeArgs) -> Result<(ModelFiles, String), LaunchError> {
-    let Some(id) = args.model_id.as_ref().filter(|id| *id != DEMO_ID) else {
+    let Some(id) = args.model_id.as_ref() else {
         return Ok((ModelFiles::EmbeddedDemo, DEMO_NAME.to_owned()));
     };
+    if id == DEMO_ID {
+        return Ok((ModelFiles::EmbeddedDemo, id.clone()));
+    }
     let model = match local_model(id)? {
         Some(model) => model,
         None => {
