@@ -61,9 +61,9 @@ impl Cli {
 pub enum Command {
     /// Serve a model: start its shards and a router and keep them alive (the default).
     Serve(Box<ServeArgs>),
-    /// Speak HTTP and drive the shards of one group.
+    /// Speak HTTP and drive the shards of every replica; `serve` starts it.
     Router(Box<lockstep_router::args::RouterArgs>),
-    /// Hold one slice of a model and compute steps.
+    /// Hold one slice of a model and compute steps; `serve` starts them.
     Shard(lockstep_shard::args::ShardArgs),
     /// Download a model from the Hub, and print the folder it is in.
     Download(DownloadArgs),

@@ -119,3 +119,22 @@ fn a_log_of_json_is_json_to_its_last_line() {
     assert_eq!((&lines[0]["level"], &lines[0]["variable"]), (&"WARN".into(), &"SPECULATE".into()));
     assert_eq!(lines[1]["message"], format!("failed to {NO_MODEL}"));
 }
+
+#[test]
+fn a_plan_is_text_or_json() {
+    let plan = |flags: &[&str]| {
+        let words = [&["plan", "--num-shard", "2", "--replicas", "3"], flags].concat();
+        let output = Command::new(env!("CARGO_BIN_EXE_lockstep")).args(words).env_clear().output();
+        String::from_utf8(output.expect("the binary is there").stdout).expect("it is text")
+    };
+    assert!(plan(&[]).starts_with("model     the embedded demo model\n"));
+    let json: Value = serde_json::from_str(&plan(&["--json-output"])).expect("JSON");
+    assert_eq!((&json["model"], &json["replicas"]), (&"demo".into(), &3.into()));
+    let ranks = json["ranks"].as_array().expect("a list");
+    let weights: Vec<u64> = ranks.iter().filter_map(|rank| rank["weights_bytes"].as_u64()).collect();
+    assert_eq!((weights.len(), json["weights_bytes"].as_u64()), (2, Some(weights.iter().sum())));
+    assert_eq!(
+        ranks[0]["vocabulary"][1], ranks[1]["vocabulary"][0],
+        "each rank goes on where the other ends"
+    );
+}
