@@ -184,6 +184,10 @@ mod tests {
         let cases = [
             (&["--max-best-of", "0"][..], "accept --max-best-of 0: it must be at least 1"),
             (&["--journal", "/tmp"], "accept --journal without --resume-window"),
+            (
+                &["--journal", "/dev/null/journal", "--resume-window", "9"],
+                "keep a journal in /dev/null/journal: ",
+            ),
             (&["--api-key-file", "/nonexistent"], "read --api-key-file /nonexistent: No such file"),
             (&["--cors-allow-origin", "shop"], "\"shop\""),
             (&["--trace-sampling-ratio", "2"], "2"),

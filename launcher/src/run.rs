@@ -286,7 +286,7 @@ impl<'a> Shell<'a> {
         if let UnitId::Shards(replica) = member.unit {
             self.serving.remove(&replica);
         }
-        info!(ended = last_words.process, end = last_words.end, "process ended");
+        info!(who = last_words.process, end = last_words.end, "process ended");
         // The first of a unit to end is the one that has something to say; the others were killed for it.
         let known = self.last_words.get(&member.unit);
         if known.is_none_or(|(incarnation, _)| *incarnation != member.incarnation) {

@@ -1,6 +1,7 @@
 //! The router as a process: runtime, listener, and the three phases of its end.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,11 +21,12 @@ use crate::args::{GenerationConfig, RouterArgs};
 use crate::config::{ConfigError, Listen, MetricAliases, RouterConfig, Stopping};
 use crate::http::auth::Keys;
 use crate::http::connections::{self, Door};
+use crate::journal::JournalConfig;
 use crate::launcher;
 use crate::model::{Model, ModelError};
 use crate::shards::RemoteGroup;
 use crate::tools::CallSupport;
-use crate::validation::{Lowered, SamplingDefaults};
+use crate::validation::{Lowered, RequestLimits, SamplingDefaults};
 
 /// How often the end of running requests is looked for while draining.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
@@ -98,11 +100,12 @@ pub fn run(args: RouterArgs) -> Result<(), RouterError> {
 /// Checks what was typed as [`run`] does, and starts nothing: for whoever is to start it, before anything else is.
 ///
 /// # Errors
-/// When a value makes no sense, or the file of keys cannot be read.
+/// When a value makes no sense, the file of keys cannot be read, or the journal not be kept.
 pub fn check(args: RouterArgs) -> Result<(), RouterError> {
     let config = RouterConfig::from_args(args)?;
     config.traces.check()?;
     Keys::open(&config.app.access).map_err(AppError::from)?;
+    config.app.kept.journal.iter().try_for_each(JournalConfig::check).map_err(AppError::from)?;
     Ok(())
 }
 
@@ -145,12 +148,7 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     };
     let connections = connections::serve(listener, app.router(), door, tasks.clone());
     tasks.spawn("http", Fate::StopServer, connections);
-    let limits = app.limits();
-    for Lowered { flag, asked, in_force } in asked.lowered_to(limits) {
-        warn!(flag, asked = asked.0, in_force = in_force.0, "more than model and cache hold: lowered");
-    }
-    let (max_input_tokens, max_total_tokens) = (limits.max_input_tokens.0, limits.max_total_tokens.0);
-    info!(%address, model = app.model.id, max_input_tokens, max_total_tokens, "listening");
+    tell_what_is_served(&app, asked, address);
     let cause = wait_for_stop(&app, &tasks, &config.stopping).await?;
     // Before the ranks see the router leave, and leave as well: the launcher waits for no rank that is alone.
     traces.flush(FLUSH_TIMEOUT);
@@ -166,6 +164,15 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
         }
         StopCause::VitalTaskEnded => Err(RouterError::VitalTaskEnded),
     }
+}
+
+fn tell_what_is_served(app: &App, asked: RequestLimits, address: SocketAddr) {
+    let limits = app.limits();
+    for Lowered { flag, asked, in_force } in asked.lowered_to(limits) {
+        warn!(flag, asked = asked.0, in_force = in_force.0, "more than model and cache hold: lowered");
+    }
+    let (max_input_tokens, max_total_tokens) = (limits.max_input_tokens.0, limits.max_total_tokens.0);
+    info!(%address, model = app.model.id, max_input_tokens, max_total_tokens, "listening");
 }
 
 async fn listen(listen: &Listen) -> Result<TcpListener, RouterError> {

@@ -78,10 +78,7 @@ pub fn run(args: ShardArgs) -> Result<(), ShardError> {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {}
-                signal = stop_signal() => match signal {
-                    Ok(signal) => info!(%signal, "told to stop"),
-                    Err(error) => error!(%error, "stopping: signals cannot be heard"),
-                },
+                () = told_to_stop() => {}
             }
         });
         let traces = Traces::start(&config.traces)?;
@@ -109,6 +106,15 @@ pub fn run(args: ShardArgs) -> Result<(), ShardError> {
         traces.stop(if served.is_ok() { FLUSH_LIMIT } else { FAILED_FLUSH_LIMIT });
         served
     })
+}
+
+/// # Cancel safety
+/// As [`stop_signal`].
+async fn told_to_stop() {
+    match stop_signal().await {
+        Ok(signal) => info!(%signal, "told to stop"),
+        Err(error) => error!(%error, "stopping: signals cannot be heard"),
+    }
 }
 
 /// Serves the engine that `load` makes at `listen`, until `tasks` are stopped or the engine ends. Spans of sampled
