@@ -1,5 +1,6 @@
 //! Sends requests to `/generate_stream` and times what comes back.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use eventsource_stream::Eventsource;
@@ -22,8 +23,24 @@ pub(crate) struct Run {
 #[derive(Clone, Debug)]
 pub(crate) enum Sample {
     Answered(Answered),
-    /// What came in place of tokens, short enough to count by.
-    Failed(String),
+    Failed(Failure),
+}
+
+/// What came in place of tokens, short enough to count by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// Nothing, for this reason.
+    NoAnswer(String),
+    /// A refusal, or an answer that breaks off.
+    Answer(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoAnswer(reason) | Self::Answer(reason) => f.write_str(reason),
+        }
+    }
 }
 
 /// The times of one answer.
@@ -42,8 +59,11 @@ pub(crate) async fn drive(args: &BenchArgs) -> Result<Run, BenchError> {
         Client::builder().no_proxy().build().map_err(|error| BenchError::SetUp(error.to_string()))?;
     let load = Load { args, client };
     for number in 0..args.warm_up {
-        if let Sample::Failed(reason) = load.request(number, Instant::now()).await {
-            return Err(BenchError::WarmUp { url: args.url.clone(), reason });
+        let url = args.url.clone();
+        match load.request(number, Instant::now()).await {
+            Sample::Answered(_) => {}
+            Sample::Failed(Failure::NoAnswer(reason)) => return Err(BenchError::NoServer { url, reason }),
+            Sample::Failed(Failure::Answer(reason)) => return Err(BenchError::WarmUp { url, reason }),
         }
     }
     let start = Instant::now();
@@ -76,11 +96,11 @@ impl Load<'_> {
         let start = if self.args.rate.is_some() { due } else { Instant::now() };
         match self.answer(number, start).await {
             Ok(answered) => Sample::Answered(answered),
-            Err(reason) => Sample::Failed(reason),
+            Err(failure) => Sample::Failed(failure),
         }
     }
 
-    async fn answer(&self, number: usize, start: Instant) -> Result<Answered, String> {
+    async fn answer(&self, number: usize, start: Instant) -> Result<Answered, Failure> {
         let args = self.args;
         let shape = PromptShape { seed: args.seed, words: args.prompt_tokens, shared: args.shared_prefix };
         let body = json!({
@@ -93,11 +113,22 @@ impl Load<'_> {
         if let Some(key) = &args.api_key {
             request = request.bearer_auth(key);
         }
-        let response = request.send().await.map_err(|error| cause(&error))?;
+        let response = request.send().await.map_err(|error| Failure::NoAnswer(cause(&error)))?;
         if !response.status().is_success() {
-            return Err(format!("status {}", response.status().as_u16()));
+            let status = response.status().as_u16();
+            let body = response.text().await.unwrap_or_default();
+            return Err(Failure::Answer(refusal(status, &body)));
         }
-        time_tokens(response, start).await
+        time_tokens(response, start).await.map_err(Failure::Answer)
+    }
+}
+
+/// A status with what the server says of it, if that is an error as servers of this API write it.
+fn refusal(status: u16, body: &str) -> String {
+    let body: Value = serde_json::from_str(body).unwrap_or_default();
+    match body.get("error").and_then(Value::as_str) {
+        Some(message) => format!("status {status}: {message}"),
+        None => format!("status {status}"),
     }
 }
 
@@ -133,4 +164,24 @@ fn cause(error: &dyn std::error::Error) -> String {
         innermost = source;
     }
     innermost.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_told_in_the_servers_words() {
+        let cases = [
+            (
+                r#"{"error":"`inputs` is too long","error_type":"validation"}"#,
+                "status 422: `inputs` is too long",
+            ),
+            ("<html>", "status 422"),
+            (r#"{"detail":"no"}"#, "status 422"),
+        ];
+        for (body, expected) in cases {
+            assert_eq!(refusal(422, body), expected);
+        }
+    }
 }

@@ -27,6 +27,14 @@ pub enum BenchError {
     },
     /// Not a server that answers.
     #[error("warm {url} up: {reason}; is a server running there? start one with `lockstep`")]
+    NoServer {
+        /// Where.
+        url: String,
+        /// Why nothing came.
+        reason: String,
+    },
+    /// A server that answers something else.
+    #[error("warm {url} up: {reason}")]
     WarmUp {
         /// Where.
         url: String,

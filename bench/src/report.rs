@@ -42,7 +42,7 @@ impl Report {
         for sample in &run.samples {
             match sample {
                 Sample::Answered(answer) => answers.push(answer),
-                Sample::Failed(reason) => *errors.entry(reason.clone()).or_insert(0) += 1,
+                Sample::Failed(reason) => *errors.entry(reason.to_string()).or_insert(0) += 1,
             }
         }
         Self {
@@ -177,7 +177,7 @@ mod tests {
     use clap::{Args, Command, FromArgMatches};
 
     use super::*;
-    use crate::drive::Answered;
+    use crate::drive::{Answered, Failure};
 
     fn args() -> BenchArgs {
         let matches = BenchArgs::augment_args(Command::new("bench")).get_matches_from(["bench"]);
@@ -195,7 +195,7 @@ mod tests {
             })
         };
         let mut samples: Vec<Sample> = (1..=100).map(answered).collect();
-        samples.push(Sample::Failed("status 429".to_owned()));
+        samples.push(Sample::Failed(Failure::Answer("status 429".to_owned())));
         Run { samples, took: Duration::from_secs(10) }
     }
 
@@ -238,7 +238,10 @@ mod tests {
 
     #[test]
     fn nothing_answered_is_a_failure_with_its_reason() {
-        let run = Run { samples: vec![Sample::Failed("refused".to_owned())], took: Duration::from_secs(1) };
+        let run = Run {
+            samples: vec![Sample::Failed(Failure::NoAnswer("refused".to_owned()))],
+            took: Duration::from_secs(1),
+        };
         assert_eq!(Report::of(&run).first_error_if_nothing_worked().as_deref(), Some("refused"));
     }
 }

@@ -35,6 +35,16 @@ fn every_request_is_measured() {
 }
 
 #[test]
+fn what_the_server_says_of_a_request_is_passed_on() {
+    let cluster = Setup::demo(LOCKSTEP).start();
+    let output = bench(&["--url", cluster.url(), "--prompt-tokens", "5000"]);
+    let stderr = String::from_utf8(output.stderr).expect("it is text");
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains(" up: status 422: Input validation error: `inputs` "), "{stderr}");
+    assert!(!stderr.contains("is a server running"), "{stderr}");
+}
+
+#[test]
 fn a_server_that_is_not_there_is_said_to_be() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
     let url = format!("http://{}", free.expect("a free port"));

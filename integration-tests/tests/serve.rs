@@ -71,6 +71,27 @@ async fn every_route_is_up() {
 }
 
 #[tokio::test]
+async fn the_demo_is_served_under_the_name_it_was_given() {
+    for (flags, name, other) in
+        [(&["--model-id", "demo"][..], "demo", "lockstep/demo"), (&[], "lockstep/demo", "demo")]
+    {
+        let cluster = Setup::demo(LOCKSTEP).flags(flags).flags(&["--strict"]).start();
+        let client = cluster.client();
+        for (model, status) in [(name, 200), (other, 404)] {
+            let chat = json!({
+                "model": model,
+                "messages": [{ "role": "user", "content": "What is the capital of France?" }],
+                "max_tokens": 1,
+            });
+            let reply = client.post("/v1/chat/completions", &chat).await.expect("it answers");
+            assert_eq!(reply.status, status, "{flags:?}: {reply:?}");
+        }
+        let reply = client.get(&format!("/v1/models/{name}")).await.expect("it answers");
+        assert_eq!(reply.status, 200, "{flags:?}: {reply:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_request_that_makes_no_sense_is_refused_before_the_stream_opens() {
     let cluster = Setup::demo(LOCKSTEP).start();
     let client = cluster.client();

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::BoolishValueParser;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use lockstep_process::telemetry::{LogConfig, LogFormat};
 use lockstep_proto::{Bytes, Watermark};
 use lockstep_shard::decoder::{Dtype, Quantize};
@@ -14,6 +15,7 @@ use thiserror::Error;
 use crate::hub::HubArgs;
 use crate::passthrough::RouterFlags;
 use crate::topology::CpuBinding;
+use crate::{environment, foreign};
 
 /// Serves text generation from a model split over shard processes.
 ///
@@ -29,14 +31,39 @@ pub struct Cli {
     pub serve: ServeArgs,
 }
 
+impl Cli {
+    /// What this process was started with. Ends it where that makes no sense, or asks for help.
+    pub fn read() -> Self {
+        let mut command = environment::without_empty(Self::command());
+        let matches = command.try_get_matches_from_mut(std::env::args_os());
+        let read = matches.and_then(|matches| Self::from_arg_matches(&matches));
+        read.unwrap_or_else(|error| foreign::explained(error, &command).with_cmd(&command).exit())
+    }
+
+    /// How what is said to standard error is written.
+    pub fn log_format(&self) -> LogFormat {
+        let is_json = match &self.command {
+            None => self.serve.log.json_output,
+            Some(Command::Serve(args)) => args.log.json_output,
+            Some(Command::Router(args)) => args.json_output,
+            Some(Command::Shard(args)) => args.json_output,
+            Some(Command::Download(args)) => args.log.json_output,
+            Some(Command::Plan(args)) => args.log.json_output,
+            Some(Command::DetectWatermark(args)) => args.log.json_output,
+            Some(Command::Bench(_)) => false,
+        };
+        if is_json { LogFormat::Json } else { LogFormat::Text }
+    }
+}
+
 /// The roles of the binary.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve a model: start its shards and a router and keep them alive (the default).
     Serve(Box<ServeArgs>),
-    /// Speak HTTP and drive the shards of one group.
+    /// Speak HTTP and drive the shards of every replica; `serve` starts it.
     Router(Box<lockstep_router::args::RouterArgs>),
-    /// Hold one slice of a model and compute steps.
+    /// Hold one slice of a model and compute steps; `serve` starts them.
     Shard(lockstep_shard::args::ShardArgs),
     /// Download a model from the Hub, and print the folder it is in.
     Download(DownloadArgs),
@@ -115,6 +142,25 @@ pub struct ServeArgs {
     /// Handed on to the router as typed.
     #[command(flatten)]
     pub router: RouterFlags,
+}
+
+/// Who said something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Whoever started this process.
+    CommandLine,
+    /// A variable, which may be about something else.
+    Environment,
+}
+
+impl ServeArgs {
+    /// Who named the host: shells and containers set `HOSTNAME` to its name.
+    pub fn hostname_origin(&self) -> Origin {
+        match std::env::var_os("HOSTNAME") {
+            Some(name) if name == *self.hostname => Origin::Environment,
+            Some(_) | None => Origin::CommandLine,
+        }
+    }
 }
 
 /// What `plan` takes.
@@ -204,11 +250,11 @@ pub enum Repeats {
 /// How to log.
 #[derive(Args, Debug)]
 pub struct LogArgs {
-    /// `info`, `debug`, or a filter such as `info,lockstep_router=debug`.
+    /// error, warn, info, debug, trace, off, or a filter such as `info,lockstep_router=debug`.
     #[arg(long, env, default_value = "info")]
     pub log_level: String,
-    /// Log JSON lines.
-    #[arg(long, env)]
+    /// Log one JSON object a line; `plan` prints its plan as one as well.
+    #[arg(long, env, value_parser = BoolishValueParser::new())]
     pub json_output: bool,
 }
 
@@ -255,7 +301,7 @@ impl LogArgs {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{Arg, ArgAction};
 
     use super::*;
 
@@ -269,6 +315,37 @@ mod tests {
         let cli = Cli::parse_from(["lockstep", "--port", "8080", "--num-shard", "2"]);
         assert!(cli.command.is_none());
         assert_eq!((cli.serve.port, cli.serve.num_shard), (8080, 2));
+    }
+
+    #[test]
+    fn switches_of_the_environment_are_read_as_templates_write_them() {
+        let command = Cli::command();
+        let args =
+            command.get_arguments().chain(command.get_subcommands().flat_map(clap::Command::get_arguments));
+        let is_switch = |arg: &&Arg| {
+            let flag = matches!(arg.get_action(), ArgAction::SetTrue | ArgAction::SetFalse);
+            arg.get_env().is_some() && (flag || arg.get_long() == Some("prefix-caching"))
+        };
+        let switches: Vec<&Arg> = args.filter(is_switch).collect();
+        assert!(switches.len() > 6, "{switches:?}");
+        for switch in switches {
+            for (word, expected) in [
+                ("1", true),
+                ("yes", true),
+                ("true", true),
+                ("On", true),
+                ("0", false),
+                ("no", false),
+                ("FALSE", false),
+            ] {
+                // A variable is read by the same parser as a value.
+                let taking = switch.clone().action(ArgAction::Set).num_args(1).default_value(None);
+                let flag = format!("--{}", switch.get_long().unwrap());
+                let command = clap::Command::new("one").arg(taking);
+                let matches = command.try_get_matches_from(["one", &flag, word]).unwrap();
+                assert_eq!(matches.get_one(switch.get_id().as_str()), Some(&expected), "{flag} {word}");
+            }
+        }
     }
 
     #[test]

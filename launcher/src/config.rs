@@ -1,6 +1,6 @@
 //! What was typed, checked and complete: nothing here means "unset".
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,15 +12,15 @@ use lockstep_router::tokenizer::Tokenizer;
 use lockstep_shard::decoder::Precision;
 use lockstep_shard::device::DeviceArgs;
 use lockstep_shard::kv::KvCacheDtype;
-use tracing::warn;
+use tracing::{debug, warn};
 
-use crate::args::{DetectArgs, PlanArgs, ServeArgs};
+use crate::args::{DetectArgs, Origin, PlanArgs, ServeArgs};
 use crate::error::LaunchError;
 use crate::passthrough::RouterFlags;
 use crate::supervisor::{Groups, Restarts};
 use crate::topology::CpuBinding;
 
-/// The name the embedded model is served under.
+/// The name the embedded model is served under where nobody names it.
 const DEMO_NAME: &str = "lockstep/demo";
 
 /// What it is called on the command line.
@@ -101,7 +101,8 @@ impl ServeConfig {
     /// When the address cannot be had or the model cannot be found.
     pub fn from_args(args: &ServeArgs) -> Result<Self, LaunchError> {
         let groups = groups(args.replicas, args.num_shard)?;
-        let address = free_address(SocketAddr::new(listening_ip(&args.hostname), args.port))?;
+        args.router.check()?;
+        let address = free_address(SocketAddr::new(listening_ip(args), args.port))?;
         let kind = args.device.kind(groups.replicas * groups.ranks)?;
         let precision = Precision { dtype: args.dtype, quantize: args.quantize };
         precision.check(kind)?;
@@ -154,14 +155,35 @@ fn supervision(args: &ServeArgs) -> Supervision {
 }
 
 /// Containers set `HOSTNAME` to a name; a server in one listens on every address.
-fn listening_ip(hostname: &str) -> IpAddr {
+fn listening_ip(args: &ServeArgs) -> IpAddr {
+    let hostname = args.hostname.as_str();
     if hostname == "localhost" {
         return IpAddr::V4(Ipv4Addr::LOCALHOST);
     }
     hostname.parse().unwrap_or_else(|_| {
-        warn!(hostname, "not an IP address; listening on every address");
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        let address = every_address();
+        match args.hostname_origin() {
+            Origin::Environment => debug!(hostname, %address, "HOSTNAME is this host's name"),
+            Origin::CommandLine => {
+                warn!(hostname, %address, "not an IP address; listening on every address");
+            }
+        }
+        address
     })
+}
+
+/// Every address of both families where one socket has them, else every one of IPv4.
+fn every_address() -> IpAddr {
+    let is_ipv6_there = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
+    // A port that a socket of IPv6 has for both cannot be had for IPv4.
+    let takes_ipv4 = |socket: &TcpListener| {
+        let port = socket.local_addr().map(|address| address.port());
+        port.and_then(|port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).is_err()
+    };
+    match TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)) {
+        Ok(socket) if is_ipv6_there && takes_ipv4(&socket) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        Ok(_) | Err(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    }
 }
 
 /// The same address, with a free port in place of port 0, if it can be listened on.
@@ -176,9 +198,12 @@ fn free_address(address: SocketAddr) -> Result<SocketAddr, LaunchError> {
 }
 
 fn find_model(args: &ServeArgs) -> Result<(ModelFiles, String), LaunchError> {
-    let Some(id) = args.model_id.as_ref().filter(|id| *id != DEMO_ID) else {
+    let Some(id) = args.model_id.as_ref() else {
         return Ok((ModelFiles::EmbeddedDemo, DEMO_NAME.to_owned()));
     };
+    if id == DEMO_ID {
+        return Ok((ModelFiles::EmbeddedDemo, id.clone()));
+    }
     let model = match local_model(id)? {
         Some(model) => model,
         None => {
@@ -263,6 +288,18 @@ mod tests {
             "listen on {address}: the port is taken; stop what has it or choose another with --port"
         );
         assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn every_address_is_one_of_each_family_there_is() {
+        let listener = TcpListener::bind((every_address(), 0)).expect("it can be listened on");
+        let port = listener.local_addr().expect("it is bound").port();
+        for loopback in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+            if TcpListener::bind((loopback, 0)).is_ok() {
+                let reached = std::net::TcpStream::connect((loopback, port));
+                assert!(reached.is_ok(), "{loopback}: {reached:?}");
+            }
+        }
     }
 
     #[test]

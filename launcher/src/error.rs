@@ -104,7 +104,7 @@ pub enum LaunchError {
     #[error("set up the process: {0}")]
     SetUp(#[source] io::Error),
     /// A unit never came up.
-    #[error("start the {}: gave up after {attempts} attempts; {last}", unit_name(*unit))]
+    #[error("start the {}: gave up after {attempts} attempts; {last}", unit.name())]
     GaveUp {
         /// Which.
         unit: UnitId,
@@ -114,7 +114,7 @@ pub enum LaunchError {
         last: LastWords,
     },
     /// A unit fell more often than `--max-restarts` allows.
-    #[error("keep the {} alive: {}; {last}", unit_name(*unit), too_often(*restarts))]
+    #[error("keep the {} alive: {}; {last}", unit.name(), too_often(*restarts))]
     FellTooOften {
         /// Which.
         unit: UnitId,
@@ -126,7 +126,10 @@ pub enum LaunchError {
     /// Logging.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
-    /// The router role failed.
+    /// Flags of the router that `serve` took and the router does not.
+    #[error("read the router's flags: {0}")]
+    Flags(#[from] clap::Error),
+    /// The router role failed, or would.
     #[error(transparent)]
     Router(#[from] lockstep_router::RouterError),
     /// The shard role failed.
@@ -166,12 +169,5 @@ fn too_often(restarts: Restarts) -> String {
             "they fell more than {count} times within {} s, which is all that --max-restarts allows",
             window.as_secs()
         ),
-    }
-}
-
-fn unit_name(unit: UnitId) -> &'static str {
-    match unit {
-        UnitId::Shards(_) => "shards",
-        UnitId::Router => "router",
     }
 }

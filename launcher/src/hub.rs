@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use clap::builder::FalseyValueParser;
+use clap::builder::BoolishValueParser;
 use lockstep_models::hub::{HubSource, Network, Patience, ProgressKind, Token};
 use lockstep_process::telemetry::LogFormat;
 
@@ -26,7 +26,7 @@ pub struct HubArgs {
     #[arg(long, env, value_name = "FILE", help_heading = HEADING)]
     pub gguf_file: Option<String>,
     /// Use what is downloaded already and no network.
-    #[arg(long, alias = "hf-hub-offline", env = "HF_HUB_OFFLINE", value_parser = FalseyValueParser::new())]
+    #[arg(long, alias = "hf-hub-offline", env = "HF_HUB_OFFLINE", value_parser = BoolishValueParser::new())]
     #[arg(help_heading = HEADING)]
     pub offline: bool,
     /// Where downloaded models are kept; absent: HF_HUB_CACHE, or the folder `hub` in HF_HOME, which is usually

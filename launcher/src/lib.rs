@@ -8,7 +8,9 @@ pub mod args;
 pub mod budget;
 pub mod config;
 pub mod detect;
+mod environment;
 pub mod error;
+mod foreign;
 pub mod hub;
 pub mod memory;
 mod news;
@@ -28,7 +30,8 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::Parser;
+use lockstep_models::ModelFiles;
+use lockstep_process::telemetry::LogFormat;
 use lockstep_proto::Bytes;
 use lockstep_shard::decoder::{ModelSpec, Precision};
 use lockstep_shard::forecast::Forecast;
@@ -42,12 +45,13 @@ use crate::supervisor::Groups;
 /// What `main` of the binary does: parses the command line, plays the role, maps the end to an exit code.
 pub fn main() -> ExitCode {
     let started = Instant::now();
-    let cli = Cli::parse();
+    let cli = Cli::read();
+    let format = cli.log_format();
     match play(cli, started) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nothing is left to do where standard error is gone as well.
-            let _ = writeln!(std::io::stderr().lock(), "lockstep: failed to {error}");
+            let _ = writeln!(std::io::stderr().lock(), "{}", output::last_line(&error, format));
             ExitCode::FAILURE
         }
     }
@@ -74,6 +78,7 @@ fn play(cli: Cli, started: Instant) -> Result<(), LaunchError> {
 
 fn serve(args: &ServeArgs, started: Instant) -> Result<(), LaunchError> {
     lockstep_process::telemetry::init(&args.log.config())?;
+    foreign::warn_of_variables();
     let config = ServeConfig::from_args(args)?;
     run::serve(&config, started)
 }
@@ -85,13 +90,28 @@ fn plan(args: &PlanArgs) -> Result<(), LaunchError> {
     let Groups { replicas, ranks } = config::groups(args.replicas, args.num_shard)?;
     let forecast =
         Forecast::new(ModelSpec::read(&files)?, precision, ranks)?.with_kv_cache(args.kv_cache_dtype);
+    let text = match args.log.config().format {
+        LogFormat::Text => as_text(&files, &forecast, replicas),
+        LogFormat::Json => as_json(&files, &forecast, replicas),
+    };
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+    Ok(())
+}
+
+fn as_text(files: &ModelFiles, forecast: &Forecast, replicas: u32) -> String {
     let mut text = format!("model     {files}\n{forecast}");
     if replicas > 1 {
         let weights = Bytes(forecast.weights().0.saturating_mul(u64::from(replicas)));
         text += &format!("\nreplicas  {replicas} of these, weights {weights} in all");
     }
-    let _ = writeln!(std::io::stdout().lock(), "{text}");
-    Ok(())
+    text
+}
+
+fn as_json(files: &ModelFiles, forecast: &Forecast, replicas: u32) -> String {
+    let mut plan = forecast.to_json();
+    plan["model"] = files.to_argument().into();
+    plan["replicas"] = replicas.into();
+    plan.to_string()
 }
 
 fn download(args: &DownloadArgs) -> Result<(), LaunchError> {

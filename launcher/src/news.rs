@@ -6,16 +6,21 @@ use crate::supervisor::{Refusal, RollingNews};
 
 pub(crate) fn tell(news: RollingNews) {
     match news {
-        RollingNews::Begun(replica) => info!(%replica, "rolling restart: this group leaves and comes back"),
+        RollingNews::Begun(replica) => {
+            info!(replica = replica.0, "rolling restart: this group leaves and comes back")
+        }
         RollingNews::Done => info!("rolling restart: every group was restarted and serves"),
         RollingNews::Abandoned(replica) => {
-            error!(%replica, "rolling restart: ended, since this group does not serve; the others stay as they are");
+            error!(
+                replica = replica.0,
+                "rolling restart: ended, since this group does not serve; the others stay as they are"
+            );
         }
         RollingNews::Refused(Refusal::OneReplica) => {
             warn!("rolling restart: refused, since nobody would serve meanwhile; it takes --replicas 2");
         }
         RollingNews::Refused(Refusal::Down(replica)) => {
-            warn!(%replica, "rolling restart: refused, since this group does not serve");
+            warn!(replica = replica.0, "rolling restart: refused, since this group does not serve");
         }
         RollingNews::Refused(Refusal::UnderWay) => {
             warn!("rolling restart: refused, since one is under way");

@@ -1,10 +1,12 @@
 //! What the processes say: passed on line by line with who said it, and the last lines kept.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lockstep_process::telemetry::LogFormat;
+use lockstep_process::telemetry::{self, LogFormat};
+use serde::de::IgnoredAny;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 
@@ -53,8 +55,32 @@ pub(crate) async fn forward(from: impl AsyncRead + Unpin, process: &str, format:
 fn labelled(line: &str, process: &str, format: LogFormat) -> String {
     match format {
         LogFormat::Text => format!("{process} | {line}"),
-        LogFormat::Json if line.starts_with('{') => line.to_owned(),
-        LogFormat::Json => json!({ "level": "INFO", "process": process, "message": line }).to_string(),
+        LogFormat::Json => marked(line, process).unwrap_or_else(|| unforeseen(line, Some(process))),
+    }
+}
+
+/// A JSON object that says whose it is, its fields in their order and its numbers as they were written.
+fn marked(line: &str, process: &str) -> Option<String> {
+    let fields = line.strip_prefix('{')?;
+    serde_json::from_str::<IgnoredAny>(line).ok()?;
+    let separator = if fields.trim_start().starts_with('}') { "" } else { "," };
+    Some(format!("{{\"process\":{}{separator}{fields}", json!(process)))
+}
+
+/// What is said outside of the log, such as a panic: nobody says so what goes well.
+fn unforeseen(message: &str, process: Option<&str>) -> String {
+    let mut line = json!({ "timestamp": telemetry::timestamp(), "level": "ERROR", "message": message });
+    if let Some(process) = process {
+        line["process"] = process.into();
+    }
+    line.to_string()
+}
+
+/// Why this process ends.
+pub(crate) fn last_line(error: &impl fmt::Display, format: LogFormat) -> String {
+    match format {
+        LogFormat::Text => format!("lockstep: failed to {error}"),
+        LogFormat::Json => unforeseen(&format!("failed to {error}"), None),
     }
 }
 
@@ -66,12 +92,33 @@ mod tests {
     fn lines_say_whose_they_are_and_json_stays_json() {
         let cases = [
             (LogFormat::Text, "loaded", "shard-0 | loaded"),
-            (LogFormat::Json, r#"{"a":1}"#, r#"{"a":1}"#),
-            (LogFormat::Json, "panicked", r#"{"level":"INFO","process":"shard-0","message":"panicked"}"#),
+            (LogFormat::Json, r#"{"a":1.50}"#, r#"{"process":"shard-0","a":1.50}"#),
+            (LogFormat::Json, "{}", r#"{"process":"shard-0"}"#),
         ];
         for (format, line, expected) in cases {
             assert_eq!(labelled(line, "shard-0", format), expected);
         }
+    }
+
+    #[test]
+    fn what_is_no_json_is_an_error_of_its_own() {
+        for line in ["panicked", "{ panicked", "[1]"] {
+            let written = labelled(line, "shard-0", LogFormat::Json);
+            let fields: serde_json::Value = serde_json::from_str(&written).expect("JSON");
+            let expected = json!({
+                "timestamp": fields["timestamp"], "level": "ERROR", "message": line, "process": "shard-0",
+            });
+            assert_eq!(fields, expected);
+            assert!(fields["timestamp"].as_str().is_some_and(|time| time.ends_with('Z')), "{written}");
+        }
+    }
+
+    #[test]
+    fn why_a_process_ends_is_written_as_its_log() {
+        assert_eq!(last_line(&"be", LogFormat::Text), "lockstep: failed to be");
+        let written: serde_json::Value =
+            serde_json::from_str(&last_line(&"be", LogFormat::Json)).expect("JSON");
+        assert_eq!((&written["level"], &written["message"]), (&"ERROR".into(), &"failed to be".into()));
     }
 
     #[tokio::test]

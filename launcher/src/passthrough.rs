@@ -9,6 +9,9 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use lockstep_proto::Tokens;
 use lockstep_router::args::RouterArgs;
 
+use crate::environment;
+use crate::error::LaunchError;
+
 /// Flags of the router that `serve` sets itself, by their long names.
 const SET_BY_SERVE: &[&str] = &[
     "model",
@@ -58,6 +61,22 @@ pub struct RouterFlags {
     pub otlp_endpoint: Option<String>,
     /// What the router calls itself on spans.
     pub otlp_service_name: Option<String>,
+}
+
+impl RouterFlags {
+    /// Checks by the router's own rules what was typed for it and what the environment tells it.
+    ///
+    /// # Errors
+    /// What the router would end with.
+    pub fn check(&self) -> Result<(), LaunchError> {
+        let command = RouterArgs::augment_args(Command::new("router").no_binary_name(true));
+        // For these the environment speaks to `serve`, which checks them itself.
+        let deaf = |arg: Arg| if is_set_by_serve(&arg) { arg.env(None::<&'static str>) } else { arg };
+        let command = environment::without_empty(command.mut_args(deaf));
+        let one_rank = ["--shard", "unix:rank.sock"].map(OsString::from);
+        let matches = command.try_get_matches_from(one_rank.iter().chain(&self.typed))?;
+        Ok(lockstep_router::check(RouterArgs::from_arg_matches(&matches)?)?)
+    }
 }
 
 impl Args for RouterFlags {
@@ -114,9 +133,12 @@ fn first_text(matches: &ArgMatches, ids: &[&str]) -> Option<String> {
 
 fn offered() -> Vec<Arg> {
     let router = RouterArgs::augment_args(Command::new("router"));
-    let own = |arg: &Arg| arg.get_long().is_none_or(|long| SET_BY_SERVE.contains(&long));
-    let handed_on = router.get_arguments().filter(|arg| !own(arg));
+    let handed_on = router.get_arguments().filter(|arg| !is_set_by_serve(arg));
     handed_on.map(|arg| arg.clone().help_heading(HEADING)).collect()
+}
+
+fn is_set_by_serve(arg: &Arg) -> bool {
+    arg.get_long().is_none_or(|long| SET_BY_SERVE.contains(&long))
 }
 
 fn as_typed(arg: &Arg, matches: &ArgMatches) -> Vec<OsString> {
@@ -154,6 +176,26 @@ mod tests {
         ];
         assert_eq!(pairs, handed_on);
         assert_eq!(parse(&[]).typed, Vec::<OsString>::new());
+    }
+
+    #[test]
+    fn what_the_router_would_refuse_is_refused_before_it_is_started() {
+        assert!(parse(&[]).check().is_ok());
+        let cases = [
+            (&["--max-best-of", "0"][..], "accept --max-best-of 0: it must be at least 1"),
+            (&["--journal", "/tmp"], "accept --journal without --resume-window"),
+            (
+                &["--journal", "/dev/null/journal", "--resume-window", "9"],
+                "keep a journal in /dev/null/journal: ",
+            ),
+            (&["--api-key-file", "/nonexistent"], "read --api-key-file /nonexistent: No such file"),
+            (&["--cors-allow-origin", "shop"], "\"shop\""),
+            (&["--trace-sampling-ratio", "2"], "2"),
+        ];
+        for (typed, expected) in cases {
+            let error = parse(typed).check().expect_err("it makes no sense").to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]

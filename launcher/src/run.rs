@@ -233,7 +233,7 @@ impl<'a> Shell<'a> {
                 let (replica, incarnation) = (ReplicaId(replica), Incarnation(epoch));
                 if self.serving.get(&replica) == Some(&incarnation) {
                     self.serving.remove(&replica);
-                    info!(%replica, epoch, "the router computes with these shards no more");
+                    info!(replica = replica.0, epoch, "the router computes with these shards no more");
                 }
                 Some(Event::Lost(replica, incarnation))
             }
@@ -241,7 +241,7 @@ impl<'a> Shell<'a> {
                 let (replica, incarnation) = (ReplicaId(replica), Incarnation(epoch));
                 let before = self.serving.insert(replica, incarnation);
                 (before != Some(incarnation)).then(|| {
-                    info!(%replica, epoch, "the router computes with these shards");
+                    info!(replica = replica.0, epoch, "the router computes with these shards");
                     Event::Serves(replica, incarnation)
                 })
             }
@@ -270,7 +270,13 @@ impl<'a> Shell<'a> {
     fn note_hung(&self) {
         if let Some(Member { unit, index, .. }) = self.supervisor.hung(Instant::now()) {
             let silent_s = self.config.supervision.silence_allowed.as_secs();
-            warn!(?unit, index, silent_s, "a process gives no sign of life");
+            warn!(
+                unit = unit.name(),
+                replica = unit.replica(),
+                index,
+                silent_s,
+                "a process gives no sign of life"
+            );
         }
     }
 
@@ -280,7 +286,7 @@ impl<'a> Shell<'a> {
         if let UnitId::Shards(replica) = member.unit {
             self.serving.remove(&replica);
         }
-        info!(process = last_words.process, end = last_words.end, "process ended");
+        info!(who = last_words.process, end = last_words.end, "process ended");
         // The first of a unit to end is the one that has something to say; the others were killed for it.
         let known = self.last_words.get(&member.unit);
         if known.is_none_or(|(incarnation, _)| *incarnation != member.incarnation) {
@@ -304,11 +310,11 @@ impl<'a> Shell<'a> {
         match action {
             Action::Spawn(unit, incarnation) => self.spawn(unit, incarnation),
             Action::Terminate(unit) => {
-                info!(?unit, "asking to end");
+                info!(unit = unit.name(), replica = unit.replica(), "asking to end");
                 self.of(unit).for_each(Process::terminate);
             }
             Action::Kill(unit) => {
-                warn!(?unit, "killing what is left");
+                warn!(unit = unit.name(), replica = unit.replica(), "killing what is left");
                 self.of(unit).for_each(Process::kill);
             }
             Action::Drain(replica, incarnation) => self.order(replica, incarnation),
@@ -319,7 +325,7 @@ impl<'a> Shell<'a> {
     }
 
     fn spawn(&mut self, unit: UnitId, incarnation: Incarnation) {
-        info!(?unit, incarnation = incarnation.0, "starting");
+        info!(unit = unit.name(), replica = unit.replica(), incarnation = incarnation.0, "starting");
         let member = |index| Member { unit, incarnation, index };
         match unit {
             UnitId::Router => {

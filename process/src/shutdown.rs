@@ -1,5 +1,6 @@
 //! Signals that ask a process to stop.
 
+use std::fmt;
 use std::io;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -11,6 +12,15 @@ pub enum StopSignal {
     Interrupt,
     /// What a supervisor sends.
     Terminate,
+}
+
+impl fmt::Display for StopSignal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Interrupt => "SIGINT",
+            Self::Terminate => "SIGTERM",
+        })
+    }
 }
 
 /// Waits for Ctrl-C or SIGTERM.

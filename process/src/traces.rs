@@ -86,9 +86,7 @@ impl Traces {
     /// # Errors
     /// When the configuration makes no sense. A collector that is not there is none: it may come.
     pub fn start(config: &TraceConfig) -> Result<Self, TraceError> {
-        if !(0.0..=1.0).contains(&config.sampling_ratio) {
-            return Err(TraceError::Ratio { found: config.sampling_ratio });
-        }
+        config.check()?;
         let Some(endpoint) = &config.endpoint else { return Ok(Self::default()) };
         let (provider, losses) = export::provider(endpoint, config)?;
         let tracer = provider.tracer("lockstep");

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args, ValueEnum};
 use lockstep_proto::Watermark;
 
@@ -125,7 +126,7 @@ pub struct RouterArgs {
     pub max_batch_size: Option<u32>,
 
     /// Whether KV blocks are kept for later requests that begin alike.
-    #[arg(long, env = "PREFIX_CACHING", default_value_t = true, action = ArgAction::Set)]
+    #[arg(long, env = "PREFIX_CACHING", default_value_t = true, action = ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub prefix_caching: bool,
 
     /// Bytes of a request's body at most.
@@ -209,7 +210,7 @@ pub struct RouterArgs {
     pub response_cache_bytes: usize,
 
     /// Refuse requests with fields that no interface has, and OpenAI requests for a model that is not served.
-    #[arg(long, env = "STRICT")]
+    #[arg(long, env = "STRICT", value_parser = BoolishValueParser::new())]
     pub strict: bool,
 
     /// A key that clients must send as "Authorization: Bearer KEY"; may be repeated.
@@ -221,7 +222,7 @@ pub struct RouterArgs {
     pub api_key_file: Option<PathBuf>,
 
     /// Ask for a key on /metrics too.
-    #[arg(long, env = "PROTECT_METRICS")]
+    #[arg(long, env = "PROTECT_METRICS", value_parser = BoolishValueParser::new())]
     pub protect_metrics: bool,
 
     /// Origin whose pages may read answers; may be repeated [default: any].
@@ -238,7 +239,7 @@ pub struct RouterArgs {
     pub compute_type: Option<String>,
 
     /// Tell /metrics' readers a few numbers under vLLM's names as well, for endpoint pickers that know those.
-    #[arg(long, env = "VLLM_METRICS")]
+    #[arg(long, env = "VLLM_METRICS", value_parser = BoolishValueParser::new())]
     pub vllm_metrics: bool,
 
     /// Socket of the launcher, for lost groups and signs of life.
@@ -284,6 +285,6 @@ pub struct RouterArgs {
     pub log_level: String,
 
     /// Log one JSON object a line.
-    #[arg(long, env = "JSON_OUTPUT")]
+    #[arg(long, env = "JSON_OUTPUT", value_parser = BoolishValueParser::new())]
     pub json_output: bool,
 }

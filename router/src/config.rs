@@ -19,10 +19,7 @@ use crate::http::cors::OriginError;
 use crate::http::fields::UnknownFields;
 use crate::journal::JournalConfig;
 use crate::shards::{AddressError, ShardAddress};
-use crate::validation::{OutOfRange, RequestLimits, check_watermark};
-
-/// What stands for "no limit of its own": the model's and the cache's limits hold.
-const UNLIMITED: u32 = u32::MAX;
+use crate::validation::{OutOfRange, RequestLimits, UNLIMITED, check_watermark};
 
 /// A flag has a value that makes no sense.
 #[derive(Debug, Error)]

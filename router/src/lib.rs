@@ -33,4 +33,4 @@ pub mod model;
 pub mod testing;
 
 pub use args::RouterArgs;
-pub use serve::{RouterError, run};
+pub use serve::{RouterError, check, run};

@@ -1,6 +1,7 @@
 //! The router as a process: runtime, listener, and the three phases of its end.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,12 +19,14 @@ use tracing::{info, warn};
 use crate::app::{App, AppConfig, AppError};
 use crate::args::{GenerationConfig, RouterArgs};
 use crate::config::{ConfigError, Listen, MetricAliases, RouterConfig, Stopping};
+use crate::http::auth::Keys;
 use crate::http::connections::{self, Door};
+use crate::journal::JournalConfig;
 use crate::launcher;
 use crate::model::{Model, ModelError};
 use crate::shards::RemoteGroup;
 use crate::tools::CallSupport;
-use crate::validation::SamplingDefaults;
+use crate::validation::{Lowered, RequestLimits, SamplingDefaults};
 
 /// How often the end of running requests is looked for while draining.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
@@ -94,6 +97,18 @@ pub fn run(args: RouterArgs) -> Result<(), RouterError> {
     runtime.block_on(serve(config))
 }
 
+/// Checks what was typed as [`run`] does, and starts nothing: for whoever is to start it, before anything else is.
+///
+/// # Errors
+/// When a value makes no sense, the file of keys cannot be read, or the journal not be kept.
+pub fn check(args: RouterArgs) -> Result<(), RouterError> {
+    let config = RouterConfig::from_args(args)?;
+    config.traces.check()?;
+    Keys::open(&config.app.access).map_err(AppError::from)?;
+    config.app.kept.journal.iter().try_for_each(JournalConfig::check).map_err(AppError::from)?;
+    Ok(())
+}
+
 async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     // Before anything slow: a taken port is told at once, and early clients wait instead of failing.
     let listener = listen(&config.listen).await?;
@@ -117,6 +132,7 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     model.max_positions = config.max_positions.or(model.max_positions);
     let groups = config.replicas.into_iter().map(RemoteGroup::new).collect();
     let traces = Traces::start(&config.traces)?;
+    let asked = config.app.limits;
     let app = App::start(AppConfig { traces: traces.clone(), ..config.app }, model, groups, &tasks)?;
     // From here on the launcher hears of an engine that hangs, not only of a runtime that does.
     progress.become_counted();
@@ -132,7 +148,7 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
     };
     let connections = connections::serve(listener, app.router(), door, tasks.clone());
     tasks.spawn("http", Fate::StopServer, connections);
-    info!(%address, model = app.model.id, "listening");
+    tell_what_is_served(&app, asked, address);
     let cause = wait_for_stop(&app, &tasks, &config.stopping).await?;
     // Before the ranks see the router leave, and leave as well: the launcher waits for no rank that is alone.
     traces.flush(FLUSH_TIMEOUT);
@@ -148,6 +164,15 @@ async fn serve(config: RouterConfig) -> Result<(), RouterError> {
         }
         StopCause::VitalTaskEnded => Err(RouterError::VitalTaskEnded),
     }
+}
+
+fn tell_what_is_served(app: &App, asked: RequestLimits, address: SocketAddr) {
+    let limits = app.limits();
+    for Lowered { flag, asked, in_force } in asked.lowered_to(limits) {
+        warn!(flag, asked = asked.0, in_force = in_force.0, "more than model and cache hold: lowered");
+    }
+    let (max_input_tokens, max_total_tokens) = (limits.max_input_tokens.0, limits.max_total_tokens.0);
+    info!(%address, model = app.model.id, max_input_tokens, max_total_tokens, "listening");
 }
 
 async fn listen(listen: &Listen) -> Result<TcpListener, RouterError> {
@@ -176,7 +201,7 @@ async fn wait_for_stop(
     tokio::select! {
         biased;
         () = tasks.stop_token().cancelled() => return Ok(StopCause::VitalTaskEnded),
-        signal = signals.next() => info!(?signal, "draining"),
+        signal = signals.next() => info!(%signal, "draining"),
     }
     app.begin_draining();
     if stopping.parent.is_some_and(|parent| die_with_parent(parent) == ParentState::Gone) {
@@ -186,7 +211,7 @@ async fn wait_for_stop(
     tokio::select! {
         biased;
         () = tasks.stop_token().cancelled() => return Ok(StopCause::VitalTaskEnded),
-        signal = signals.next() => info!(?signal, "second signal: stopping at once"),
+        signal = signals.next() => info!(%signal, "second signal: stopping at once"),
         () = drained(app) => info!("all requests have ended"),
         () = tokio::time::sleep(stopping.drain_timeout) => {
             warn!(under_way = app.requests_under_way(), "requests did not end in time");

@@ -1,5 +1,6 @@
 //! Which device a rank computes on, chosen when it starts: one binary serves with and without GPUs.
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 use lockstep_proto::Rank;
 use thiserror::Error;
@@ -21,7 +22,7 @@ pub struct DeviceArgs {
 
     /// On GPUs, keep the answer's bytes independent of batch and number of ranks, as they always are on the CPU;
     /// slower
-    #[arg(long, env)]
+    #[arg(long, env, value_parser = BoolishValueParser::new())]
     pub exact: bool,
 
     /// Whether steps that only decode are recorded as CUDA graphs, so that the host starts one thing in place of many;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use lockstep_proto::{Bytes, Rank, Tokens};
+use serde_json::{Value, json};
 
 use crate::batch::BLOCK_SIZE;
 use crate::decoder::split::Slice;
@@ -68,6 +69,48 @@ impl Forecast {
     pub fn kv_for(&self, tokens: Tokens) -> Bytes {
         let blocks = tokens.blocks_ceil(BLOCK_SIZE);
         self.ranks.iter().fold(Bytes(0), |sum, rank| sum + rank.memory.kv_for(blocks))
+    }
+}
+
+impl Forecast {
+    /// The same for programs: sizes in bytes, and ranges as their first and the one behind their last.
+    pub fn to_json(&self) -> Value {
+        let shape = self.spec.shape();
+        let context = self.spec.max_positions();
+        json!({
+            "family": self.spec.family(),
+            "layers": shape.layers,
+            "hidden_size": shape.hidden,
+            "vocabulary": shape.vocabulary,
+            "precision": self.precision.to_string(),
+            "query_heads": shape.query_heads,
+            "kv_heads": shape.kv_heads,
+            "head_width": shape.head_width,
+            "mlp": self.mlp(),
+            "context_tokens": context.0,
+            "context_bytes": self.kv_for(context).0,
+            "ranks_at_most": self.spec.max_ranks(),
+            "ranks": self.ranks.iter().map(RankForecast::to_json).collect::<Vec<_>>(),
+            "weights_bytes": self.weights().0,
+        })
+    }
+}
+
+impl RankForecast {
+    fn to_json(&self) -> Value {
+        let Self { rank, slice, memory } = self;
+        let range = |range: &Range<usize>| [range.start, range.end];
+        json!({
+            "rank": rank.0,
+            "query_heads": range(&slice.query_heads),
+            "kv_heads": range(&slice.kv_heads),
+            "intermediate": range(&slice.intermediate),
+            "experts": range(&slice.experts),
+            "vocabulary": range(&slice.vocabulary),
+            "weights_bytes": memory.weights.0,
+            "kv_block_bytes": memory.block.0,
+            "kv_block_tokens": BLOCK_SIZE.0,
+        })
     }
 }
 

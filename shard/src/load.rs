@@ -119,7 +119,7 @@ pub(crate) fn load(config: &Config, progress: Progress) -> Result<Engine<Loaded>
     let comm = Arc::new(Timed::new(join_devices(config, &target, join(config)?)?));
     let start = Instant::now();
     let rank = config.joining.membership.rank();
-    info!(%rank, model = %config.model, precision = %config.precision, "loading");
+    info!(rank = rank.0, model = %config.model, precision = %config.precision, "loading");
     let spec = ModelSpec::read(&config.model)?;
     let group = Arc::clone(&comm) as Arc<dyn Communicator>;
     check_weights_fit(config, &target, &spec)?;
@@ -127,7 +127,7 @@ pub(crate) fn load(config: &Config, progress: Progress) -> Result<Engine<Loaded>
     let of = (&spec, config.precision);
     let decoder = Decoder::load_onto((&target, group), &config.model, of, progress)?
         .with_kv_cache(config.kv_cache.held);
-    info!(%rank, weights = %decoder.weight_bytes(), seconds = start.elapsed().as_secs_f32(), "loaded");
+    info!(rank = rank.0, weights = %decoder.weight_bytes(), seconds = start.elapsed().as_secs_f32(), "loaded");
     let mut loaded = Loaded::new(decoder);
     let kv_budget = match target.kind() {
         DeviceKind::Cpu => config.kv_cache.budget,

@@ -18,7 +18,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::args::ShardArgs;
 use crate::comm::Communicator;
@@ -78,7 +78,7 @@ pub fn run(args: ShardArgs) -> Result<(), ShardError> {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {}
-                signal = stop_signal() => info!(?signal, "told to stop"),
+                () = told_to_stop() => {}
             }
         });
         let traces = Traces::start(&config.traces)?;
@@ -106,6 +106,15 @@ pub fn run(args: ShardArgs) -> Result<(), ShardError> {
         traces.stop(if served.is_ok() { FLUSH_LIMIT } else { FAILED_FLUSH_LIMIT });
         served
     })
+}
+
+/// # Cancel safety
+/// As [`stop_signal`].
+async fn told_to_stop() {
+    match stop_signal().await {
+        Ok(signal) => info!(%signal, "told to stop"),
+        Err(error) => error!(%error, "stopping: signals cannot be heard"),
+    }
 }
 
 /// Serves the engine that `load` makes at `listen`, until `tasks` are stopped or the engine ends. Spans of sampled
@@ -143,7 +152,7 @@ pub async fn serve<M: Model + 'static>(
         // Its result is looked at below, where this function has not returned already.
         let _ = served_tx.send(bound.serve(routes, until).await);
     });
-    info!(rank = %loaded.description.rank, epoch = %loaded.description.epoch, %listen, "ready");
+    info!(rank = loaded.description.rank.0, epoch = loaded.description.epoch.0, %listen, "ready");
 
     let result = tokio::select! {
         biased;

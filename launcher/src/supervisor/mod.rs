@@ -22,6 +22,24 @@ pub enum UnitId {
     Router,
 }
 
+impl UnitId {
+    /// What people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Shards(_) => "shards",
+            Self::Router => "router",
+        }
+    }
+
+    /// The number of the replica it is.
+    pub fn replica(self) -> Option<u32> {
+        match self {
+            Self::Shards(replica) => Some(replica.0),
+            Self::Router => None,
+        }
+    }
+}
+
 /// Counts how often a unit was started, from 1. The shards' incarnation is the group's epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Incarnation(pub u64);

@@ -1,5 +1,7 @@
 //! What was said of spans.
 
+use super::TraceError;
+
 /// The base of the names services have where none is given.
 const SERVICE: &str = "lockstep";
 
@@ -34,6 +36,18 @@ impl TraceConfig {
         let endpoint = endpoint.filter(|endpoint| !endpoint.is_empty()).map(with_scheme);
         let service = role.service(service);
         Self { endpoint, service, instance: role.instance(), sampling_ratio }
+    }
+
+    /// Checks what makes no sense whatever there is at the endpoint.
+    ///
+    /// # Errors
+    /// When the ratio is none.
+    pub fn check(&self) -> Result<(), TraceError> {
+        if (0.0..=1.0).contains(&self.sampling_ratio) {
+            Ok(())
+        } else {
+            Err(TraceError::Ratio { found: self.sampling_ratio })
+        }
     }
 }
 

@@ -222,10 +222,15 @@ impl Core {
         self.hand_on(events, now);
         match end {
             GroupEnd::Lost => {
-                tracing::warn!(%replica, epoch = epoch.0, sequences = ran.len(), "shards lost");
+                tracing::warn!(replica = replica.0, epoch = epoch.0, sequences = ran.len(), "shards lost");
             }
             GroupEnd::Drained => {
-                tracing::info!(%replica, epoch = epoch.0, sequences = ran.len(), "shards drained");
+                tracing::info!(
+                    replica = replica.0,
+                    epoch = epoch.0,
+                    sequences = ran.len(),
+                    "shards drained"
+                );
             }
         }
         self.observe();

@@ -73,7 +73,12 @@ impl Deliveries {
             touched.push(sequence);
             match event {
                 SequenceEvent::Admitted { queued, cached, .. } => {
-                    debug!(%sequence, queued_ms = queued.as_millis() as u64, cached_tokens = cached.0, "admitted");
+                    debug!(
+                        sequence = sequence.0,
+                        queued_ms = queued.as_millis() as u64,
+                        cached_tokens = cached.0,
+                        "admitted"
+                    );
                     delivery.send(GenerationEvent::Admitted { queued, cached });
                 }
                 SequenceEvent::PromptLogprobs { tokens, .. } => {
@@ -83,7 +88,7 @@ impl Deliveries {
                     delivery.send_newest();
                     self.metrics.observe_token(delivery.submitted, delivery.last_token, now);
                     if delivery.last_token.is_none() {
-                        debug!(%sequence, "first token");
+                        debug!(sequence = sequence.0, "first token");
                     }
                     delivery.last_token = Some(now);
                     delivery.take(token, &self.vocabulary);
@@ -103,7 +108,7 @@ impl Deliveries {
                     self.close(sequence);
                     continue;
                 }
-                SequenceEvent::Preempted { .. } => debug!(%sequence, "preempted"),
+                SequenceEvent::Preempted { .. } => debug!(sequence = sequence.0, "preempted"),
             }
             if delivery.is_stopped() {
                 self.close(sequence);
@@ -127,7 +132,7 @@ impl Deliveries {
             .map(|(sequence, _)| *sequence)
             .collect();
         for sequence in &abandoned {
-            debug!(%sequence, "client left");
+            debug!(sequence = sequence.0, "client left");
             self.open.remove(sequence);
         }
         abandoned
@@ -160,7 +165,7 @@ impl Deliveries {
     fn close(&mut self, sequence: SequenceId) {
         if let Some(mut delivery) = self.open.remove(&sequence) {
             delivery.send_newest();
-            debug!(%sequence, "ended");
+            debug!(sequence = sequence.0, "ended");
         }
     }
 }

@@ -244,7 +244,10 @@ impl<G: ShardGroup> EngineTask<G> {
         self.replicas.on_joined(replica, group, epoch);
         if let Some(other) = self.states.first_ready().filter(|other| !other.computes_like(&facts)) {
             let (here, there) = (facts.arithmetic.as_str(), other.arithmetic.as_str());
-            error!(%replica, here, there, "another model or arithmetic than that of the other replicas");
+            error!(
+                replica = replica.0,
+                here, there, "another model or arithmetic than that of the other replicas"
+            );
             self.replicas.join(replica, Some(epoch));
             return;
         }
@@ -273,7 +276,7 @@ impl<G: ShardGroup> EngineTask<G> {
 
     fn on_lost(&mut self, replica: ReplicaId, error: &ShardError) {
         let epoch = self.replicas.epoch(replica).unwrap_or(Epoch(0));
-        error!(%error, %replica, epoch = epoch.0, "group lost");
+        error!(%error, replica = replica.0, epoch = epoch.0, "group lost");
         self.on_group_end(replica, GroupEnd::Lost);
     }
 
@@ -297,7 +300,7 @@ impl<G: ShardGroup> EngineTask<G> {
             Command::Submit(submit) => self.core.on_submit(submit, clock::now()),
             Command::Drain { replica, epoch, reply } => {
                 if self.replicas.ask_to_leave(replica, epoch, reply) {
-                    info!(%replica, epoch = epoch.0, "group is to leave");
+                    info!(replica = replica.0, epoch = epoch.0, "group is to leave");
                     self.core.on_drain(replica);
                 }
             }

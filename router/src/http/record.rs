@@ -8,6 +8,7 @@ use lockstep_proto::Tokens;
 use tracing::{info, warn};
 
 use super::frame::RequestId;
+use super::native::finish_reason;
 use super::trace::{RequestTrace, TracedUsage};
 use crate::app::App;
 use crate::clock;
@@ -110,7 +111,7 @@ impl Record {
             prompt_tokens = self.prompt.tokens.0,
             cached_tokens = self.cached.0,
             generated_tokens = self.generated_tokens,
-            finish_reason = ?reason,
+            finish_reason = finish_reason(reason),
             total_ms = millis(numbers.total),
             validation_ms = millis(numbers.validation),
             queue_ms = millis(numbers.queue),

@@ -62,6 +62,19 @@ pub struct JournalConfig {
     pub fsync: Fsync,
 }
 
+impl JournalConfig {
+    /// Checks that its folder can be used. One that another server has may be free in a moment.
+    ///
+    /// # Errors
+    /// When it cannot be made or written to.
+    pub fn check(&self) -> Result<(), JournalError> {
+        match Folder::open(&self.folder) {
+            Ok(Some(_) | None) => Ok(()),
+            Err(source) => Err(JournalError::Folder { folder: self.folder.clone(), source }),
+        }
+    }
+}
+
 /// The journal cannot be kept.
 #[derive(Debug, Error)]
 pub enum JournalError {

@@ -15,7 +15,7 @@ use crate::grammar::Grammar;
 use crate::tokenizer::SpecialTokens;
 
 pub use defaults::SamplingDefaults;
-pub use limits::RequestLimits;
+pub use limits::{Lowered, RequestLimits, UNLIMITED};
 pub use sampling::SamplingRequest;
 pub use watermark::{OutOfRange, WatermarkRequest, check_watermark};
 

@@ -168,7 +168,7 @@ impl<M: Model> Engine<M> {
         let (rows, mut timings) = self.begin_rows(&plan, before.and_then(Begun::asked)).map_err(fatal)?;
         timings.comm_ns = self.group.comm.nanoseconds() - comm_before;
         debug!(
-            step = %step_id,
+            step = step_id.0,
             behind = before.map(|before| before.step().0),
             sequences = plan.entries.len(),
             tokens = plan.batch.token_ids.len(),
@@ -200,7 +200,7 @@ impl<M: Model> Engine<M> {
         timings.sample_ns += lap.next_ns();
         timings.comm_ns += self.group.comm.nanoseconds() - comm_before;
         debug!(
-            %step,
+            step = step.0,
             known = self.sequences.count(),
             forward_ns = timings.forward_ns,
             sample_ns = timings.sample_ns,

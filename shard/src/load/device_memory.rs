@@ -56,7 +56,7 @@ pub(super) fn budget_on_device(
     let budget = Bytes(free_for_kv).min(config.kv_cache.budget);
     let (name, architecture) = gpus::name(device)?;
     info!(
-        rank = %config.joining.membership.rank(),
+        rank = config.joining.membership.rank().0,
         gpu = name,
         architecture,
         %total,

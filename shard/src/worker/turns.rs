@@ -153,7 +153,7 @@ impl<'a, M: Model> Turns<'a, M> {
         // What comes of the step before comes first, whatever has become of this one.
         if let Some(before) = before {
             if !std::mem::replace(&mut self.has_begun_behind, true) {
-                info!(rank = %self.rank, "a step was begun behind the one the device is at");
+                info!(rank = self.rank.0, "a step was begun behind the one the device is at");
             }
             self.finish(before)?;
         }
@@ -195,7 +195,7 @@ fn refuse(error: StepError, asked: Asked<'_>) -> WorkerError {
         }
         StepError::Fatal { step, reason } => {
             // Who is told of it kills this process, which may say nothing more.
-            tracing::error!(%step, %reason, "this rank cannot go on");
+            tracing::error!(step = step.0, %reason, "this rank cannot go on");
             answer.send(Err(StepRefusal::RankLost { step }));
             WorkerError::Fatal { step, reason }
         }

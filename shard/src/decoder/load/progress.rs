@@ -34,7 +34,7 @@ impl Progress {
         self.told.advance();
         if self.said.get().elapsed() >= INTERVAL {
             self.said.set(Instant::now());
-            info!(rank = %self.rank, "loading {}", bar(Bytes(self.done.get()), self.total));
+            info!(rank = self.rank.0, "loading {}", bar(Bytes(self.done.get()), self.total));
         }
     }
 }
