@@ -271,3 +271,48 @@ async fn a_body_that_is_nested_too_deep_is_refused() {
         }
     }
 }
+
+/// What every event of a stream repeats is short.
+#[tokio::test]
+async fn the_name_of_a_model_is_bounded() {
+    let server = Server::saying("Hi").await;
+    let chat = |model: &str| json!({"messages": [{"role": "user", "content": "a"}], "model": model});
+    let completion = |model: &str| json!({"prompt": "a", "model": model});
+    for (path, body) in [
+        ("/v1/chat/completions", &chat as &dyn Fn(&str) -> serde_json::Value),
+        ("/v1/completions", &completion),
+        ("/invocations", &chat),
+        ("/invocations", &completion),
+    ] {
+        let taken = server.post(path, body(&"m".repeat(256))).await;
+        assert_eq!((taken.status, &taken.json()["model"]), (200, &json!("m".repeat(256))), "{path}");
+        let refused = server.post(path, body(&"m".repeat(257))).await;
+        let error = &refused.json()["error"];
+        assert_eq!((refused.status, &error["param"]), (422, &json!("model")), "{path}");
+        assert_eq!(
+            error["message"],
+            "Input validation error: `model` must have at most 256 bytes. Given: 257"
+        );
+    }
+}
+
+#[tokio::test]
+async fn errors_repeat_no_more_of_a_request_than_tells_it_apart() {
+    let server = Server::saying("Hi").await;
+    let long = "m".repeat(10_000);
+    for (method, path) in [
+        ("GET", format!("/{long}")),
+        ("GET", format!("/v1/{long}")),
+        ("GET", format!("/v1/models/{long}")),
+        ("POST", format!("/models/{long}")),
+        ("PUT", format!("/v1/models/{long}")),
+        ("DELETE", format!("/requests/{long}")),
+    ] {
+        let reply = server.send(request(method, &path, "application/json", r#"{"inputs": "a"}"#)).await;
+        assert!([404, 405].contains(&reply.status), "{method}: {}", reply.status);
+        assert!(reply.text.len() < 700 && reply.text.contains("mmm..."), "{method}: {}", reply.text);
+    }
+    let adapter = json!({"inputs": "a", "parameters": {"adapter_id": long}});
+    let reply = server.post("/generate", adapter).await;
+    assert!(reply.status == 404 && reply.text.len() < 700, "{}", reply.text);
+}

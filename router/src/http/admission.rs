@@ -9,6 +9,7 @@ use axum::http::request::Parts;
 use lockstep_scheduler::{Priority, Service, Tenant};
 
 use super::auth::KeyName;
+use super::excerpt::excerpt;
 use crate::error::ApiError;
 
 /// Longest name of a tenant, in bytes.
@@ -162,7 +163,8 @@ pub(super) fn service(
         None => Priority::NORMAL,
         Some(word) => word.to_ascii_lowercase().parse().map_err(|_| {
             let message = format!(
-                "`x-priority` must be high, normal, low or a whole number from -100 to 100. Given: {word}"
+                "`x-priority` must be high, normal, low or a whole number from -100 to 100. Given: {}",
+                excerpt(word)
             );
             ApiError::invalid("x-priority", message)
         })?,
@@ -172,8 +174,10 @@ pub(super) fn service(
         Some(seconds) => {
             let parsed = seconds.parse().ok().and_then(parse_timeout);
             Some(parsed.ok_or_else(|| {
-                let message =
-                    format!("`x-request-timeout` must be a number of seconds above 0. Given: {seconds}");
+                let message = format!(
+                    "`x-request-timeout` must be a number of seconds above 0. Given: {}",
+                    excerpt(seconds)
+                );
                 ApiError::invalid("x-request-timeout", message)
             })?)
         }

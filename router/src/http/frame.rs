@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use tracing::{Instrument, Level};
 
 use super::cors;
+use super::excerpt::excerpt;
 use super::trace::RequestTrace;
 use crate::app::App;
 use crate::error::{ApiError, ErrorKind, Family};
@@ -36,8 +37,7 @@ pub(super) async fn frame(State(app): State<Arc<App>>, mut request: Request, nex
     let id = RequestId::of(request.headers());
     let family = Family::of_path(request.uri().path());
     let trace = RequestTrace::begin(&app, &request, &id);
-    let span =
-        tracing::info_span!("request", id = %id.0, path = request.uri().path(), trace_id = trace.id());
+    let span = tracing::info_span!("request", id = %id.0, path = %excerpt(request.uri().path()), trace_id = trace.id());
     request.extensions_mut().insert(id.clone());
     request.extensions_mut().insert(trace.clone());
     let mut response = next.run(request).instrument(span.clone()).await;
@@ -86,10 +86,10 @@ pub(super) fn on_panic(_cause: Box<dyn Any + Send>) -> Response {
 }
 
 pub(super) async fn no_route(uri: Uri) -> ApiError {
-    ApiError::new(ErrorKind::NotFound, format!("There is no route {}", uri.path()))
+    ApiError::new(ErrorKind::NotFound, format!("There is no route {}", excerpt(uri.path())))
 }
 
 pub(super) async fn no_method(method: Method, uri: Uri) -> ApiError {
-    let message = format!("{method} is not allowed on {}", uri.path());
+    let message = format!("{} is not allowed on {}", excerpt(method.as_str()), excerpt(uri.path()));
     ApiError::new(ErrorKind::MethodNotAllowed, message)
 }

@@ -10,6 +10,8 @@ mod completions;
 pub mod connections;
 pub mod cors;
 mod encode;
+mod event_log;
+mod excerpt;
 pub mod fields;
 mod frame;
 mod generate;

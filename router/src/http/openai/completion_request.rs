@@ -8,6 +8,7 @@ use super::request::{Delivery, delivery, in_words, sampling, string_or_list};
 use crate::engine::StopText;
 use crate::error::{ApiError, ErrorKind};
 use crate::http::fields::Fields;
+use crate::http::models::take_name;
 use crate::http::native::{unknown_adapter, watermark};
 use crate::tokenizer::SpecialTokens;
 use crate::validation::{EndOfSequence, PromptSource, StoppingRequest, TextRequest};
@@ -74,7 +75,7 @@ impl CompletionRequest {
             watermark: watermark(body)?,
         };
         refuse_what_is_not_served(body)?;
-        let model = body.take("model")?;
+        let model = take_name(body)?;
         body.pass_over(&["user"]);
         body.refuse_rest()?;
         let texts = prompts.into_iter().map(|prompt| TextRequest { prompt, ..first.clone() }).collect();

@@ -8,6 +8,7 @@ use crate::engine::StopText;
 use crate::error::ApiError;
 use crate::http::fields::Fields;
 use crate::http::grammar;
+use crate::http::models::take_name;
 use crate::http::native::{logit_bias, unknown_adapter, watermark};
 use crate::validation::{EndOfSequence, PromptSource, SamplingRequest, StoppingRequest, TextRequest};
 
@@ -70,7 +71,7 @@ impl ChatRequest {
         };
         let tools = ToolRequest::parse(body)?;
         refuse_what_tools_exclude(&text, &tools)?;
-        let (model, delivery) = (body.take("model")?, delivery(body)?);
+        let (model, delivery) = (take_name(body)?, delivery(body)?);
         let request = Self { text, model, logprobs, delivery, tools };
         refuse_what_is_not_served(body)?;
         body.pass_over(&[

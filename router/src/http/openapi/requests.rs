@@ -259,7 +259,14 @@ fn openai() -> Vec<Field> {
     });
     let or_null = |name: &str| json!({"anyOf": [named(name), {"type": "null"}]});
     let mut fields = vec![
-        ("model", optional("string", "Echoed; with --strict it must be the one that is served")),
+        (
+            "model",
+            ruled(
+                "string",
+                "Echoed, 256 bytes at most; with --strict it must be the one that is served",
+                json!({"maxLength": 256}),
+            ),
+        ),
         ("max_tokens", ruled("integer", "Tokens of the answer at most", json!({"minimum": 0}))),
         ("n", ruled("integer", "Answers", json!({"minimum": 1}))),
         (

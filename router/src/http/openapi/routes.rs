@@ -20,7 +20,7 @@ const TEXT_HEADERS: [(&str, &str, &str); 8] = [
     (
         "last-event-id",
         "string",
-        "The last event of a stream that broke: the rest follows (--resume-window)",
+        "The last event of a stream that broke: the rest follows (--resume-window), if it is in the last 8 MiB",
     ),
     ("traceparent", "string", "The span it comes from (W3C Trace Context)"),
 ];
