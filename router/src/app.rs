@@ -25,7 +25,7 @@ use crate::http::auth::{AccessConfig, Keys, KeysError};
 use crate::http::fields::UnknownFields;
 use crate::http::response_cache::ResponseCache;
 use crate::http::resume::Streams;
-use crate::http::{self, Registry, Uploads};
+use crate::http::{self, Registry, Salts, Uploads};
 use crate::journal::{Fsync, Journal, JournalConfig, JournalError, Left, Medium};
 use crate::metrics::Metrics;
 use crate::model::Model;
@@ -136,6 +136,8 @@ pub struct App {
     pub load: Load,
     /// Who may ask.
     pub keys: Arc<Keys>,
+    /// Whose prefixes are found again by whom.
+    pub salts: Salts,
     life: Life,
 }
 
@@ -248,6 +250,7 @@ impl App {
         };
         let app = Arc::new(Self {
             keys,
+            salts: Salts::default(),
             model: Arc::new(model),
             pool,
             grammars,

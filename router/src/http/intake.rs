@@ -189,7 +189,9 @@ async fn begin(
     let mut whole_prompts = Vec::new();
     for (index, request) in requests.into_iter().enumerate() {
         let keep = request.prompt_logprobs;
-        let (valid, prompt) = validate(app, request, (arrival.journaling.as_ref(), index)).await?;
+        let salt = app.salts.of(arrival.owner.as_ref(), request.cache_salt.as_deref());
+        let (mut valid, prompt) = validate(app, request, (arrival.journaling.as_ref(), index)).await?;
+        valid.assignments.iter_mut().for_each(|assignment| assignment.submission.cache_salt = salt);
         whole_prompts.extend(prompt);
         size.characters += valid.prompt_text.chars().count();
         size.tokens += Tokens::of_len(valid.prompt_tokens.len());

@@ -29,6 +29,7 @@ mod registry;
 mod replay;
 pub mod response_cache;
 pub mod resume;
+mod salts;
 mod sse;
 mod tape;
 mod tokenize;
@@ -46,6 +47,7 @@ use crate::app::App;
 
 pub use registry::Registry;
 pub(crate) use replay::replay;
+pub use salts::Salts;
 pub(crate) use upload::UploadError;
 pub use upload::Uploads;
 

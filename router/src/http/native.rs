@@ -57,6 +57,7 @@ impl GenerateRequest {
             choices,
             grammar: grammar::native(&mut parameters)?,
             watermark: watermark(&mut parameters)?,
+            cache_salt: None,
         };
         let full_text = match parameters.take::<bool>("return_full_text")? {
             Some(true) => FullText::Include,

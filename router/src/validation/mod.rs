@@ -95,6 +95,8 @@ pub struct TextRequest {
     pub grammar: Option<Grammar>,
     /// A mark that the answer's text is generated.
     pub watermark: Option<WatermarkRequest>,
+    /// Keeps its keys and values from requests that name another.
+    pub cache_salt: Option<String>,
 }
 
 /// A request whose parameters keep the rules; its prompt is not tokenized yet.

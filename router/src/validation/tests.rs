@@ -36,6 +36,7 @@ fn request() -> TextRequest {
         choices: 1,
         grammar: None,
         watermark: None,
+        cache_salt: None,
     }
 }
 

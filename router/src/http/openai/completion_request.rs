@@ -4,7 +4,7 @@ use lockstep_proto::{PromptLogprobs, TokenId, Tokens};
 use serde_json::Value;
 
 use super::super::grammar;
-use super::request::{Delivery, delivery, in_words, sampling, string_or_list};
+use super::request::{Delivery, cache_salt, delivery, in_words, sampling, string_or_list};
 use crate::engine::StopText;
 use crate::error::{ApiError, ErrorKind};
 use crate::http::fields::Fields;
@@ -73,6 +73,7 @@ impl CompletionRequest {
             choices,
             grammar: grammar::openai(body)?,
             watermark: watermark(body)?,
+            cache_salt: cache_salt(body)?,
         };
         refuse_what_is_not_served(body)?;
         let model = take_name(body)?;

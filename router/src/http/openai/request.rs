@@ -68,6 +68,7 @@ impl ChatRequest {
             choices: body.take("n")?.unwrap_or(1),
             grammar: grammar::openai(body)?,
             watermark: watermark(body)?,
+            cache_salt: cache_salt(body)?,
         };
         let tools = ToolRequest::parse(body)?;
         refuse_what_tools_exclude(&text, &tools)?;
@@ -132,6 +133,16 @@ pub(super) fn sampling(body: &mut Fields) -> Result<SamplingRequest, ApiError> {
         seed: body.take("seed")?,
         best_of: None,
     })
+}
+
+/// Whom the prompt's keys and values are kept for, beside the key.
+pub(super) fn cache_salt(body: &mut Fields) -> Result<Option<String>, ApiError> {
+    const NAME: &str = "cache_salt";
+    let salt: Option<String> = body.take(NAME)?;
+    match salt.as_deref() {
+        Some("") => Err(ApiError::invalid(NAME, format_args!("`{NAME}` cannot be empty"))),
+        Some(_) | None => Ok(salt),
+    }
 }
 
 fn max_tokens(body: &mut Fields) -> Result<Option<u32>, ApiError> {

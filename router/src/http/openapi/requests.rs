@@ -288,6 +288,14 @@ fn openai() -> Vec<Field> {
         ("guided_choice", json!({"type": ["array", "null"], "items": {"type": "string"}})),
         ("guided_grammar", refused("null")),
         ("user", optional("string", "A mark for the operator: no answer depends on it")),
+        (
+            "cache_salt",
+            ruled(
+                "string",
+                "Only requests with this value, of the same key, find this prompt in the prefix cache",
+                json!({"minLength": 1}),
+            ),
+        ),
     ];
     fields.extend(sampling());
     fields.extend(extensions());
