@@ -140,7 +140,7 @@ pub fn parse_timeout(seconds: f64) -> Option<Duration> {
     (seconds > 0.0).then(|| Duration::from_secs_f64(seconds.min(LONGEST_TIMEOUT_S)))
 }
 
-/// What a request says of its service: `x-tenant`, or its key's name; `x-priority`; `x-request-timeout`, or
+/// What a request says of its service: its key's name, or without keys `x-tenant`; `x-priority`; `x-request-timeout`, or
 /// `timeout`, counted from `arrived`.
 ///
 /// # Errors
@@ -150,15 +150,14 @@ pub(super) fn service(
     timeout: Option<Duration>,
     arrived: Instant,
 ) -> Result<Service, ApiError> {
-    let tenant = match text(&parts.headers, "x-tenant")? {
-        Some(name) if name.len() > TENANT_BYTES => {
-            let message =
-                format!("`x-tenant` must have at most {TENANT_BYTES} bytes. Given: {}", name.len());
-            return Err(ApiError::invalid("x-tenant", message));
-        }
-        Some(name) => Tenant::named(name),
-        None => parts.extensions.get::<KeyName>().map_or_else(Tenant::default, |key| Tenant::named(&key.0)),
-    };
+    let named = text(&parts.headers, "x-tenant")?;
+    if let Some(name) = named.filter(|name| name.len() > TENANT_BYTES) {
+        let message = format!("`x-tenant` must have at most {TENANT_BYTES} bytes. Given: {}", name.len());
+        return Err(ApiError::invalid("x-tenant", message));
+    }
+    // Who has one key has one share, whatever names it thinks of.
+    let key = parts.extensions.get::<KeyName>().map(|key| &*key.0);
+    let tenant = key.or(named).map_or_else(Tenant::default, Tenant::named);
     let priority = match text(&parts.headers, "x-priority")? {
         None => Priority::NORMAL,
         Some(word) => word.to_ascii_lowercase().parse().map_err(|_| {

@@ -15,7 +15,11 @@ const TEXT_HEADERS: [(&str, &str, &str); 8] = [
     ("x-use-cache", "string", "`false` or `0`: compute the answer even if it is known"),
     ("x-wait-for-model", "string", "`true` or `1`: wait for a model that is loading, instead of 503"),
     ("x-priority", "string", "`high`, `normal`, `low` or -100 to 100, among the tenant's own requests"),
-    ("x-tenant", "string", "Whose share of the machine it takes [default: the key's name]"),
+    (
+        "x-tenant",
+        "string",
+        "Whose share of the machine it takes, where it comes with no key: a key is its own tenant",
+    ),
     ("x-request-timeout", "number", "Seconds it may take; 504 afterwards, 429 where that is clear at once"),
     (
         "last-event-id",
