@@ -105,6 +105,17 @@ async fn a_wrong_key_is_refused_in_the_familys_shape() {
     assert_eq!(reply.status, 200, "the scheme's case does not matter");
 }
 
+/// Those who look and do not ask are none of them.
+#[tokio::test]
+async fn requests_without_a_key_are_counted() {
+    let server = serving(keyed(&["one"])).await;
+    for (method, path) in KEYED {
+        server.send(request(method, path, None)).await;
+    }
+    let asked = KEYED.iter().filter(|(method, _)| *method == "POST").count();
+    assert_eq!(server.metric("tgi_request_failure{err=\"unauthorized\"}").await, asked as f64);
+}
+
 #[tokio::test]
 async fn metrics_can_be_protected() {
     let server = serving(AccessConfig { metrics: MetricsAccess::Keyed, ..keyed(&["one"]) }).await;

@@ -190,6 +190,7 @@ async fn connections_are_bounded_and_probes_are_answered_beyond() {
         "{refused}"
     );
     assert!(refused.contains("retry-after: 1"), "{refused}");
+    assert_eq!(server.metric("tgi_request_failure{err=\"overloaded\"}").await, 1.0);
     for path in ["/health", "/livez", "/readyz"] {
         let mut client = connect(address).await;
         client

@@ -1,4 +1,5 @@
-//! Around every route: request ids, errors in the family's shape, panics, counts.
+//! Around every route: request ids, errors in the family's shape, panics, counts. An error is counted here, whichever layer
+//! says it.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -36,6 +37,8 @@ impl RequestId {
 pub(super) async fn frame(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let id = RequestId::of(request.headers());
     let family = Family::of_path(request.uri().path());
+    // Probes, scrapes and pages are no requests that fail.
+    let is_counted = request.method() == Method::POST;
     let trace = RequestTrace::begin(&app, &request, &id);
     let span = tracing::info_span!("request", id = %id.0, path = %excerpt(request.uri().path()), trace_id = trace.id());
     request.extensions_mut().insert(id.clone());
@@ -44,6 +47,9 @@ pub(super) async fn frame(State(app): State<Arc<App>>, mut request: Request, nex
     let error = response.extensions_mut().remove::<ApiError>();
     trace.on_response(response.status(), error.as_ref().map(|error| error.kind.error_type()));
     if let Some(error) = error {
+        if is_counted {
+            app.metrics.on_failure(error.kind);
+        }
         span.in_scope(|| log(&error));
         let family = response.extensions_mut().remove::<Family>().unwrap_or(family);
         let mut rendered = error.render(family);
@@ -56,14 +62,10 @@ pub(super) async fn frame(State(app): State<Arc<App>>, mut request: Request, nex
     response
 }
 
-/// Counts the failures of routes that generate.
+/// Counts the requests of routes that generate.
 pub(super) async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     app.metrics.on_request();
-    let response = next.run(request).await;
-    if let Some(error) = response.extensions().get::<ApiError>() {
-        app.metrics.on_failure(error.kind);
-    }
-    response
+    next.run(request).await
 }
 
 /// Says an error once, as loud as its kind is. What a client did wrong may quote its prompt, which is nobody's
