@@ -71,15 +71,15 @@ pub(super) async fn count(State(app): State<Arc<App>>, request: Request, next: N
 /// Says an error once, as loud as its kind is. What a client did wrong may quote its prompt, which is nobody's
 /// business: the message is for those who debug.
 pub(super) fn log(error: &ApiError) {
-    let (error_type, message) = (error.kind.error_type(), error.message.as_str());
+    let (error_type, why) = (error.kind.error_type(), error.message.as_str());
     match error.kind.level() {
-        Level::ERROR => tracing::error!(error_type, message, "request failed"),
-        Level::WARN => tracing::warn!(error_type, message, "request failed"),
+        Level::ERROR => tracing::error!(error_type, error = why, "request failed"),
+        Level::WARN => tracing::warn!(error_type, error = why, "request failed"),
         Level::INFO => {
             tracing::info!(error_type, field = error.param, "request refused");
-            tracing::debug!(message, "why it is refused");
+            tracing::debug!(error = why, "why it is refused");
         }
-        _ => tracing::debug!(error_type, message, "request failed"),
+        _ => tracing::debug!(error_type, error = why, "request failed"),
     }
 }
 

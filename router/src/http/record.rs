@@ -128,7 +128,7 @@ impl Record {
             id = self.id.0,
             trace_id = self.trace.id(),
             error_type = error.kind.error_type(),
-            message = error.message,
+            error = error.message,
             "stream failed"
         );
     }
