@@ -184,6 +184,11 @@ pub(super) fn service(
     Ok(Service { tenant, priority, deadline: timeout.and_then(|timeout| arrived.checked_add(timeout)) })
 }
 
+/// The name of a tenant that has one.
+pub(super) fn name_of(tenant: &Tenant) -> Option<&str> {
+    Some(tenant.name()).filter(|name| !name.is_empty())
+}
+
 /// A header's text; an empty one is absent.
 fn text<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a str>, ApiError> {
     let Some(value) = headers.get(name) else { return Ok(None) };

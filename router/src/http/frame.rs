@@ -8,7 +8,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use tracing::{Instrument, Level};
+use tracing::{Instrument, Level, field};
 
 use super::cors;
 use super::excerpt::excerpt;
@@ -40,7 +40,10 @@ pub(super) async fn frame(State(app): State<Arc<App>>, mut request: Request, nex
     // Probes, scrapes and pages are no requests that fail.
     let is_counted = request.method() == Method::POST;
     let trace = RequestTrace::begin(&app, &request, &id);
-    let span = tracing::info_span!("request", id = %id.0, path = %excerpt(request.uri().path()), trace_id = trace.id());
+    let path = excerpt(request.uri().path());
+    // Who asks is known once its headers are read.
+    let span =
+        tracing::info_span!("request", id = %id.0, %path, trace_id = trace.id(), tenant = field::Empty);
     request.extensions_mut().insert(id.clone());
     request.extensions_mut().insert(trace.clone());
     let mut response = next.run(request).instrument(span.clone()).await;
@@ -71,15 +74,15 @@ pub(super) async fn count(State(app): State<Arc<App>>, request: Request, next: N
 /// Says an error once, as loud as its kind is. What a client did wrong may quote its prompt, which is nobody's
 /// business: the message is for those who debug.
 pub(super) fn log(error: &ApiError) {
-    let (error_type, why) = (error.kind.error_type(), error.message.as_str());
+    let (status, error_type, why) = (error.kind.status(), error.kind.error_type(), error.message.as_str());
     match error.kind.level() {
-        Level::ERROR => tracing::error!(error_type, error = why, "request failed"),
-        Level::WARN => tracing::warn!(error_type, error = why, "request failed"),
+        Level::ERROR => tracing::error!(status, error_type, error = why, "request failed"),
+        Level::WARN => tracing::warn!(status, error_type, error = why, "request failed"),
         Level::INFO => {
-            tracing::info!(error_type, field = error.param, "request refused");
+            tracing::info!(status, error_type, field = error.param, "request refused");
             tracing::debug!(error = why, "why it is refused");
         }
-        _ => tracing::debug!(error_type, error = why, "request failed"),
+        _ => tracing::debug!(status, error_type, error = why, "request failed"),
     }
 }
 

@@ -7,11 +7,12 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use lockstep_proto::{PromptLogprobs, TokenId, TokenLogprobs, Tokens};
 use lockstep_scheduler::{AdmissionError, ExpiredWhile, Service};
-use tracing::debug;
+use tracing::{Span, debug};
 
 use super::admission::{self, Place};
 use super::auth::KeyName;
 use super::encode::encode;
+use super::excerpt::excerpt;
 use super::frame::RequestId;
 use super::grammar;
 use super::record::{PromptSize, Record};
@@ -35,6 +36,8 @@ pub(super) enum WhenLoading {
 /// What a request brings besides its body.
 pub(super) struct Arrival {
     pub(super) id: RequestId,
+    /// Its address, as logs have it.
+    pub(super) path: String,
     pub(super) at: Instant,
     pub(super) when_loading: WhenLoading,
     pub(super) service: Service,
@@ -57,10 +60,14 @@ impl FromRequestParts<Arc<App>> for Arrival {
         let when_loading = if waits { WhenLoading::Wait } else { WhenLoading::Refuse };
         let at = clock::now();
         let service = admission::service(parts, app.config.patience.request_timeout, at)?;
+        if let Some(tenant) = admission::name_of(&service.tenant) {
+            Span::current().record("tenant", tenant);
+        }
+        let path = excerpt(parts.uri.path()).into_owned();
         let trace = parts.extensions.get().cloned().unwrap_or_default();
         let journaling = parts.extensions.get().cloned();
         let owner = parts.extensions.get().cloned();
-        Ok(Self { id, at, when_loading, service, owner, trace, journaling })
+        Ok(Self { id, path, at, when_loading, service, owner, trace, journaling })
     }
 }
 
@@ -139,7 +146,7 @@ pub(super) async fn start_all(
     let permit =
         if arrival.is_replayed() { app.admit_again(tenant, count) } else { app.admit(tenant, count) }?;
     // From here on a client that leaves is counted, whatever its request waits for.
-    let mut record = Record::new(Arc::clone(app), arrival.id.clone(), arrival.at, arrival.trace.clone());
+    let mut record = Record::new(Arc::clone(app), &arrival);
     let started = begin(app, arrival, requests, &mut record).await;
     let Begun { generations, registration, tape, prompts } = started.inspect_err(|_| record.fail())?;
     let generations = Generations::new(generations);
