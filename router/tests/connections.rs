@@ -191,7 +191,7 @@ async fn connections_are_bounded_and_probes_are_answered_beyond() {
     );
     assert!(refused.contains("retry-after: 1"), "{refused}");
     assert_eq!(server.metric("tgi_request_failure{err=\"overloaded\"}").await, 1.0);
-    for path in ["/health", "/livez", "/readyz"] {
+    for path in ["/health", "/livez", "/readyz", "/metrics"] {
         let mut client = connect(address).await;
         client
             .write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes())

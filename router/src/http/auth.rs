@@ -27,6 +27,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Routes that never need a key.
 const PROBES: [&str; 6] = ["/", "/health", "/ping", "/livez", "/readyz", "/startupz"];
 
+/// Where the numbers are.
+pub(super) const METRICS: &str = "/metrics";
+
 /// Whether it is a route that asks how the server is.
 pub(super) fn is_probe(path: &str) -> bool {
     PROBES.contains(&path)
@@ -174,7 +177,7 @@ impl Keys {
         let is_page = PAGES.iter().any(|page| {
             path.strip_prefix(page).is_some_and(|below| below.is_empty() || below.starts_with('/'))
         });
-        let is_metrics = path == "/metrics" && self.metrics == MetricsAccess::Open;
+        let is_metrics = path == METRICS && self.metrics == MetricsAccess::Open;
         is_read && (PROBES.contains(&path) || is_page || is_metrics)
     }
 
