@@ -37,6 +37,8 @@ async fn headers_that_make_no_sense_are_refused_by_name() {
         ("x-request-timeout", "soon"),
         ("x-request-timeout", "NaN"),
         ("x-tenant", &long),
+        ("x-use-cache", "maybe"),
+        ("x-wait-for-model", "maybe"),
     ];
     for (name, value) in cases {
         let reply = server.send(asking("/generate", &short("a"), &[(name, value)])).await;
@@ -53,6 +55,9 @@ async fn headers_that_make_no_sense_are_refused_by_name() {
         ("x-request-timeout", "30.5"),
         ("x-request-timeout", "1e300"),
         ("x-tenant", "a tenant"),
+        ("x-use-cache", "False"),
+        ("x-wait-for-model", "1"),
+        ("x-wait-for-model", ""),
     ];
     for header in good {
         let reply = server.send(asking("/generate", &short("a"), &[header])).await;

@@ -189,6 +189,22 @@ pub(super) fn name_of(tenant: &Tenant) -> Option<&str> {
     Some(tenant.name()).filter(|name| !name.is_empty())
 }
 
+/// A header that is true or false.
+///
+/// # Errors
+/// When it is neither.
+pub(super) fn flag(headers: &HeaderMap, name: &'static str) -> Result<Option<bool>, ApiError> {
+    let Some(word) = text(headers, name)? else { return Ok(None) };
+    match word.to_ascii_lowercase().as_str() {
+        "true" | "1" => Ok(Some(true)),
+        "false" | "0" => Ok(Some(false)),
+        _ => {
+            let message = format!("`{name}` must be true or false. Given: {}", excerpt(word));
+            Err(ApiError::invalid(name, message))
+        }
+    }
+}
+
 /// A header's text; an empty one is absent.
 fn text<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a str>, ApiError> {
     let Some(value) = headers.get(name) else { return Ok(None) };

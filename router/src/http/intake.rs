@@ -40,6 +40,8 @@ pub(super) struct Arrival {
     pub(super) path: String,
     pub(super) at: Instant,
     pub(super) when_loading: WhenLoading,
+    /// Whether an answer that is known will do.
+    pub(super) takes_known: bool,
     pub(super) service: Service,
     /// The key it came with.
     pub(super) owner: Option<KeyName>,
@@ -54,10 +56,9 @@ impl FromRequestParts<Arc<App>> for Arrival {
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
         let id = parts.extensions.get::<RequestId>().cloned();
         let id = id.ok_or_else(|| ApiError::new(ErrorKind::Internal, "The request has no id"))?;
-        let header = parts.headers.get("x-wait-for-model").and_then(|value| value.to_str().ok());
-        let waits =
-            header.is_some_and(|value| matches!(value.trim().to_ascii_lowercase().as_str(), "true" | "1"));
+        let waits = admission::flag(&parts.headers, "x-wait-for-model")?.unwrap_or(false);
         let when_loading = if waits { WhenLoading::Wait } else { WhenLoading::Refuse };
+        let takes_known = admission::flag(&parts.headers, "x-use-cache")?.unwrap_or(true);
         let at = clock::now();
         let service = admission::service(parts, app.config.patience.request_timeout, at)?;
         if let Some(tenant) = admission::name_of(&service.tenant) {
@@ -67,7 +68,7 @@ impl FromRequestParts<Arc<App>> for Arrival {
         let trace = parts.extensions.get().cloned().unwrap_or_default();
         let journaling = parts.extensions.get().cloned();
         let owner = parts.extensions.get().cloned();
-        Ok(Self { id, path, at, when_loading, service, owner, trace, journaling })
+        Ok(Self { id, path, at, when_loading, takes_known, service, owner, trace, journaling })
     }
 }
 

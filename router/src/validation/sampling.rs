@@ -54,15 +54,23 @@ impl SamplingRequest {
 
     /// The rules, in the order clients know.
     pub(super) fn check_ranges(&self, vocabulary_size: u32) -> Result<(), ApiError> {
-        let above_zero = |value: &f32| *value > 0.0 && value.is_finite();
+        let above_zero = |value: &f32| *value > 0.0;
+        // JSON's numbers may be larger.
+        let finite = |value: &f32| value.is_finite();
         let penalty = |value: &f32| (-2.0..=2.0).contains(value);
         let share = |value: &f32| *value > 0.0 && *value <= 1.0;
         let in_range = [
             ("temperature", "must be strictly positive", self.temperature.as_ref().is_none_or(above_zero)),
+            ("temperature", "must be finite in 32 bits", self.temperature.as_ref().is_none_or(finite)),
             (
                 "repetition_penalty",
                 "must be strictly positive",
                 self.repetition_penalty.as_ref().is_none_or(above_zero),
+            ),
+            (
+                "repetition_penalty",
+                "must be finite in 32 bits",
+                self.repetition_penalty.as_ref().is_none_or(finite),
             ),
             (
                 "frequency_penalty",

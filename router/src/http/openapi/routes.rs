@@ -12,8 +12,16 @@ const OF_TEXT: [u16; 7] = [404, 409, 424, 429, 500, 503, 504];
 /// Headers of requests for text: name, type, meaning.
 const TEXT_HEADERS: [(&str, &str, &str); 8] = [
     ("x-request-id", "string", "Names the request in answer, logs and spans, and to DELETE /requests/{id}"),
-    ("x-use-cache", "string", "`false` or `0`: compute the answer even if it is known"),
-    ("x-wait-for-model", "string", "`true` or `1`: wait for a model that is loading, instead of 503"),
+    (
+        "x-use-cache",
+        "string",
+        "`true` or `1`, the default; `false` or `0`: compute the answer even if it is known",
+    ),
+    (
+        "x-wait-for-model",
+        "string",
+        "`true` or `1`: wait for a model that is loading; `false` or `0`, the default: 503",
+    ),
     ("x-priority", "string", "`high`, `normal`, `low` or -100 to 100, among the tenant's own requests"),
     (
         "x-tenant",
