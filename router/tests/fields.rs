@@ -240,7 +240,6 @@ fn sampling() -> Vec<Row> {
             422,
             "`top_p` must be > 0.0",
         ),
-        row("top_k").honoured(json!(3)).refused(json!(0), 422, "`top_k` must be strictly positive"),
         row("typical_p").neutral(json!(1)).honoured(json!(0.5)).refused(
             json!(1.5),
             422,
@@ -290,6 +289,11 @@ fn sampling() -> Vec<Row> {
 fn openai() -> Vec<Row> {
     let mut rows = sampling();
     rows.extend([
+        row("top_k").neutral(json!(0)).neutral(json!(-1)).honoured(json!(3)).refused(
+            json!(-2),
+            422,
+            "`top_k` must be strictly positive",
+        ),
         row("model").honoured(json!("another")),
         row("n").neutral(json!(1)).honoured(json!(2)).refused(json!(0), 422, "`n` must be >= 1"),
         row("temperature").neutral(json!(1.0)).honoured(json!(0)).honoured(json!(0.5)).refused(
@@ -348,6 +352,10 @@ async fn native_fields() {
             422,
             "`temperature` must be strictly positive",
         ),
+        row("top_k")
+            .honoured(json!(3))
+            .refused(json!(0), 422, "`top_k` must be strictly positive")
+            .refused(json!(-1), 422, "`top_k` must be strictly positive"),
         row("top_n_tokens").neutral(json!(0)).honoured(json!(2)).refused(
             json!(6),
             422,

@@ -54,7 +54,8 @@ impl FromRequest<Arc<App>> for JsonBody {
 /// What a body is encoded with: the first that changes it.
 pub(super) fn encoding(headers: &HeaderMap) -> Option<String> {
     let named = headers.get_all(header::CONTENT_ENCODING).iter();
-    let mut named = named.map(|value| String::from_utf8_lossy(value.as_bytes()).trim().to_ascii_lowercase());
+    let mut named =
+        named.map(|value| String::from_utf8_lossy(value.as_bytes()).trim().to_ascii_lowercase());
     named.find(|encoding| !["", "identity"].contains(&encoding.as_str()))
 }
 

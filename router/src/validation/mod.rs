@@ -16,7 +16,7 @@ use crate::tokenizer::SpecialTokens;
 
 pub use defaults::SamplingDefaults;
 pub use limits::RequestLimits;
-pub use sampling::SamplingRequest;
+pub use sampling::{EVERY_TOKEN, SamplingRequest};
 pub use watermark::{OutOfRange, WatermarkRequest, check_watermark};
 
 /// Where the prompt comes from.

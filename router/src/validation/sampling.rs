@@ -4,6 +4,9 @@ use lockstep_proto::{LogitBias, LogprobsOf, SamplingParams, Seeded, Selection};
 
 use crate::error::ApiError;
 
+/// A `top_k` that leaves every token.
+pub const EVERY_TOKEN: i64 = i64::MAX;
+
 /// How tokens are chosen, as asked; absent means neutral.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SamplingRequest {
@@ -114,7 +117,8 @@ impl SamplingRequest {
                 seed,
                 choice: 0,
                 temperature: self.temperature.unwrap_or(1.0),
-                top_k: self.top_k.map_or(0, |k| u32::try_from(k).unwrap_or(u32::MAX)),
+                // 0 is off, as is a number that no vocabulary has.
+                top_k: self.top_k.and_then(|k| u32::try_from(k).ok()).unwrap_or(0),
                 top_p: self.top_p.unwrap_or(1.0),
                 typical_p: self.typical_p.unwrap_or(1.0),
                 min_p: self.min_p.unwrap_or(0.0),

@@ -10,7 +10,9 @@ use crate::http::fields::Fields;
 use crate::http::grammar;
 use crate::http::models::take_name;
 use crate::http::native::{logit_bias, unknown_adapter, watermark};
-use crate::validation::{EndOfSequence, PromptSource, SamplingRequest, StoppingRequest, TextRequest};
+use crate::validation::{
+    EVERY_TOKEN, EndOfSequence, PromptSource, SamplingRequest, StoppingRequest, TextRequest,
+};
 
 use super::stream::Logprobs;
 use super::tools::{ToolRequest, check_message};
@@ -122,7 +124,7 @@ pub(super) fn sampling(body: &mut Fields) -> Result<SamplingRequest, ApiError> {
     Ok(SamplingRequest {
         do_sample: Some(!is_greedy),
         temperature: temperature.filter(|_| !is_greedy),
-        top_k: body.take("top_k")?,
+        top_k: top_k(body)?,
         top_p: body.take("top_p")?,
         typical_p: body.take("typical_p")?,
         min_p: body.take("min_p")?,
@@ -133,6 +135,12 @@ pub(super) fn sampling(body: &mut Fields) -> Result<SamplingRequest, ApiError> {
         seed: body.take("seed")?,
         best_of: None,
     })
+}
+
+/// Other servers' 0 and -1 are off, whatever the model's authors would have.
+fn top_k(body: &mut Fields) -> Result<Option<i64>, ApiError> {
+    let top_k = body.take("top_k")?;
+    Ok(top_k.map(|k| if matches!(k, -1 | 0) { EVERY_TOKEN } else { k }))
 }
 
 /// Whom the prompt's keys and values are kept for, beside the key.

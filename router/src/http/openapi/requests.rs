@@ -90,7 +90,14 @@ fn sampling() -> Vec<Field> {
                 json!({"minimum": 0}),
             ),
         ),
-        ("top_k", ruled("integer", "Draw from so many of the most probable tokens", json!({"minimum": 1}))),
+        (
+            "top_k",
+            ruled(
+                "integer",
+                "Draw from so many of the most probable tokens; OpenAI's routes take 0 and -1 for all of them",
+                json!({"minimum": -1}),
+            ),
+        ),
         (
             "top_p",
             ruled(
