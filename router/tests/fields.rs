@@ -285,6 +285,26 @@ fn sampling() -> Vec<Row> {
     ]
 }
 
+/// What other servers take on OpenAI's routes.
+fn foreign() -> Vec<Row> {
+    vec![
+        row("min_tokens").neutral(json!(0)).unserved(json!(1)),
+        row("min_tokens").with(json!({"ignore_eos": true})).neutral(json!(12)).unserved(json!(13)),
+        row("min_tokens")
+            .with(json!({"ignore_eos": true, "stop": "zzz"}))
+            .neutral(json!(0))
+            .unserved(json!(1)),
+        row("stop_token_ids").neutral(json!([])).unserved(json!([5])),
+        row("bad_words").neutral(json!([])).unserved(json!(["a"])),
+        row("allowed_token_ids").unserved(json!([5])),
+        row("prompt_logprobs").unserved(json!(0)),
+        row("truncate_prompt_tokens").unserved(json!(2)),
+        row("use_beam_search").neutral(json!(false)).unserved(json!(true)),
+        row("include_stop_str_in_output").neutral(json!(false)).unserved(json!(true)),
+        row("skip_special_tokens").neutral(json!(true)).unserved(json!(false)),
+    ]
+}
+
 /// What both of OpenAI's interfaces say with one voice.
 fn openai() -> Vec<Row> {
     let mut rows = sampling();
@@ -317,6 +337,7 @@ fn openai() -> Vec<Row> {
         row("response_format").neutral(json!({"type": "text"})).honoured(json!({"type": "json_object"})),
         row("structured_outputs").honoured(json!({"regex": "[b-f]{3}"})),
     ]);
+    rows.extend(foreign());
     rows
 }
 
@@ -451,6 +472,8 @@ fn tool_rows() -> Vec<Row> {
 async fn chat_fields() {
     let base = json!({"messages": [{"role": "user", "content": "Hi"}], "seed": 1, "max_tokens": 12});
     let interface = Interface { path: "/v1/chat/completions", base, inside: None, template: WITH_TOOLS };
+    let begun =
+        json!({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "He"}]});
     let mut rows = openai();
     rows.retain(|row| row.field != "seed");
     rows.extend([
@@ -483,6 +506,17 @@ async fn chat_fields() {
         row("verbosity").neutral(json!("medium")).unserved(json!("low")),
         row("service_tier").neutral(json!("auto")).unserved(json!("flex")),
         row("store").neutral(json!(false)).unserved(json!(true)),
+        row("add_generation_prompt").neutral(json!(true)).unserved(json!(false)),
+        row("continue_final_message").neutral(json!(false)).refused(
+            json!(true),
+            422,
+            "`continue_final_message` needs a text of the assistant",
+        ),
+        row("continue_final_message").with(begun.clone()).neutral(json!(false)).neutral(json!(true)),
+        row("add_generation_prompt").with(begun.clone()).neutral(json!(true)).unserved(json!(false)),
+        row("add_generation_prompt")
+            .with(json!({"messages": begun["messages"], "continue_final_message": true}))
+            .neutral(json!(false)),
         // Marks for the operator: no answer depends on them.
         row("metadata").neutral(json!({"a": "b"})),
         row("prompt_cache_key").neutral(json!("a")),

@@ -4,6 +4,7 @@ use lockstep_proto::{PromptLogprobs, TokenId, Tokens};
 use serde_json::Value;
 
 use super::super::grammar;
+use super::foreign::refuse_foreign;
 use super::request::{Delivery, cache_salt, delivery, in_words, sampling, string_or_list};
 use crate::engine::StopText;
 use crate::error::{ApiError, ErrorKind};
@@ -76,6 +77,7 @@ impl CompletionRequest {
             cache_salt: cache_salt(body)?,
         };
         refuse_what_is_not_served(body)?;
+        refuse_foreign(body, &first.stopping)?;
         let model = take_name(body)?;
         body.pass_over(&["user"]);
         body.refuse_rest()?;

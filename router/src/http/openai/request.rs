@@ -14,6 +14,7 @@ use crate::validation::{
     EVERY_TOKEN, EndOfSequence, PromptSource, SamplingRequest, StoppingRequest, TextRequest,
 };
 
+use super::foreign::{refuse_foreign, refuse_other_endings};
 use super::stream::Logprobs;
 use super::tools::{ToolRequest, check_message};
 use crate::model::Model;
@@ -47,6 +48,7 @@ pub(in crate::http) struct ChatRequest {
 impl ChatRequest {
     pub(in crate::http) fn parse(body: &mut Fields) -> Result<Self, ApiError> {
         let conversation = conversation(body)?;
+        refuse_other_endings(body, &conversation)?;
         let logprobs = if body.flag("logprobs")? { Logprobs::Report } else { Logprobs::Omit };
         let top_logprobs: Option<u32> = body.take("top_logprobs")?;
         if logprobs == Logprobs::Omit && top_logprobs.is_some_and(|top| top > 0) {
@@ -77,6 +79,7 @@ impl ChatRequest {
         let (model, delivery) = (take_name(body)?, delivery(body)?);
         let request = Self { text, model, logprobs, delivery, tools };
         refuse_what_is_not_served(body)?;
+        refuse_foreign(body, &request.text.stopping)?;
         body.pass_over(&[
             "user",
             "metadata",

@@ -306,7 +306,23 @@ fn openai() -> Vec<Field> {
     ];
     fields.extend(sampling());
     fields.extend(extensions());
+    fields.extend(foreign());
     fields
+}
+
+/// Fields of other servers on these routes that are not served.
+fn foreign() -> Vec<Field> {
+    vec![
+        ("min_tokens", refused("0, or what `ignore_eos` and `max_tokens` make sure of")),
+        ("stop_token_ids", refused("empty")),
+        ("bad_words", refused("empty")),
+        ("allowed_token_ids", refused("null")),
+        ("prompt_logprobs", refused("null")),
+        ("truncate_prompt_tokens", refused("null")),
+        ("use_beam_search", refused("false")),
+        ("include_stop_str_in_output", refused("false")),
+        ("skip_special_tokens", refused("true")),
+    ]
 }
 
 fn chat() -> Value {
@@ -377,6 +393,11 @@ fn chat_marks() -> Vec<Field> {
         ("service_tier", refused("`auto` or `default`")),
         ("store", refused("false")),
         ("echo", refused("false")),
+        (
+            "continue_final_message",
+            optional("boolean", "The last message is the assistant's, to be gone on with"),
+        ),
+        ("add_generation_prompt", refused("true, or false beside `continue_final_message`")),
     ]
 }
 
