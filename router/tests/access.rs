@@ -71,7 +71,7 @@ async fn a_request_is_cancelled_by_its_own_key_and_by_no_other() {
 }
 
 #[tokio::test]
-async fn every_route_but_probes_and_metrics_needs_a_key() {
+async fn every_route_but_probes_pages_and_metrics_needs_a_key() {
     let server = serving(keyed(&["one", "two"])).await;
     for (method, path) in KEYED {
         let none = server.send(request(method, path, None)).await;
@@ -84,7 +84,9 @@ async fn every_route_but_probes_and_metrics_needs_a_key() {
             assert_eq!(reply.status, expected, "{method} {path}: {}", reply.text);
         }
     }
-    for path in ["/", "/health", "/ping", "/livez", "/readyz", "/startupz", "/metrics", "/playground"] {
+    let probes = ["/", "/health", "/ping", "/livez", "/readyz", "/startupz"];
+    let pages = ["/playground", "/docs", "/openapi.json", "/api-doc/openapi.json"];
+    for path in probes.into_iter().chain(pages).chain(["/metrics"]) {
         assert_eq!(server.get(path).await.status, 200, "{path}");
     }
 }

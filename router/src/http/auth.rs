@@ -1,4 +1,5 @@
-//! Who may ask: keys from flags and from a file, asked for on every route but the probes.
+//! Who may ask: keys from flags and from a file, asked for on every route but the probes, the pages and, unless it is
+//! protected, `/metrics`.
 
 use std::convert::Infallible;
 use std::fmt;
