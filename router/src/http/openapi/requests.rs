@@ -240,7 +240,7 @@ fn structured_outputs() -> Value {
             ("json_object", optional("boolean", "Any JSON object")),
             ("regex", optional("string", "A regular expression")),
             ("choice", json!({"type": ["array", "null"], "items": {"type": "string"}})),
-            ("grammar", refused("null")),
+            ("grammar", optional("string", "A context-free grammar, in Lark's syntax")),
             ("structural_tag", refused("null")),
         ],
     )
@@ -293,7 +293,7 @@ fn openai() -> Vec<Field> {
         ("guided_json", json!({"description": "A JSON Schema, or its text"})),
         ("guided_regex", optional("string", "A regular expression")),
         ("guided_choice", json!({"type": ["array", "null"], "items": {"type": "string"}})),
-        ("guided_grammar", refused("null")),
+        ("guided_grammar", optional("string", "A context-free grammar, in Lark's syntax")),
         ("user", optional("string", "A mark for the operator: no answer depends on it")),
         (
             "cache_salt",
