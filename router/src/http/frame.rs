@@ -13,6 +13,7 @@ use tracing::{Instrument, Level, field};
 use super::cors;
 use super::excerpt::excerpt;
 use super::trace::RequestTrace;
+use super::unread::Unread;
 use crate::app::App;
 use crate::error::{ApiError, ErrorKind, Family};
 
@@ -34,7 +35,8 @@ impl RequestId {
 }
 
 /// Gives a request its id, and its errors the shape of the route's family.
-pub(super) async fn frame(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+pub(super) async fn frame(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let (unread, mut request) = Unread::watch(request);
     let id = RequestId::of(request.headers());
     let family = Family::of_path(request.uri().path());
     // Probes, scrapes and pages are no requests that fail.
@@ -59,6 +61,7 @@ pub(super) async fn frame(State(app): State<Arc<App>>, mut request: Request, nex
         cors::keep(response.headers(), rendered.headers_mut());
         response = rendered;
     }
+    unread.tell(&mut response);
     if let Ok(value) = HeaderValue::from_str(&id.0) {
         response.headers_mut().insert(REQUEST_ID, value);
     }

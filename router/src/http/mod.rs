@@ -34,6 +34,7 @@ mod sse;
 mod tape;
 mod tokenize;
 mod trace;
+mod unread;
 mod upload;
 
 use std::sync::Arc;
