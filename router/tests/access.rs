@@ -71,7 +71,7 @@ async fn a_request_is_cancelled_by_its_own_key_and_by_no_other() {
 }
 
 #[tokio::test]
-async fn every_route_but_probes_and_metrics_needs_a_key() {
+async fn every_route_but_probes_pages_and_metrics_needs_a_key() {
     let server = serving(keyed(&["one", "two"])).await;
     for (method, path) in KEYED {
         let none = server.send(request(method, path, None)).await;
@@ -84,7 +84,9 @@ async fn every_route_but_probes_and_metrics_needs_a_key() {
             assert_eq!(reply.status, expected, "{method} {path}: {}", reply.text);
         }
     }
-    for path in ["/", "/health", "/ping", "/livez", "/readyz", "/startupz", "/metrics", "/playground"] {
+    let probes = ["/", "/health", "/ping", "/livez", "/readyz", "/startupz"];
+    let pages = ["/playground", "/docs", "/openapi.json", "/api-doc/openapi.json"];
+    for path in probes.into_iter().chain(pages).chain(["/metrics"]) {
         assert_eq!(server.get(path).await.status, 200, "{path}");
     }
 }
@@ -103,6 +105,17 @@ async fn a_wrong_key_is_refused_in_the_familys_shape() {
     }
     let reply = server.send(request("POST", "/generate", Some("bearer One"))).await;
     assert_eq!(reply.status, 200, "the scheme's case does not matter");
+}
+
+/// Those who look and do not ask are none of them.
+#[tokio::test]
+async fn requests_without_a_key_are_counted() {
+    let server = serving(keyed(&["one"])).await;
+    for (method, path) in KEYED {
+        server.send(request(method, path, None)).await;
+    }
+    let asked = KEYED.iter().filter(|(method, _)| *method == "POST").count();
+    assert_eq!(server.metric("tgi_request_failure{err=\"unauthorized\"}").await, asked as f64);
 }
 
 #[tokio::test]

@@ -169,6 +169,38 @@ async fn heads_are_bounded_in_headers_and_in_bytes() {
     }
 }
 
+/// A client keeps its connection where it can, and is told where it cannot.
+#[tokio::test]
+async fn a_connection_is_kept_unless_a_body_was_not_read() {
+    let (_server, address) = listen_for(Duration::from_secs(60)).await;
+    let short = json!({"inputs": "a", "parameters": {"max_new_tokens": 2}}).to_string();
+    let mut client = connect(address).await;
+    for (body, status) in [(short.as_str(), "200"), ("{}", "422"), ("{", "400")] {
+        client.write_all((head("/generate", body.len()) + body).as_bytes()).await.unwrap();
+        let answer = read_head(&mut client).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
+        assert!(!answer.contains("connection: close"), "{answer}");
+    }
+    client.write_all(head("/nowhere", 10).as_bytes()).await.unwrap();
+    let answer = read_head(&mut client).await;
+    assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("connection: close\r\n"), "{answer}");
+    let mut byte = [0];
+    assert_eq!(client.read(&mut byte).await.unwrap(), 0);
+}
+
+/// The head of an answer, its body passed over.
+async fn read_head(client: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(client.read_u8().await.unwrap());
+    }
+    let head = String::from_utf8(head).unwrap();
+    let length = head.split("content-length: ").nth(1).and_then(|rest| rest.split('\r').next());
+    let mut body = vec![0; length.unwrap().parse().unwrap()];
+    client.read_exact(&mut body).await.unwrap();
+    head
+}
+
 #[tokio::test]
 async fn connections_are_bounded_and_probes_are_answered_beyond() {
     let (server, address) = listen_for(Duration::from_secs(60)).await;
@@ -190,7 +222,8 @@ async fn connections_are_bounded_and_probes_are_answered_beyond() {
         "{refused}"
     );
     assert!(refused.contains("retry-after: 1"), "{refused}");
-    for path in ["/health", "/livez", "/readyz"] {
+    assert_eq!(server.metric("tgi_request_failure{err=\"overloaded\"}").await, 1.0);
+    for path in ["/health", "/livez", "/readyz", "/metrics"] {
         let mut client = connect(address).await;
         client
             .write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes())

@@ -112,6 +112,8 @@ async fn validation_errors_are_statuses_on_streams_too() {
     let server = Server::saying("Hi").await;
     let cases = [
         (json!({"temperature": 0}), "`temperature` must be strictly positive"),
+        (json!({"temperature": 1e39}), "`temperature` must be finite in 32 bits"),
+        (json!({"repetition_penalty": 1e39}), "`repetition_penalty` must be finite in 32 bits"),
         (json!({"top_p": "a"}), "`top_p`: invalid type: string \"a\", expected f32"),
         (json!({"stop": ["a", "b", "c", "d", "e"]}), "`stop` supports up to 4 stop sequences. Given: 5"),
         (json!({"stop": [""]}), "`stop` sequences cannot be empty"),
@@ -269,5 +271,74 @@ async fn a_body_that_is_nested_too_deep_is_refused() {
                 assert!(reply.text.contains("recursion limit"), "{path}: {}", reply.text);
             }
         }
+    }
+}
+
+/// What every event of a stream repeats is short.
+#[tokio::test]
+async fn the_name_of_a_model_is_bounded() {
+    let server = Server::saying("Hi").await;
+    let chat = |model: &str| json!({"messages": [{"role": "user", "content": "a"}], "model": model});
+    let completion = |model: &str| json!({"prompt": "a", "model": model});
+    for (path, body) in [
+        ("/v1/chat/completions", &chat as &dyn Fn(&str) -> serde_json::Value),
+        ("/v1/completions", &completion),
+        ("/invocations", &chat),
+        ("/invocations", &completion),
+    ] {
+        let taken = server.post(path, body(&"m".repeat(256))).await;
+        assert_eq!((taken.status, &taken.json()["model"]), (200, &json!("m".repeat(256))), "{path}");
+        let refused = server.post(path, body(&"m".repeat(257))).await;
+        let error = &refused.json()["error"];
+        assert_eq!((refused.status, &error["param"]), (422, &json!("model")), "{path}");
+        assert_eq!(
+            error["message"],
+            "Input validation error: `model` must have at most 256 bytes. Given: 257"
+        );
+    }
+}
+
+#[tokio::test]
+async fn errors_repeat_no_more_of_a_request_than_tells_it_apart() {
+    let server = Server::saying("Hi").await;
+    let long = "m".repeat(10_000);
+    for (method, path) in [
+        ("GET", format!("/{long}")),
+        ("GET", format!("/v1/{long}")),
+        ("GET", format!("/v1/models/{long}")),
+        ("POST", format!("/models/{long}")),
+        ("PUT", format!("/v1/models/{long}")),
+        ("DELETE", format!("/requests/{long}")),
+    ] {
+        let reply = server.send(request(method, &path, "application/json", r#"{"inputs": "a"}"#)).await;
+        assert!([404, 405].contains(&reply.status), "{method}: {}", reply.status);
+        assert!(reply.text.len() < 700 && reply.text.contains("mmm..."), "{method}: {}", reply.text);
+    }
+    let adapter = json!({"inputs": "a", "parameters": {"adapter_id": long}});
+    let reply = server.post("/generate", adapter).await;
+    assert!(reply.status == 404 && reply.text.len() < 700, "{}", reply.text);
+}
+
+/// Before anything is made of its bytes, which may be JSON or not.
+#[tokio::test]
+async fn bodies_that_are_encoded_are_refused() {
+    let server = Server::saying("Hi").await;
+    let sent = async |path: &str, encoding: &str| {
+        let mut sent = request("POST", path, "application/json", r#"{"inputs": "a", "prompt": "a"}"#);
+        sent.headers_mut().insert("content-encoding", encoding.parse().unwrap());
+        server.send(sent).await
+    };
+    for path in ["/generate", "/v1/completions", "/tokenize"] {
+        for encoding in ["gzip", "br", "identity, gzip"] {
+            let refused = sent(path, encoding).await;
+            assert_eq!(
+                (refused.status, &refused.json()["error_type"]),
+                (415, &json!("unsupported_media_type"))
+            );
+            let message =
+                format!("Expected a body without `Content-Encoding`, as it is. Given: {encoding}");
+            assert!(refused.text.contains(&message), "{}", refused.text);
+        }
+        assert_eq!(sent(path, "Identity").await.status, 200, "{path}");
     }
 }

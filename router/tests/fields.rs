@@ -240,7 +240,6 @@ fn sampling() -> Vec<Row> {
             422,
             "`top_p` must be > 0.0",
         ),
-        row("top_k").honoured(json!(3)).refused(json!(0), 422, "`top_k` must be strictly positive"),
         row("typical_p").neutral(json!(1)).honoured(json!(0.5)).refused(
             json!(1.5),
             422,
@@ -286,10 +285,35 @@ fn sampling() -> Vec<Row> {
     ]
 }
 
+/// What other servers take on OpenAI's routes.
+fn foreign() -> Vec<Row> {
+    vec![
+        row("min_tokens").neutral(json!(0)).unserved(json!(1)),
+        row("min_tokens").with(json!({"ignore_eos": true})).neutral(json!(12)).unserved(json!(13)),
+        row("min_tokens")
+            .with(json!({"ignore_eos": true, "stop": "zzz"}))
+            .neutral(json!(0))
+            .unserved(json!(1)),
+        row("stop_token_ids").neutral(json!([])).unserved(json!([5])),
+        row("bad_words").neutral(json!([])).unserved(json!(["a"])),
+        row("allowed_token_ids").unserved(json!([5])),
+        row("prompt_logprobs").unserved(json!(0)),
+        row("truncate_prompt_tokens").unserved(json!(2)),
+        row("use_beam_search").neutral(json!(false)).unserved(json!(true)),
+        row("include_stop_str_in_output").neutral(json!(false)).unserved(json!(true)),
+        row("skip_special_tokens").neutral(json!(true)).unserved(json!(false)),
+    ]
+}
+
 /// What both of OpenAI's interfaces say with one voice.
 fn openai() -> Vec<Row> {
     let mut rows = sampling();
     rows.extend([
+        row("top_k").neutral(json!(0)).neutral(json!(-1)).honoured(json!(3)).refused(
+            json!(-2),
+            422,
+            "`top_k` must be strictly positive",
+        ),
         row("model").honoured(json!("another")),
         row("n").neutral(json!(1)).honoured(json!(2)).refused(json!(0), 422, "`n` must be >= 1"),
         row("temperature").neutral(json!(1.0)).honoured(json!(0)).honoured(json!(0.5)).refused(
@@ -313,6 +337,7 @@ fn openai() -> Vec<Row> {
         row("response_format").neutral(json!({"type": "text"})).honoured(json!({"type": "json_object"})),
         row("structured_outputs").honoured(json!({"regex": "[b-f]{3}"})),
     ]);
+    rows.extend(foreign());
     rows
 }
 
@@ -348,6 +373,10 @@ async fn native_fields() {
             422,
             "`temperature` must be strictly positive",
         ),
+        row("top_k")
+            .honoured(json!(3))
+            .refused(json!(0), 422, "`top_k` must be strictly positive")
+            .refused(json!(-1), 422, "`top_k` must be strictly positive"),
         row("top_n_tokens").neutral(json!(0)).honoured(json!(2)).refused(
             json!(6),
             422,
@@ -443,6 +472,8 @@ fn tool_rows() -> Vec<Row> {
 async fn chat_fields() {
     let base = json!({"messages": [{"role": "user", "content": "Hi"}], "seed": 1, "max_tokens": 12});
     let interface = Interface { path: "/v1/chat/completions", base, inside: None, template: WITH_TOOLS };
+    let begun =
+        json!({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "He"}]});
     let mut rows = openai();
     rows.retain(|row| row.field != "seed");
     rows.extend([
@@ -475,6 +506,17 @@ async fn chat_fields() {
         row("verbosity").neutral(json!("medium")).unserved(json!("low")),
         row("service_tier").neutral(json!("auto")).unserved(json!("flex")),
         row("store").neutral(json!(false)).unserved(json!(true)),
+        row("add_generation_prompt").neutral(json!(true)).unserved(json!(false)),
+        row("continue_final_message").neutral(json!(false)).refused(
+            json!(true),
+            422,
+            "`continue_final_message` needs a text of the assistant",
+        ),
+        row("continue_final_message").with(begun.clone()).neutral(json!(false)).neutral(json!(true)),
+        row("add_generation_prompt").with(begun.clone()).neutral(json!(true)).unserved(json!(false)),
+        row("add_generation_prompt")
+            .with(json!({"messages": begun["messages"], "continue_final_message": true}))
+            .neutral(json!(false)),
         // Marks for the operator: no answer depends on them.
         row("metadata").neutral(json!({"a": "b"})),
         row("prompt_cache_key").neutral(json!("a")),

@@ -113,7 +113,9 @@ async fn defaults_of_the_model_count_for_chats_only() {
     model.sampling_defaults.top_k = Some(-1);
     let server = server(model).await;
     assert_eq!(server.post("/v1/chat/completions", chat(json!({}))).await.status, 422);
-    for spoken in [json!({"top_k": 5}), json!({"temperature": 0})] {
+    for spoken in
+        [json!({"top_k": 5}), json!({"top_k": 0}), json!({"top_k": -1}), json!({"temperature": 0})]
+    {
         assert_eq!(server.post("/v1/chat/completions", chat(spoken.clone())).await.status, 200, "{spoken}");
     }
     let parameters = json!({"max_new_tokens": 1, "do_sample": true});

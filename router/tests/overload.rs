@@ -37,6 +37,8 @@ async fn headers_that_make_no_sense_are_refused_by_name() {
         ("x-request-timeout", "soon"),
         ("x-request-timeout", "NaN"),
         ("x-tenant", &long),
+        ("x-use-cache", "maybe"),
+        ("x-wait-for-model", "maybe"),
     ];
     for (name, value) in cases {
         let reply = server.send(asking("/generate", &short("a"), &[(name, value)])).await;
@@ -53,6 +55,9 @@ async fn headers_that_make_no_sense_are_refused_by_name() {
         ("x-request-timeout", "30.5"),
         ("x-request-timeout", "1e300"),
         ("x-tenant", "a tenant"),
+        ("x-use-cache", "False"),
+        ("x-wait-for-model", "1"),
+        ("x-wait-for-model", ""),
     ];
     for header in good {
         let reply = server.send(asking("/generate", &short("a"), &[header])).await;
@@ -208,4 +213,34 @@ async fn a_tenant_that_floods_leaves_places_to_others() {
     assert_eq!(other.status, 200);
     let refused = flood.iter().filter(|reply| reply.status == 429);
     assert_eq!(refused.map(|reply| assert!(!reply.header("retry-after").is_empty())).count(), 6);
+}
+
+/// Whatever names it thinks of, a key has one share.
+#[tokio::test]
+async fn a_key_that_names_many_tenants_is_one() {
+    let mut config = config();
+    config.access.keys = ["flood".parse().unwrap(), "quiet".parse().unwrap()].to_vec();
+    let server = Server::start_with(FakeModel::Hash, config).await;
+    let quiet = [("authorization", "Bearer quiet")];
+    assert_eq!(server.send(asking("/generate", &short("a"), &quiet)).await.status, 200);
+    server.control.pause();
+    let requests = (0..12).map(|number| {
+        let tenant = format!("tenant {number}");
+        let headers = [("authorization", "Bearer flood"), ("x-tenant", &tenant)];
+        server.send(asking("/generate", &short("a"), &headers))
+    });
+    let flood = futures::future::join_all(requests);
+    let counting = async {
+        let have_all_come = async |server: &Server| {
+            let refused = server.metric("tgi_request_failure{err=\"overloaded\"}").await;
+            server.app.requests_under_way() + refused as usize == 12
+        };
+        server.until(have_all_come).await;
+        let under_way = server.app.requests_under_way();
+        server.control.resume();
+        under_way
+    };
+    let (flood, under_way) = futures::join!(flood, counting);
+    assert_eq!(under_way, 6);
+    assert_eq!(flood.iter().filter(|reply| reply.status == 429).count(), 6);
 }

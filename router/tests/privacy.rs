@@ -1,45 +1,14 @@
 //! Prompts are nobody's business: a log above debug never quotes one.
-#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 mod support;
 
-use std::io;
-use std::sync::{Arc, Mutex};
-
 use lockstep_router::shards::fake::FakeModel;
 use serde_json::{Value, json};
+use support::log::Log;
 use support::{Server, config};
 use tracing::Level;
-use tracing::subscriber::DefaultGuard;
 
 const SECRET: &str = "my private text";
-
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Log {
-    /// Hears this thread from here on.
-    fn listen(&self, level: Level) -> DefaultGuard {
-        let log = self.clone();
-        let lines = tracing_subscriber::fmt().with_max_level(level).with_ansi(false);
-        tracing::subscriber::set_default(lines.with_writer(move || log.clone()).finish())
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
-}
 
 /// Requests that are refused or answered, all with the text in them.
 fn requests() -> Vec<(&'static str, Value)> {

@@ -150,3 +150,29 @@ async fn answers_are_kept_for_the_key_that_asked() {
         assert_eq!((reply.status, reply.header("x-cache")), (200, expected), "{key} {tenant:?}");
     }
 }
+
+/// Whether the answer is known is no business of who asks.
+#[tokio::test]
+async fn what_would_be_refused_is_refused_though_the_answer_is_known() {
+    let server = caching().await;
+    let body = json!({"inputs": "a", "parameters": {"max_new_tokens": 4}});
+    let (_, known, _) = twice(&server, "/generate", &body).await;
+    assert_eq!(known.header("x-cache"), "hit");
+    for (name, value, status) in [
+        ("x-request-timeout", "abc", 422),
+        ("x-priority", "urgent", 422),
+        ("x-use-cache", "maybe", 422),
+        ("x-wait-for-model", "maybe", 422),
+        ("content-encoding", "gzip", 415),
+    ] {
+        let mut request = post("/generate", &body);
+        request.headers_mut().insert(name, value.parse().expect("a header's value"));
+        let refused = server.send(request).await;
+        assert_eq!(
+            (refused.status, refused.header("x-cache")),
+            (status, "bypass"),
+            "{name}: {}",
+            refused.text
+        );
+    }
+}

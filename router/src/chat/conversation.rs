@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json};
 
 use super::python_json::value_of;
 use super::special_tokens::TemplateTokens;
+use super::template::assistant_text;
 
 /// Names a message's reasoning is sent under; templates read the first, a few the second.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
@@ -37,6 +38,11 @@ pub enum Ending {
 pub const RESERVED_VARIABLES: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
 
 impl Conversation {
+    /// Whether its last message is an answer that is begun.
+    pub fn is_begun(&self) -> bool {
+        self.messages.last().and_then(assistant_text).is_some()
+    }
+
     /// The variables of a template. A special token the model lacks is undefined, a missing list is none.
     pub(super) fn context(&self, tokens: &TemplateTokens, ending: Ending) -> Value {
         let mut context: BTreeMap<String, Value> =

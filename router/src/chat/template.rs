@@ -167,7 +167,7 @@ impl ChatTemplate {
     }
 }
 
-fn assistant_text(message: &serde_json::Value) -> Option<&str> {
+pub(super) fn assistant_text(message: &serde_json::Value) -> Option<&str> {
     let is_assistant = message.get("role").and_then(serde_json::Value::as_str) == Some("assistant");
     if !is_assistant || message.get("tool_calls").is_some_and(|calls| !calls.is_null()) {
         return None;

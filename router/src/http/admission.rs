@@ -9,6 +9,7 @@ use axum::http::request::Parts;
 use lockstep_scheduler::{Priority, Service, Tenant};
 
 use super::auth::KeyName;
+use super::excerpt::excerpt;
 use crate::error::ApiError;
 
 /// Longest name of a tenant, in bytes.
@@ -139,7 +140,7 @@ pub fn parse_timeout(seconds: f64) -> Option<Duration> {
     (seconds > 0.0).then(|| Duration::from_secs_f64(seconds.min(LONGEST_TIMEOUT_S)))
 }
 
-/// What a request says of its service: `x-tenant`, or its key's name; `x-priority`; `x-request-timeout`, or
+/// What a request says of its service: its key's name, or without keys `x-tenant`; `x-priority`; `x-request-timeout`, or
 /// `timeout`, counted from `arrived`.
 ///
 /// # Errors
@@ -149,20 +150,20 @@ pub(super) fn service(
     timeout: Option<Duration>,
     arrived: Instant,
 ) -> Result<Service, ApiError> {
-    let tenant = match text(&parts.headers, "x-tenant")? {
-        Some(name) if name.len() > TENANT_BYTES => {
-            let message =
-                format!("`x-tenant` must have at most {TENANT_BYTES} bytes. Given: {}", name.len());
-            return Err(ApiError::invalid("x-tenant", message));
-        }
-        Some(name) => Tenant::named(name),
-        None => parts.extensions.get::<KeyName>().map_or_else(Tenant::default, |key| Tenant::named(&key.0)),
-    };
+    let named = text(&parts.headers, "x-tenant")?;
+    if let Some(name) = named.filter(|name| name.len() > TENANT_BYTES) {
+        let message = format!("`x-tenant` must have at most {TENANT_BYTES} bytes. Given: {}", name.len());
+        return Err(ApiError::invalid("x-tenant", message));
+    }
+    // Who has one key has one share, whatever names it thinks of.
+    let key = parts.extensions.get::<KeyName>().map(|key| &*key.0);
+    let tenant = key.or(named).map_or_else(Tenant::default, Tenant::named);
     let priority = match text(&parts.headers, "x-priority")? {
         None => Priority::NORMAL,
         Some(word) => word.to_ascii_lowercase().parse().map_err(|_| {
             let message = format!(
-                "`x-priority` must be high, normal, low or a whole number from -100 to 100. Given: {word}"
+                "`x-priority` must be high, normal, low or a whole number from -100 to 100. Given: {}",
+                excerpt(word)
             );
             ApiError::invalid("x-priority", message)
         })?,
@@ -172,13 +173,36 @@ pub(super) fn service(
         Some(seconds) => {
             let parsed = seconds.parse().ok().and_then(parse_timeout);
             Some(parsed.ok_or_else(|| {
-                let message =
-                    format!("`x-request-timeout` must be a number of seconds above 0. Given: {seconds}");
+                let message = format!(
+                    "`x-request-timeout` must be a number of seconds above 0. Given: {}",
+                    excerpt(seconds)
+                );
                 ApiError::invalid("x-request-timeout", message)
             })?)
         }
     };
     Ok(Service { tenant, priority, deadline: timeout.and_then(|timeout| arrived.checked_add(timeout)) })
+}
+
+/// The name of a tenant that has one.
+pub(super) fn name_of(tenant: &Tenant) -> Option<&str> {
+    Some(tenant.name()).filter(|name| !name.is_empty())
+}
+
+/// A header that is true or false.
+///
+/// # Errors
+/// When it is neither.
+pub(super) fn flag(headers: &HeaderMap, name: &'static str) -> Result<Option<bool>, ApiError> {
+    let Some(word) = text(headers, name)? else { return Ok(None) };
+    match word.to_ascii_lowercase().as_str() {
+        "true" | "1" => Ok(Some(true)),
+        "false" | "0" => Ok(Some(false)),
+        _ => {
+            let message = format!("`{name}` must be true or false. Given: {}", excerpt(word));
+            Err(ApiError::invalid(name, message))
+        }
+    }
 }
 
 /// A header's text; an empty one is absent.

@@ -1,4 +1,5 @@
-//! Who may ask: keys from flags and from a file, asked for on every route but the probes.
+//! Who may ask: keys from flags and from a file, asked for on every route but the probes, the pages and, unless it is
+//! protected, `/metrics`.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::cors::Origin;
+use super::salts::Salts;
 use crate::app::App;
 use crate::error::{ApiError, ErrorKind};
 
@@ -26,6 +28,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Routes that never need a key.
 const PROBES: [&str; 6] = ["/", "/health", "/ping", "/livez", "/readyz", "/startupz"];
+
+/// Where the numbers are.
+pub(super) const METRICS: &str = "/metrics";
 
 /// Whether it is a route that asks how the server is.
 pub(super) fn is_probe(path: &str) -> bool {
@@ -102,6 +107,8 @@ pub struct Keys {
     file: Option<PathBuf>,
     of_file: RwLock<Vec<(KeyName, ApiKey)>>,
     metrics: MetricsAccess,
+    /// Which prefixes are found again by whom.
+    pub(super) salts: Salts,
 }
 
 impl Keys {
@@ -127,6 +134,7 @@ impl Keys {
             file: config.key_file.clone(),
             of_file: RwLock::new(of_file),
             metrics: config.metrics,
+            salts: Salts::default(),
         })
     }
 
@@ -174,7 +182,7 @@ impl Keys {
         let is_page = PAGES.iter().any(|page| {
             path.strip_prefix(page).is_some_and(|below| below.is_empty() || below.starts_with('/'))
         });
-        let is_metrics = path == "/metrics" && self.metrics == MetricsAccess::Open;
+        let is_metrics = path == METRICS && self.metrics == MetricsAccess::Open;
         is_read && (PROBES.contains(&path) || is_page || is_metrics)
     }
 

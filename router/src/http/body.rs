@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use serde_json::Value;
 
+use super::excerpt::excerpt;
 use super::fields::Fields;
 use crate::app::App;
 use crate::error::{ApiError, ErrorKind};
@@ -21,6 +22,13 @@ impl FromRequest<Arc<App>> for JsonBody {
         let declared = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         if !declared.is_some_and(is_json) {
             let message = "Expected a request with `Content-Type: application/json`";
+            return Err(ApiError::new(ErrorKind::MediaType, message));
+        }
+        if let Some(encoding) = encoding(request.headers()) {
+            let message = format!(
+                "Expected a body without `Content-Encoding`, as it is. Given: {}",
+                excerpt(&encoding)
+            );
             return Err(ApiError::new(ErrorKind::MediaType, message));
         }
         let bytes = Bytes::from_request(request, app).await;
@@ -41,6 +49,14 @@ impl FromRequest<Arc<App>> for JsonBody {
             }
         }
     }
+}
+
+/// What a body is encoded with: the first that changes it.
+pub(super) fn encoding(headers: &HeaderMap) -> Option<String> {
+    let named = headers.get_all(header::CONTENT_ENCODING).iter();
+    let mut named =
+        named.map(|value| String::from_utf8_lossy(value.as_bytes()).trim().to_ascii_lowercase());
+    named.find(|encoding| !["", "identity"].contains(&encoding.as_str()))
 }
 
 /// `application/json` and anything ending in `+json`, whatever parameters follow.

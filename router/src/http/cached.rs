@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest, Request, State};
+use axum::extract::{FromRequest, FromRequestParts, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -11,6 +11,8 @@ use futures::StreamExt;
 use serde_json::Value;
 
 use super::auth::KeyName;
+use super::body::encoding;
+use super::intake::Arrival;
 use super::openai::with_new_call_ids;
 use super::response_cache::{CacheKey, CachedAnswer, is_deterministic};
 use super::resume::is_stream;
@@ -38,10 +40,18 @@ const ERROR_MARK: &[u8] = b"\"error_type\":";
 
 /// Answers from the cache, or lets the route answer and keeps what it says.
 pub(super) async fn answer(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    if !app.responses.is_enabled() || declines(request.headers()) || !is_json(request.headers()) {
+    if !app.responses.is_enabled() || !is_json(request.headers()) {
         return marked(next.run(request).await, "bypass");
     }
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    // Headers that the route would refuse are refused whether or not the answer is known.
+    match Arrival::from_request_parts(&mut parts, &app).await {
+        Err(error) => return marked(error.into_response(), "bypass"),
+        Ok(Arrival { takes_known: false, .. }) => {
+            return marked(next.run(Request::from_parts(parts, body)).await, "bypass");
+        }
+        Ok(_) => {}
+    }
     let limited = Request::from_parts(parts.clone(), body);
     let bytes = match Bytes::from_request(limited, &()).await {
         Ok(bytes) => bytes,
@@ -77,15 +87,10 @@ fn reads_clock(app: &App, body: &Value) -> bool {
     body.get("messages").is_some() && template.is_some_and(ChatTemplate::reads_clock)
 }
 
-fn declines(headers: &HeaderMap) -> bool {
-    let value = headers.get("x-use-cache").and_then(|value| value.to_str().ok()).unwrap_or_default();
-    matches!(value.trim().to_ascii_lowercase().as_str(), "false" | "0")
-}
-
 /// Other requests are refused, and not here.
 fn is_json(headers: &HeaderMap) -> bool {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    value.is_some_and(|value| value.to_ascii_lowercase().contains("json"))
+    value.is_some_and(|value| value.to_ascii_lowercase().contains("json")) && encoding(headers).is_none()
 }
 
 /// Whom an answer is kept for: nobody learns from the time it takes what others have asked.

@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
 use tracing::{debug, error, warn};
 
-use super::auth::is_probe;
+use super::auth::{METRICS, is_probe};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 
@@ -32,7 +32,7 @@ const BETWEEN_WORDS: Duration = Duration::from_secs(60);
 const HEAD_BYTES: usize = 64 << 10;
 /// Headers of a request at most; one with more is answered 431.
 const HEADERS: usize = 100;
-/// Connections beyond the bound that are told so, probes answered. More are closed unheard.
+/// Connections beyond the bound that are told so, probes and scrapes answered. More are closed unheard.
 const SPARE: usize = 16;
 /// How long one of those may take to say what it wants.
 const SPARE_PATIENCE: Duration = Duration::from_secs(2);
@@ -99,9 +99,11 @@ pub async fn serve(listener: TcpListener, routes: Router, door: Door, tasks: Tas
     graceful.shutdown().await;
 }
 
-/// Refuses what comes over a connection beyond the bound, unless it asks how the server is.
+/// Refuses what comes over a connection beyond the bound, unless it asks how the server is: its numbers count most where
+/// it is full.
 pub(super) async fn refuse_crowded(request: Request, next: Next) -> Response {
-    if request.extensions().get::<Crowded>().is_none() || is_probe(request.uri().path()) {
+    let path = request.uri().path();
+    if request.extensions().get::<Crowded>().is_none() || is_probe(path) || path == METRICS {
         return next.run(request).await;
     }
     ApiError::overloaded(RETRY_AFTER_S).into_response()

@@ -9,6 +9,7 @@ use futures::Stream;
 use lockstep_proto::{PromptLogprobs, Tokens};
 
 use super::body::JsonBody;
+use super::excerpt::excerpt;
 use super::fields::Fields;
 use super::intake::{Answer, Arrival, Running, start};
 use super::native::{
@@ -60,7 +61,10 @@ pub(super) async fn of_model(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     if model != state.model.id {
-        return Err(ApiError::new(ErrorKind::NotFound, format!("The model {model} is not served")));
+        return Err(ApiError::new(
+            ErrorKind::NotFound,
+            format!("The model {} is not served", excerpt(&model)),
+        ));
     }
     compatible(state, arrival, body).await
 }

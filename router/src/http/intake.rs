@@ -7,11 +7,12 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use lockstep_proto::{PromptLogprobs, TokenId, TokenLogprobs, Tokens};
 use lockstep_scheduler::{AdmissionError, ExpiredWhile, Service};
-use tracing::debug;
+use tracing::{Span, debug};
 
 use super::admission::{self, Place};
 use super::auth::KeyName;
 use super::encode::encode;
+use super::excerpt::excerpt;
 use super::frame::RequestId;
 use super::grammar;
 use super::record::{PromptSize, Record};
@@ -35,8 +36,12 @@ pub(super) enum WhenLoading {
 /// What a request brings besides its body.
 pub(super) struct Arrival {
     pub(super) id: RequestId,
+    /// Its address, as logs have it.
+    pub(super) path: String,
     pub(super) at: Instant,
     pub(super) when_loading: WhenLoading,
+    /// Whether an answer that is known will do.
+    pub(super) takes_known: bool,
     pub(super) service: Service,
     /// The key it came with.
     pub(super) owner: Option<KeyName>,
@@ -51,16 +56,19 @@ impl FromRequestParts<Arc<App>> for Arrival {
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
         let id = parts.extensions.get::<RequestId>().cloned();
         let id = id.ok_or_else(|| ApiError::new(ErrorKind::Internal, "The request has no id"))?;
-        let header = parts.headers.get("x-wait-for-model").and_then(|value| value.to_str().ok());
-        let waits =
-            header.is_some_and(|value| matches!(value.trim().to_ascii_lowercase().as_str(), "true" | "1"));
+        let waits = admission::flag(&parts.headers, "x-wait-for-model")?.unwrap_or(false);
         let when_loading = if waits { WhenLoading::Wait } else { WhenLoading::Refuse };
+        let takes_known = admission::flag(&parts.headers, "x-use-cache")?.unwrap_or(true);
         let at = clock::now();
         let service = admission::service(parts, app.config.patience.request_timeout, at)?;
+        if let Some(tenant) = admission::name_of(&service.tenant) {
+            Span::current().record("tenant", tenant);
+        }
+        let path = excerpt(parts.uri.path()).into_owned();
         let trace = parts.extensions.get().cloned().unwrap_or_default();
         let journaling = parts.extensions.get().cloned();
         let owner = parts.extensions.get().cloned();
-        Ok(Self { id, at, when_loading, service, owner, trace, journaling })
+        Ok(Self { id, path, at, when_loading, takes_known, service, owner, trace, journaling })
     }
 }
 
@@ -139,7 +147,7 @@ pub(super) async fn start_all(
     let permit =
         if arrival.is_replayed() { app.admit_again(tenant, count) } else { app.admit(tenant, count) }?;
     // From here on a client that leaves is counted, whatever its request waits for.
-    let mut record = Record::new(Arc::clone(app), arrival.id.clone(), arrival.at, arrival.trace.clone());
+    let mut record = Record::new(Arc::clone(app), &arrival);
     let started = begin(app, arrival, requests, &mut record).await;
     let Begun { generations, registration, tape, prompts } = started.inspect_err(|_| record.fail())?;
     let generations = Generations::new(generations);
@@ -189,7 +197,9 @@ async fn begin(
     let mut whole_prompts = Vec::new();
     for (index, request) in requests.into_iter().enumerate() {
         let keep = request.prompt_logprobs;
-        let (valid, prompt) = validate(app, request, (arrival.journaling.as_ref(), index)).await?;
+        let salt = app.keys.salts.of(arrival.owner.as_ref(), request.cache_salt.as_deref());
+        let (mut valid, prompt) = validate(app, request, (arrival.journaling.as_ref(), index)).await?;
+        valid.assignments.iter_mut().for_each(|assignment| assignment.submission.cache_salt = salt);
         whole_prompts.extend(prompt);
         size.characters += valid.prompt_text.chars().count();
         size.tokens += Tokens::of_len(valid.prompt_tokens.len());

@@ -7,7 +7,8 @@ use axum::extract::{Path, State};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::fields::UnknownFields;
+use super::excerpt::excerpt;
+use super::fields::{Fields, UnknownFields};
 use crate::app::App;
 use crate::error::{ApiError, ErrorKind};
 
@@ -64,6 +65,25 @@ pub(super) async fn info(State(app): State<Arc<App>>) -> Json<Info> {
     })
 }
 
+/// Longest name a client may give the model, in bytes: every event of a stream repeats it.
+const NAME_BYTES: usize = 256;
+
+/// Takes the name that an OpenAI request gives the model.
+///
+/// # Errors
+/// When it is no text, or too long.
+pub(super) fn take_name(body: &mut Fields) -> Result<Option<String>, ApiError> {
+    const NAME: &str = "model";
+    let name: Option<String> = body.take(NAME)?;
+    match &name {
+        Some(long) if long.len() > NAME_BYTES => {
+            let message = format!("`{NAME}` must have at most {NAME_BYTES} bytes. Given: {}", long.len());
+            Err(ApiError::invalid(NAME, message))
+        }
+        Some(_) | None => Ok(name),
+    }
+}
+
 /// The name an OpenAI answer gives its model: the client's own, or ours.
 ///
 /// # Errors
@@ -90,7 +110,10 @@ pub(super) async fn retrieve(
     Path(model): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     if model != app.model.id {
-        return Err(ApiError::new(ErrorKind::NotFound, format!("The model {model} is not served")));
+        return Err(ApiError::new(
+            ErrorKind::NotFound,
+            format!("The model {} is not served", excerpt(&model)),
+        ));
     }
     Ok(Json(described(&app)))
 }

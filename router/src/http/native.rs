@@ -4,6 +4,7 @@ use lockstep_proto::{LogitBias, PromptLogprobs, TokenId, TokenLogprobs};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::excerpt::excerpt;
 use super::fields::Fields;
 use super::grammar;
 use crate::engine::{FinishReason, GeneratedToken, StopText};
@@ -56,6 +57,7 @@ impl GenerateRequest {
             choices,
             grammar: grammar::native(&mut parameters)?,
             watermark: watermark(&mut parameters)?,
+            cache_salt: None,
         };
         let full_text = match parameters.take::<bool>("return_full_text")? {
             Some(true) => FullText::Include,
@@ -123,7 +125,7 @@ pub(super) fn watermark(fields: &mut Fields) -> Result<Option<WatermarkRequest>,
 /// No adapter is loaded, and the base model never answers in an adapter's place.
 pub(super) fn unknown_adapter(adapter: Option<String>) -> Result<(), ApiError> {
     let Some(adapter) = adapter else { return Ok(()) };
-    let message = format!("The adapter {adapter} is not loaded");
+    let message = format!("The adapter {} is not loaded", excerpt(&adapter));
     Err(ApiError { param: Some("adapter_id"), ..ApiError::new(ErrorKind::NotFound, message) })
 }
 

@@ -5,9 +5,12 @@ use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use lockstep_proto::Tokens;
-use tracing::{info, warn};
+use lockstep_scheduler::Tenant;
+use tracing::{Level, info};
 
+use super::admission::name_of;
 use super::frame::RequestId;
+use super::intake::Arrival;
 use super::native::finish_reason;
 use super::trace::{RequestTrace, TracedUsage};
 use crate::app::App;
@@ -16,10 +19,13 @@ use crate::engine::FinishReason;
 use crate::error::ApiError;
 use crate::metrics::RequestNumbers;
 
+/// The status of an answer that is told, whatever becomes of it.
+const OK: u16 = 200;
+
 /// What is known of a request so far. Dropped before its end, the client has left.
 pub(super) struct Record {
     app: Arc<App>,
-    id: RequestId,
+    who: Who,
     arrived: Instant,
     submitted: Instant,
     prompt: PromptSize,
@@ -30,6 +36,13 @@ pub(super) struct Record {
     is_over: bool,
     // Dropped last: the request's span covers all of its answer.
     trace: RequestTrace,
+}
+
+/// Whose request it is, as every line about it says.
+struct Who {
+    id: RequestId,
+    path: String,
+    tenant: Tenant,
 }
 
 /// A prompt's size.
@@ -43,19 +56,23 @@ pub(super) struct PromptSize {
 
 impl Record {
     /// A request that has just got its place.
-    pub(super) fn new(app: Arc<App>, id: RequestId, arrived: Instant, trace: RequestTrace) -> Self {
+    pub(super) fn new(app: Arc<App>, arrival: &Arrival) -> Self {
         Self {
             app,
-            id,
-            arrived,
-            submitted: arrived,
+            who: Who {
+                id: arrival.id.clone(),
+                path: arrival.path.clone(),
+                tenant: arrival.service.tenant.clone(),
+            },
+            arrived: arrival.at,
+            submitted: arrival.at,
             prompt: PromptSize::default(),
             queued: None,
             cached: Tokens::ZERO,
             generated_tokens: 0,
             first_token: None,
             is_over: false,
-            trace,
+            trace: arrival.trace.clone(),
         }
     }
 
@@ -106,8 +123,11 @@ impl Record {
             finish: reason,
         });
         info!(
-            id = self.id.0,
+            id = self.who.id.0,
+            path = self.who.path,
+            tenant = name_of(&self.who.tenant),
             trace_id = self.trace.id(),
+            status = OK,
             prompt_tokens = self.prompt.tokens.0,
             cached_tokens = self.cached.0,
             generated_tokens = self.generated_tokens,
@@ -125,13 +145,31 @@ impl Record {
         self.is_over = true;
         self.app.metrics.on_failure(error.kind);
         self.trace.on_broken(error.kind.error_type());
-        warn!(
-            id = self.id.0,
-            trace_id = self.trace.id(),
-            error_type = error.kind.error_type(),
-            message = error.message,
-            "stream failed"
-        );
+        self.log_broken(error);
+    }
+
+    /// As loud as its kind is, as `frame::log`.
+    fn log_broken(&self, error: &ApiError) {
+        macro_rules! line {
+            ($level:ident $(, $name:ident = $value:expr)?) => {
+                tracing::$level!(
+                    id = self.who.id.0,
+                    path = self.who.path,
+                    tenant = name_of(&self.who.tenant),
+                    trace_id = self.trace.id(),
+                    status = OK,
+                    error_type = error.kind.error_type(),
+                    $($name = $value,)?
+                    "stream failed"
+                )
+            };
+        }
+        match error.kind.level() {
+            Level::ERROR => line!(error, error = error.message),
+            Level::WARN => line!(warn, error = error.message),
+            Level::INFO => line!(info),
+            _ => line!(debug, error = error.message),
+        }
     }
 
     /// The answer is an error, which the layers above count and log.
@@ -194,7 +232,9 @@ impl Drop for Record {
             self.app.metrics.on_dropped();
             self.trace.on_broken("client_left");
             info!(
-                id = self.id.0,
+                id = self.who.id.0,
+                path = self.who.path,
+                tenant = name_of(&self.who.tenant),
                 trace_id = self.trace.id(),
                 prompt_tokens = self.prompt.tokens.0,
                 generated_tokens = self.generated_tokens,

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::auth::KeyName;
+use super::excerpt::excerpt;
 use super::frame::RequestId;
 use crate::app::App;
 use crate::error::{ApiError, ErrorKind};
@@ -76,7 +77,10 @@ pub(super) async fn cancel(
 ) -> Result<Json<Value>, ApiError> {
     let id = RequestId(id);
     match app.requests.cancel(&id, key.as_deref()) {
-        0 => Err(ApiError::new(ErrorKind::NotFound, format!("No running request has the id {}", id.0))),
+        0 => Err(ApiError::new(
+            ErrorKind::NotFound,
+            format!("No running request has the id {}", excerpt(&id.0)),
+        )),
         count => Ok(Json(json!({"id": id.0, "cancelled": count}))),
     }
 }

@@ -120,6 +120,9 @@ async fn answer(
     let Ok(mut response) = routes.clone().oneshot(request).await;
     if !response.status().is_success() || !is_stream(response.headers()) {
         let error = response.extensions_mut().remove::<ApiError>();
+        if let Some(error) = &error {
+            app.metrics.on_failure(error.kind);
+        }
         return Err(ReplayError::Refused { status: response.status().as_u16(), error });
     }
     // Nobody reads it yet.

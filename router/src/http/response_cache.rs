@@ -142,7 +142,7 @@ pub fn is_deterministic(body: &Value) -> bool {
     };
     let Some(parameters) = given(body, "parameters") else { return true };
     let samples = given(&parameters, "do_sample").is_some_and(|value| value != Value::Bool(false))
-        || ["temperature", "top_k", "top_p", "typical_p"]
+        || ["temperature", "top_k", "top_p", "typical_p", "min_p"]
             .iter()
             .any(|name| given(&parameters, name).is_some());
     !samples || given(&parameters, "seed").is_some()
@@ -207,6 +207,7 @@ mod tests {
             (json!({"inputs": "a", "parameters": {"do_sample": true}}), false),
             (json!({"inputs": "a", "parameters": {"do_sample": true, "seed": 1}}), true),
             (json!({"inputs": "a", "parameters": {"top_p": 0.5}}), false),
+            (json!({"inputs": "a", "parameters": {"min_p": 0.5}}), false),
             (json!({"messages": []}), false),
             (json!({"messages": [], "temperature": 0}), true),
             (json!({"messages": [], "temperature": 0.5}), false),

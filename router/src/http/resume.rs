@@ -5,7 +5,6 @@
 //! journal that holds for the next process as well, which begins with the streams this one leaves.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,6 +21,8 @@ use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
 use super::auth::KeyName;
+use super::event_log::{KEPT_BYTES, Log, numbered, read, room};
+use super::excerpt::excerpt;
 use super::frame::{REQUEST_ID, RequestId};
 use super::tape::{Journaling, new_origin};
 use crate::app::App;
@@ -32,10 +33,6 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// Bytes of answers that have ended and may still be asked for; the oldest give way to one more.
 const ENDED_BYTES: usize = 64 << 20;
-
-/// How often a connection is told that it is alive while no token comes.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
-const COMMENT: Bytes = Bytes::from_static(b":\n\n");
 
 /// The streams that can be taken up again.
 pub struct Streams {
@@ -67,13 +64,6 @@ struct Kept {
     readers: AtomicU64,
     /// Its receivers are the connections that read it.
     log: watch::Sender<Log>,
-}
-
-#[derive(Default)]
-struct Log {
-    /// As they are sent, ids included.
-    events: Vec<Bytes>,
-    is_over: bool,
 }
 
 /// Which process told a stream first.
@@ -215,7 +205,8 @@ impl Streams {
             last.split_once(':').and_then(|(id, seen)| Some((id.parse().ok()?, seen.parse().ok()?)));
         let unknown = || {
             let message = format!(
-                "There is no stream with an event {last:?}: it was never sent, or nobody came back for its stream within {} s",
+                "There is no stream with an event {:?}: it was never sent, or nobody came back for its stream within {} s",
+                excerpt(last),
                 window.as_secs()
             );
             ApiError::new(ErrorKind::NotFound, message)
@@ -240,9 +231,10 @@ impl Streams {
             // From here on the next process knows of it. A journal that failed says so itself.
             let _ = noted.await;
         }
+        log.borrow().on_read(seen);
         // What an earlier process told is on its way into the log.
-        let told = log.wait_for(|log| log.events.len() >= seen || log.is_over).await;
-        let lacks = told.is_ok_and(|log| log.events.len() < seen);
+        let told = log.wait_for(|log| log.told() >= seen || log.is_over).await;
+        let lacks = told.is_ok_and(|log| log.told() < seen);
         let failure = match begun {
             Begun::Here => None,
             Begun::Earlier => log.borrow().failure(seen).map(|failure| numbered(id, seen + 1, failure)),
@@ -251,6 +243,7 @@ impl Streams {
             // It fails before it is where it was when its client heard of it last.
             Some(failure) => Ok((headers, Body::from(failure)).into_response()),
             None if lacks => Err(unknown()),
+            None if log.borrow().check_kept(seen).is_err() => Err(gone(seen)),
             None => Ok((headers, read(log, seen)).into_response()),
         }
     }
@@ -274,9 +267,18 @@ impl Streams {
             };
             let Some(Ok(piece)) = piece else { return End::Told };
             // A comment keeps a connection alive and says nothing.
-            if !piece.starts_with(b":") {
-                kept.log.send_modify(|log| log.push(kept.id, &piece));
+            if piece.starts_with(b":") {
+                continue;
             }
+            let event = numbered(kept.id, kept.log.borrow().told() + 1, &piece);
+            tokio::select! {
+                biased;
+                () = &mut abandoned => return End::Abandoned,
+                // Its last word is for whoever is there.
+                () = self.tasks.stop_token().cancelled() => {}
+                () = room(&kept.log, &event) => {}
+            }
+            kept.log.send_modify(|log| log.push(event));
         }
     }
 
@@ -325,7 +327,7 @@ impl Streams {
     }
 
     async fn on_ended(&self, kept: &Kept) {
-        let bytes = kept.log.borrow().events.iter().map(Bytes::len).sum();
+        let bytes = kept.log.borrow().bytes();
         let given_up = self.kept().on_ended(kept.id, bytes);
         for oldest in given_up {
             self.forget_for_good(oldest).await;
@@ -350,48 +352,6 @@ impl Streams {
     fn kept(&self) -> MutexGuard<'_, KeptStreams> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-impl Log {
-    /// What says why nothing follows, without its id, where that is all there is beyond `seen` events of which some are
-    /// missing here.
-    fn failure(&self, seen: usize) -> Option<&[u8]> {
-        let last = self.events.last().filter(|_| self.events.len() <= seen)?;
-        let end = last.iter().position(|byte| *byte == b'\n')?;
-        last.get(end + 1..).filter(|data| data.starts_with(b"data: {\"error\":"))
-    }
-
-    fn push(&mut self, id: Uuid, piece: &[u8]) {
-        self.events.push(numbered(id, self.events.len() + 1, piece));
-    }
-}
-
-/// An event as it is sent.
-fn numbered(id: Uuid, number: usize, piece: &[u8]) -> Bytes {
-    let mut event = format!("id: {id}:{number}\n").into_bytes();
-    event.extend_from_slice(piece);
-    event.into()
-}
-
-/// A body with everything after the first `seen` events, as it comes.
-fn read(log: watch::Receiver<Log>, seen: usize) -> Body {
-    let events = futures::stream::unfold((log, seen), |(mut log, seen)| async move {
-        let (event, seen) = match tokio::time::timeout(KEEP_ALIVE, event_after(&mut log, seen)).await {
-            Ok(event) => (event?, seen + 1),
-            Err(_) => (COMMENT, seen),
-        };
-        Some((Ok::<_, Infallible>(event), (log, seen)))
-    });
-    Body::from_stream(events)
-}
-
-/// The event after the first `seen`, once it is there; `None` if there will be none.
-///
-/// # Cancel safety
-/// Nothing is lost.
-async fn event_after(log: &mut watch::Receiver<Log>, seen: usize) -> Option<Bytes> {
-    let news = log.wait_for(|log| log.events.len() > seen || log.is_over).await;
-    news.ok()?.events.get(seen).cloned()
 }
 
 /// Takes a stream up again, or lets the route answer and keeps what it streams.
@@ -432,6 +392,15 @@ pub(super) async fn resume(State(app): State<Arc<App>>, request: Request, next: 
     }
 }
 
+/// What follows the first `seen` events has given way to later ones.
+fn gone(seen: usize) -> ApiError {
+    let most = KEPT_BYTES >> 20;
+    let message = format!(
+        "What follows event {seen} of the stream is not kept any more: its last {most} MiB are; send the request anew"
+    );
+    ApiError::new(ErrorKind::NotFound, message)
+}
+
 /// What is written down of a request: no secret.
 fn kept_request(request: &Request, body: &Bytes) -> KeptRequest {
     let secret = [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION];
@@ -457,4 +426,31 @@ fn kept_request(request: &Request, body: &Bytes) -> KeptRequest {
 pub(super) fn is_stream(headers: &HeaderMap) -> bool {
     let kind = headers.get(header::CONTENT_TYPE);
     kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PIECES: usize = 20;
+    const PIECE_BYTES: usize = 1 << 20;
+
+    #[tokio::test]
+    async fn a_stream_keeps_its_last_events_and_says_so() {
+        let window = Duration::from_secs(600);
+        let streams = Streams::new(Some(window), None, Tasks::new());
+        let pieces = (0..PIECES).map(|_| Ok::<_, std::io::Error>(vec![b'a'; PIECE_BYTES]));
+        let response = Response::new(Body::from_stream(futures::stream::iter(pieces)));
+        let id = Uuid::nil();
+        let told = streams.keep((id, None, Begun::Here), window, response);
+        // However far ahead the answer could be, its reader gets all of it.
+        let whole = axum::body::to_bytes(told.into_body(), usize::MAX).await.unwrap();
+        assert_eq!(whole.windows(4).filter(|window| window == b"id: ").count(), PIECES);
+        let refused = streams.resume(&format!("{id}:1"), None).await.unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::NotFound);
+        assert!(refused.message.contains("its last 8 MiB are"), "{}", refused.message);
+        let rest = streams.resume(&format!("{id}:{}", PIECES - 1), None).await.unwrap();
+        let rest = axum::body::to_bytes(rest.into_body(), usize::MAX).await.unwrap();
+        assert!(rest.starts_with(format!("id: {id}:{PIECES}\n").as_bytes()));
+    }
 }

@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, Method, StatusCode};
 use lockstep_process::traces::{Incoming, Span};
 use lockstep_proto::Selection;
 
+use super::excerpt::excerpt;
 use super::frame::RequestId;
 use crate::app::App;
 use crate::engine::{FinishReason, TraceOrigin};
@@ -36,7 +37,7 @@ impl RequestTrace {
         };
         span.set("http.request.method", "POST");
         span.set("http.route", route.to_owned());
-        span.set("url.path", request.uri().path().to_owned());
+        span.set("url.path", excerpt(request.uri().path()).into_owned());
         span.set("lockstep.request.id", id.0.clone());
         span.set("gen_ai.operation.name", operation(route));
         span.set("gen_ai.provider.name", "lockstep");

@@ -16,7 +16,7 @@ use crate::tokenizer::SpecialTokens;
 
 pub use defaults::SamplingDefaults;
 pub use limits::{Lowered, RequestLimits, UNLIMITED};
-pub use sampling::SamplingRequest;
+pub use sampling::{EVERY_TOKEN, SamplingRequest};
 pub use watermark::{OutOfRange, WatermarkRequest, check_watermark};
 
 /// Where the prompt comes from.
@@ -95,6 +95,8 @@ pub struct TextRequest {
     pub grammar: Option<Grammar>,
     /// A mark that the answer's text is generated.
     pub watermark: Option<WatermarkRequest>,
+    /// Keeps its keys and values from requests that name another.
+    pub cache_salt: Option<String>,
 }
 
 /// A request whose parameters keep the rules; its prompt is not tokenized yet.

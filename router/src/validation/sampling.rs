@@ -4,6 +4,9 @@ use lockstep_proto::{LogitBias, LogprobsOf, SamplingParams, Seeded, Selection};
 
 use crate::error::ApiError;
 
+/// A `top_k` that leaves every token.
+pub const EVERY_TOKEN: i64 = i64::MAX;
+
 /// How tokens are chosen, as asked; absent means neutral.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SamplingRequest {
@@ -54,15 +57,23 @@ impl SamplingRequest {
 
     /// The rules, in the order clients know.
     pub(super) fn check_ranges(&self, vocabulary_size: u32) -> Result<(), ApiError> {
-        let above_zero = |value: &f32| *value > 0.0 && value.is_finite();
+        let above_zero = |value: &f32| *value > 0.0;
+        // JSON's numbers may be larger.
+        let finite = |value: &f32| value.is_finite();
         let penalty = |value: &f32| (-2.0..=2.0).contains(value);
         let share = |value: &f32| *value > 0.0 && *value <= 1.0;
         let in_range = [
             ("temperature", "must be strictly positive", self.temperature.as_ref().is_none_or(above_zero)),
+            ("temperature", "must be finite in 32 bits", self.temperature.as_ref().is_none_or(finite)),
             (
                 "repetition_penalty",
                 "must be strictly positive",
                 self.repetition_penalty.as_ref().is_none_or(above_zero),
+            ),
+            (
+                "repetition_penalty",
+                "must be finite in 32 bits",
+                self.repetition_penalty.as_ref().is_none_or(finite),
             ),
             (
                 "frequency_penalty",
@@ -106,7 +117,8 @@ impl SamplingRequest {
                 seed,
                 choice: 0,
                 temperature: self.temperature.unwrap_or(1.0),
-                top_k: self.top_k.map_or(0, |k| u32::try_from(k).unwrap_or(u32::MAX)),
+                // 0 is off, as is a number that no vocabulary has.
+                top_k: self.top_k.and_then(|k| u32::try_from(k).ok()).unwrap_or(0),
                 top_p: self.top_p.unwrap_or(1.0),
                 typical_p: self.typical_p.unwrap_or(1.0),
                 min_p: self.min_p.unwrap_or(0.0),

@@ -36,6 +36,7 @@ fn request() -> TextRequest {
         choices: 1,
         grammar: None,
         watermark: None,
+        cache_salt: None,
     }
 }
 
@@ -61,6 +62,14 @@ fn each_rule_has_its_message() {
         (
             with_sampling(SamplingRequest { temperature: Some(f32::NAN), ..d() }),
             "`temperature` must be strictly positive",
+        ),
+        (
+            with_sampling(SamplingRequest { temperature: Some(f32::INFINITY), ..d() }),
+            "`temperature` must be finite in 32 bits",
+        ),
+        (
+            with_sampling(SamplingRequest { repetition_penalty: Some(f32::INFINITY), ..d() }),
+            "`repetition_penalty` must be finite in 32 bits",
         ),
         (
             with_sampling(SamplingRequest { repetition_penalty: Some(-1.0), ..d() }),

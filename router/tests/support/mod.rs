@@ -2,6 +2,8 @@
 #![expect(dead_code, unreachable_pub, reason = "each suite uses its part")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
+pub mod log;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

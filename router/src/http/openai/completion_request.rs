@@ -4,10 +4,12 @@ use lockstep_proto::{PromptLogprobs, TokenId, Tokens};
 use serde_json::Value;
 
 use super::super::grammar;
-use super::request::{Delivery, delivery, in_words, sampling, string_or_list};
+use super::foreign::refuse_foreign;
+use super::request::{Delivery, cache_salt, delivery, in_words, sampling, string_or_list};
 use crate::engine::StopText;
 use crate::error::{ApiError, ErrorKind};
 use crate::http::fields::Fields;
+use crate::http::models::take_name;
 use crate::http::native::{unknown_adapter, watermark};
 use crate::tokenizer::SpecialTokens;
 use crate::validation::{EndOfSequence, PromptSource, StoppingRequest, TextRequest};
@@ -72,9 +74,11 @@ impl CompletionRequest {
             choices,
             grammar: grammar::openai(body)?,
             watermark: watermark(body)?,
+            cache_salt: cache_salt(body)?,
         };
         refuse_what_is_not_served(body)?;
-        let model = body.take("model")?;
+        refuse_foreign(body, &first.stopping)?;
+        let model = take_name(body)?;
         body.pass_over(&["user"]);
         body.refuse_rest()?;
         let texts = prompts.into_iter().map(|prompt| TextRequest { prompt, ..first.clone() }).collect();

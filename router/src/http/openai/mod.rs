@@ -3,6 +3,7 @@
 mod calls;
 mod completion;
 mod completion_request;
+mod foreign;
 mod request;
 mod response;
 mod stream;

@@ -8,9 +8,13 @@ use crate::engine::StopText;
 use crate::error::ApiError;
 use crate::http::fields::Fields;
 use crate::http::grammar;
+use crate::http::models::take_name;
 use crate::http::native::{logit_bias, unknown_adapter, watermark};
-use crate::validation::{EndOfSequence, PromptSource, SamplingRequest, StoppingRequest, TextRequest};
+use crate::validation::{
+    EVERY_TOKEN, EndOfSequence, PromptSource, SamplingRequest, StoppingRequest, TextRequest,
+};
 
+use super::foreign::{refuse_foreign, refuse_other_endings};
 use super::stream::Logprobs;
 use super::tools::{ToolRequest, check_message};
 use crate::model::Model;
@@ -44,6 +48,7 @@ pub(in crate::http) struct ChatRequest {
 impl ChatRequest {
     pub(in crate::http) fn parse(body: &mut Fields) -> Result<Self, ApiError> {
         let conversation = conversation(body)?;
+        refuse_other_endings(body, &conversation)?;
         let logprobs = if body.flag("logprobs")? { Logprobs::Report } else { Logprobs::Omit };
         let top_logprobs: Option<u32> = body.take("top_logprobs")?;
         if logprobs == Logprobs::Omit && top_logprobs.is_some_and(|top| top > 0) {
@@ -67,12 +72,14 @@ impl ChatRequest {
             choices: body.take("n")?.unwrap_or(1),
             grammar: grammar::openai(body)?,
             watermark: watermark(body)?,
+            cache_salt: cache_salt(body)?,
         };
         let tools = ToolRequest::parse(body)?;
         refuse_what_tools_exclude(&text, &tools)?;
-        let (model, delivery) = (body.take("model")?, delivery(body)?);
+        let (model, delivery) = (take_name(body)?, delivery(body)?);
         let request = Self { text, model, logprobs, delivery, tools };
         refuse_what_is_not_served(body)?;
+        refuse_foreign(body, &request.text.stopping)?;
         body.pass_over(&[
             "user",
             "metadata",
@@ -120,7 +127,7 @@ pub(super) fn sampling(body: &mut Fields) -> Result<SamplingRequest, ApiError> {
     Ok(SamplingRequest {
         do_sample: Some(!is_greedy),
         temperature: temperature.filter(|_| !is_greedy),
-        top_k: body.take("top_k")?,
+        top_k: top_k(body)?,
         top_p: body.take("top_p")?,
         typical_p: body.take("typical_p")?,
         min_p: body.take("min_p")?,
@@ -131,6 +138,22 @@ pub(super) fn sampling(body: &mut Fields) -> Result<SamplingRequest, ApiError> {
         seed: body.take("seed")?,
         best_of: None,
     })
+}
+
+/// Other servers' 0 and -1 are off, whatever the model's authors would have.
+fn top_k(body: &mut Fields) -> Result<Option<i64>, ApiError> {
+    let top_k = body.take("top_k")?;
+    Ok(top_k.map(|k| if matches!(k, -1 | 0) { EVERY_TOKEN } else { k }))
+}
+
+/// Whom the prompt's keys and values are kept for, beside the key.
+pub(super) fn cache_salt(body: &mut Fields) -> Result<Option<String>, ApiError> {
+    const NAME: &str = "cache_salt";
+    let salt: Option<String> = body.take(NAME)?;
+    match salt.as_deref() {
+        Some("") => Err(ApiError::invalid(NAME, format_args!("`{NAME}` cannot be empty"))),
+        Some(_) | None => Ok(salt),
+    }
 }
 
 fn max_tokens(body: &mut Fields) -> Result<Option<u32>, ApiError> {

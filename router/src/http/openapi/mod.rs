@@ -6,6 +6,7 @@
 //! and to what a server answers.
 
 mod answers;
+mod chat;
 mod requests;
 mod routes;
 mod schema;

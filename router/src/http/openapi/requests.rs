@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::chat;
 use super::schema::{Field, always, constant, list, named, one_of, optional, refused, request, ruled};
 
 /// Every schema of requests by its name.
@@ -11,9 +12,9 @@ pub(super) fn schemas() -> Map<String, Value> {
         ("CompatibleRequest", generate(vec![("stream", optional("boolean", "Answer with events"))])),
         ("GenerateParameters", parameters()),
         ("Grammar", grammar()),
-        ("ChatRequest", chat()),
+        ("ChatRequest", chat::request_body()),
         ("CompletionRequest", completion()),
-        ("Message", message()),
+        ("Message", chat::message()),
         ("StreamOptions", stream_options()),
         ("ResponseFormat", response_format()),
         ("StructuredOutputs", structured_outputs()),
@@ -90,7 +91,14 @@ fn sampling() -> Vec<Field> {
                 json!({"minimum": 0}),
             ),
         ),
-        ("top_k", ruled("integer", "Draw from so many of the most probable tokens", json!({"minimum": 1}))),
+        (
+            "top_k",
+            ruled(
+                "integer",
+                "Draw from so many of the most probable tokens; OpenAI's routes take 0 and -1 for all of them",
+                json!({"minimum": -1}),
+            ),
+        ),
         (
             "top_p",
             ruled(
@@ -233,7 +241,7 @@ fn structured_outputs() -> Value {
             ("json_object", optional("boolean", "Any JSON object")),
             ("regex", optional("string", "A regular expression")),
             ("choice", json!({"type": ["array", "null"], "items": {"type": "string"}})),
-            ("grammar", refused("null")),
+            ("grammar", optional("string", "A context-free grammar, in Lark's syntax")),
             ("structural_tag", refused("null")),
         ],
     )
@@ -252,14 +260,21 @@ fn stream_options() -> Value {
 }
 
 /// What both of OpenAI's routes take.
-fn openai() -> Vec<Field> {
+pub(super) fn openai() -> Vec<Field> {
     let text_or_list = json!({
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}],
         "description": "Texts that end the answer, which does not keep them",
     });
     let or_null = |name: &str| json!({"anyOf": [named(name), {"type": "null"}]});
     let mut fields = vec![
-        ("model", optional("string", "Echoed; with --strict it must be the one that is served")),
+        (
+            "model",
+            ruled(
+                "string",
+                "Echoed, 256 bytes at most; with --strict it must be the one that is served",
+                json!({"maxLength": 256}),
+            ),
+        ),
         ("max_tokens", ruled("integer", "Tokens of the answer at most", json!({"minimum": 0}))),
         ("n", ruled("integer", "Answers", json!({"minimum": 1}))),
         (
@@ -279,82 +294,35 @@ fn openai() -> Vec<Field> {
         ("guided_json", json!({"description": "A JSON Schema, or its text"})),
         ("guided_regex", optional("string", "A regular expression")),
         ("guided_choice", json!({"type": ["array", "null"], "items": {"type": "string"}})),
-        ("guided_grammar", refused("null")),
+        ("guided_grammar", optional("string", "A context-free grammar, in Lark's syntax")),
         ("user", optional("string", "A mark for the operator: no answer depends on it")),
+        (
+            "cache_salt",
+            ruled(
+                "string",
+                "Only requests with this value, of the same key, find this prompt in the prefix cache",
+                json!({"minLength": 1}),
+            ),
+        ),
     ];
     fields.extend(sampling());
     fields.extend(extensions());
+    fields.extend(foreign());
     fields
 }
 
-fn chat() -> Value {
-    let mut fields = vec![
-        ("messages", json!({"type": "array", "minItems": 1, "items": named("Message")})),
-        ("documents", json!({"type": ["array", "null"], "description": "For the model's template"})),
-        ("chat_template_kwargs", optional("object", "Switches of the model's template")),
-        ("logprobs", optional("boolean", "Send log-probabilities")),
-        (
-            "top_logprobs",
-            ruled("integer", "The most probable tokens of each position", json!({"minimum": 0})),
-        ),
-        (
-            "max_completion_tokens",
-            ruled("integer", "`max_tokens` by its other name", json!({"minimum": 1})),
-        ),
-    ];
-    fields.extend(openai());
-    fields.extend(tools());
-    fields.extend(chat_marks());
-    request("A conversation to continue", &["messages"], fields)
-}
-
-fn tools() -> Vec<Field> {
-    let function = request(
-        "A function",
-        &["name"],
-        vec![
-            ("name", always("string", "")),
-            ("description", optional("string", "For the model")),
-            ("parameters", json!({"description": "A JSON Schema"})),
-            ("strict", optional("boolean", "Hold arguments to the schema")),
-        ],
-    );
-    let tool = request(
-        "A tool",
-        &["type", "function"],
-        vec![("type", constant("function")), ("function", function)],
-    );
-    let mut tools = list("Functions the model may call", tool);
-    tools["type"] = json!(["array", "null"]);
+/// Fields of other servers on these routes that are not served.
+fn foreign() -> Vec<Field> {
     vec![
-        ("tools", tools),
-        ("tool_choice", json!({"description": "`auto`, `none`, `required`, or the function to call"})),
-        ("parallel_tool_calls", optional("boolean", "Several calls in one answer")),
-        (
-            "tool_prompt",
-            optional("string", "What comes before the functions, where the template names none"),
-        ),
-    ]
-}
-
-/// Fields of OpenAI's chat that change no answer here, or that are not served.
-fn chat_marks() -> Vec<Field> {
-    let mark = || json!({"description": "A mark for the operator: no answer depends on it"});
-    vec![
-        ("metadata", mark()),
-        ("safety_identifier", mark()),
-        ("prompt_cache_key", mark()),
-        ("functions", refused("empty")),
-        ("function_call", refused("`none` or `auto`")),
-        ("audio", refused("null")),
-        ("prediction", refused("null")),
-        ("web_search_options", refused("null")),
-        ("reasoning_effort", refused("null")),
-        ("modalities", refused("[\"text\"]")),
-        ("verbosity", refused("`medium`")),
-        ("service_tier", refused("`auto` or `default`")),
-        ("store", refused("false")),
-        ("echo", refused("false")),
+        ("min_tokens", refused("0, or what `ignore_eos` and `max_tokens` make sure of")),
+        ("stop_token_ids", refused("empty")),
+        ("bad_words", refused("empty")),
+        ("allowed_token_ids", refused("null")),
+        ("prompt_logprobs", refused("null")),
+        ("truncate_prompt_tokens", refused("null")),
+        ("use_beam_search", refused("false")),
+        ("include_stop_str_in_output", refused("false")),
+        ("skip_special_tokens", refused("true")),
     ]
 }
 
@@ -379,27 +347,6 @@ fn completion() -> Value {
     ];
     fields.extend(openai());
     request("Texts to continue", &["prompt"], fields)
-}
-
-fn message() -> Value {
-    let part = request(
-        "A piece of text",
-        &["type", "text"],
-        vec![("type", constant("text")), ("text", always("string", ""))],
-    );
-    let content =
-        json!({"anyOf": [{"type": "string"}, {"type": "array", "items": part}, {"type": "null"}]});
-    request(
-        "A message; the model's template sees all of its fields",
-        &["role"],
-        vec![
-            ("role", always("string", "`system`, `user`, `assistant`, `tool` or what the template knows")),
-            ("content", content),
-            ("tool_calls", json!({"type": ["array", "null"], "items": {"type": "object"}})),
-            ("tool_call_id", optional("string", "The call a `tool` message answers")),
-            ("name", optional("string", "Who speaks")),
-        ],
-    )
 }
 
 fn tokenize_prompt() -> Value {

@@ -12,15 +12,27 @@ const OF_TEXT: [u16; 7] = [404, 409, 424, 429, 500, 503, 504];
 /// Headers of requests for text: name, type, meaning.
 const TEXT_HEADERS: [(&str, &str, &str); 8] = [
     ("x-request-id", "string", "Names the request in answer, logs and spans, and to DELETE /requests/{id}"),
-    ("x-use-cache", "string", "`false` or `0`: compute the answer even if it is known"),
-    ("x-wait-for-model", "string", "`true` or `1`: wait for a model that is loading, instead of 503"),
+    (
+        "x-use-cache",
+        "string",
+        "`true` or `1`, the default; `false` or `0`: compute the answer even if it is known",
+    ),
+    (
+        "x-wait-for-model",
+        "string",
+        "`true` or `1`: wait for a model that is loading; `false` or `0`, the default: 503",
+    ),
     ("x-priority", "string", "`high`, `normal`, `low` or -100 to 100, among the tenant's own requests"),
-    ("x-tenant", "string", "Whose share of the machine it takes [default: the key's name]"),
+    (
+        "x-tenant",
+        "string",
+        "Whose share of the machine it takes, where it comes with no key: a key is its own tenant",
+    ),
     ("x-request-timeout", "number", "Seconds it may take; 504 afterwards, 429 where that is clear at once"),
     (
         "last-event-id",
         "string",
-        "The last event of a stream that broke: the rest follows (--resume-window)",
+        "The last event of a stream that broke: the rest follows (--resume-window), if it is in the last 8 MiB",
     ),
     ("traceparent", "string", "The span it comes from (W3C Trace Context)"),
 ];
