@@ -100,7 +100,7 @@ async fn answers_are_the_same_with_and_without_recordings_and_where_nothing_can_
 #[tokio::test]
 async fn answers_are_the_same_in_a_crowd_whatever_weights_and_blocks_are_held_in() {
     let Some(gpu) = EmulatedGpu::find() else { return };
-    for flags in [["--quantize", "int4"], ["--kv-cache-dtype", "fp8"]] {
+    for flags in [["--quantize", "int4"], ["--kv-cache-dtype", "fp8"], ["--dtype", "float16"]] {
         let (alone, crowd) = answers(&gpu.setup(LOCKSTEP).flags(&flags)).await;
         for (index, answer) in crowd.iter().enumerate() {
             assert_eq!(answer, &alone[index % alone.len()], "{flags:?}");
