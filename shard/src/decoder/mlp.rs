@@ -108,7 +108,10 @@ impl Experts {
         let sum = match &self.held {
             HeldExperts::OneByOne(experts) => experts.forward(pass, (input, &scores))?,
             #[cfg(feature = "cuda")]
-            HeldExperts::Grouped(experts) => input.apply_op2_no_bwd(&scores, experts.as_ref())?,
+            HeldExperts::Grouped(experts) => {
+                let padding = pass.rows.on_device()?.padding();
+                input.apply_op2_no_bwd(&scores, &experts.in_pass(padding))?
+            }
         };
         pass.all_reduce(&sum)?;
         Ok(sum)

@@ -226,7 +226,7 @@ impl<'a> Step<'a> {
         let tokens = words.address();
         let placed =
             DeviceRows::at(tokens.plus(rows * size_of::<u32>()), rows, [self.tiles.clone(), Vec::new()]);
-        let placed = placed.with_tokens(tokens);
+        let placed = placed.with_tokens(tokens).with_padding(self.padded.spare_slot);
         let Batch { sequences, .. } = &self.padded.batch;
         through_layers(self.decoder, &self.padded.batch, (Placed::there(sequences, placed), self.layers))
     }

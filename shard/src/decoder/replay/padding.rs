@@ -2,7 +2,7 @@
 
 use lockstep_proto::{BlockId, Position, TokenId};
 
-use crate::batch::{Batch, BatchSequence};
+use crate::batch::{BLOCK_SIZE, Batch, BatchSequence};
 
 /// Rows of the largest batch that is padded.
 pub(crate) const MOST_ROWS: usize = 256;
@@ -17,6 +17,8 @@ pub(super) struct Padded {
     pub(super) batch: Batch,
     /// Positions that no row sees more of: a power of two.
     pub(super) context: usize,
+    /// The slot of rows of padding: nobody else's.
+    pub(super) spare_slot: u32,
 }
 
 impl Padded {
@@ -45,7 +47,8 @@ impl Padded {
             logit_rows: (0..rows).collect(),
             fed: fed.clone(),
         };
-        Some(Self { batch, context: longest.next_power_of_two().max(LEAST_CONTEXT) })
+        let context = longest.next_power_of_two().max(LEAST_CONTEXT);
+        Some(Self { batch, context, spare_slot: spare.0 * BLOCK_SIZE.len() as u32 })
     }
 }
 

@@ -6,6 +6,7 @@ use candle_core::cuda_backend::CudaStorage;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DeviceRepr};
 use candle_core::{CudaDevice, Layout, Result, Shape, bail};
 
+use super::experts::grouped::Padding;
 use super::gpu::Gpu;
 use super::kernel::{Address, Executor, Grid, Kernel, Parameters, launch};
 use super::storage::{address, copy_of, of_slice, pool, room, wrapped};
@@ -167,6 +168,8 @@ pub(crate) struct DeviceRows {
     pub(crate) slots: Address,
     /// Where the rows' tokens are, where they are there as well.
     pub(crate) tokens: Option<Address>,
+    /// The slot of rows of padding, where there may be some.
+    padding: Option<u32>,
     tables: Address,
     /// Where tiles are, and what is known of them when they are computed.
     tiles: [(Vec<Tile>, Address); 2],
@@ -200,6 +203,7 @@ impl DeviceRows {
             positions: first,
             slots,
             tokens: None,
+            padding: None,
             tables,
             tiles: [(single, single_tiles), (several, several_tiles)],
             _memory: None,
@@ -209,6 +213,16 @@ impl DeviceRows {
     /// The same, whose tokens are there as well.
     pub(crate) fn with_tokens(self, tokens: Address) -> Self {
         Self { tokens: Some(tokens), ..self }
+    }
+
+    /// The same, of which those in this slot are there for nobody.
+    pub(crate) fn with_padding(self, slot: u32) -> Self {
+        Self { padding: Some(slot), ..self }
+    }
+
+    /// Which rows are there for nobody, where some may be.
+    pub(crate) fn padding(&self) -> Option<Padding> {
+        self.padding.map(|slot| Padding { slots: self.slots, slot })
     }
 }
 

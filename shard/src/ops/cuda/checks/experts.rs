@@ -49,6 +49,8 @@ pub(super) fn check(machine: &mut Machine, checks: &mut Checks<'_>) {
         });
         machine.clear();
     }
+    checks.check("rows of padding to the first row's experts", || padded(machine));
+    machine.clear();
     for (rows, of_a_row, here) in [(1, 2, 0..8), (70, 3, 4..12), (200, 1, 0..2), (9, 4, 33..70)] {
         let name = format!("{rows} rows of {of_a_row} experts each put beside others, experts {here:?}");
         checks.check(name, || grouped(machine, (rows, of_a_row), here.clone()));
@@ -117,6 +119,32 @@ fn routed(machine: &mut Machine, routing: Routing) -> Result<Error> {
     let hidden = no_numbers.iter().any(|(found, _)| !found.is_nan());
     let (found, expected): (Vec<f32>, Vec<f32>) = numbers.into_iter().unzip();
     Ok(is_same.max(Error::unless(!hidden)).max(Error::of(&found, &expected, F32)))
+}
+
+/// The last two of five rows.
+fn padded(machine: &mut Machine) -> Result<Error> {
+    let routing = Routing { experts: 40, chosen: 3, weights: RoutingWeights::SoftmaxOfChosen };
+    let scores = Numbers::new(4).values(5 * 40);
+    let mut route_with = |slots: &[u32]| -> Result<(Vec<u32>, Vec<f32>)> {
+        let (chosen, weights) = (machine.room::<u32>(15)?, machine.room::<f32>(15)?);
+        let call = RouteParameters {
+            scores: machine.put(&scores)?,
+            slots: machine.put(slots)?,
+            chosen,
+            weights,
+            padding: 160,
+            ..RouteParameters::of(routing)
+        };
+        machine.run(|on| route(on, &call, 5))?;
+        Ok((machine.get(chosen, 15)?, machine.get(weights, 15)?))
+    };
+    let (plain, weights) = route_with(&[7, 0, 161, 3, 4])?;
+    let (padded, padded_weights) = route_with(&[7, 0, 161, 160, 160])?;
+    let repeated = |values: &[u32]| [&values[..9], &values[..3], &values[..3]].concat();
+    let bits = |weights: &[f32]| weights.iter().map(|weight| weight.to_bits()).collect::<Vec<u32>>();
+    let is_right =
+        padded == repeated(&plain) && bits(&padded_weights) == repeated(&bits(&weights)) && plain != padded;
+    Ok(Error::unless(is_right))
 }
 
 /// What rows choose, and where that is put, in a machine's memory.

@@ -144,7 +144,17 @@ impl GroupedExperts {
         Self { routing, groups, activation, gates, downs }
     }
 
-    fn routed(&self, device: &CudaDevice, scores: Address, rows: usize) -> Result<Routed> {
+    /// It in a pass, some of whose rows may be there for nobody.
+    pub(crate) fn in_pass<'a>(&'a self, padding: Option<Padding>) -> InPass<'a> {
+        InPass { experts: self, padding }
+    }
+
+    fn routed(
+        &self,
+        device: &CudaDevice,
+        (scores, rows): (Address, usize),
+        padding: Option<Padding>,
+    ) -> Result<Routed> {
         let here = self.gates.matrices.len();
         let choices = rows * self.routing.chosen;
         let count = most_bundles(choices, here);
@@ -162,7 +172,15 @@ impl GroupedExperts {
             bundles: room(device, count)?,
         };
         let (chosen, weights) = (of_slice(&routed.chosen), of_slice(&routed.weights));
-        let call = RouteParameters { scores, chosen, weights, ..RouteParameters::of(self.routing) };
+        let (slots, padding) = padding.map_or((Address::NULL, 0), |rows| (rows.slots, rows.slot));
+        let call = RouteParameters {
+            scores,
+            slots,
+            chosen,
+            weights,
+            padding,
+            ..RouteParameters::of(self.routing)
+        };
         route(&Gpu(device), &call, rows)?;
         let call = GroupParameters {
             chosen,
@@ -181,7 +199,22 @@ impl GroupedExperts {
     }
 }
 
-impl CustomOp2 for GroupedExperts {
+/// Rows of padding, which go where the first row goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Padding {
+    /// (rows)
+    pub(crate) slots: Address,
+    /// That of theirs.
+    pub(crate) slot: u32,
+}
+
+/// Experts and what they are to know of the pass.
+pub(crate) struct InPass<'a> {
+    experts: &'a GroupedExperts,
+    padding: Option<Padding>,
+}
+
+impl CustomOp2 for InPass<'_> {
     fn name(&self) -> &'static str {
         "grouped_experts"
     }
@@ -203,20 +236,22 @@ impl CustomOp2 for GroupedExperts {
         scores: &CudaStorage,
         scores_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
+        let experts = self.experts;
         let (rows, hidden) = input_layout.shape().dims2()?;
-        let (width, of_experts) = (self.downs.shape.outputs, (rows, self.routing.experts));
-        if hidden != self.gates.shape.inputs || scores_layout.shape().dims2()? != of_experts {
+        let (width, of_experts) = (experts.downs.shape.outputs, (rows, experts.routing.experts));
+        if hidden != experts.gates.shape.inputs || scores_layout.shape().dims2()? != of_experts {
             let (input, scores) = (input_layout.shape(), scores_layout.shape());
             bail!(
                 "compute experts of {hidden} elements: rows are of shape {input:?}, their scores of {scores:?}"
             )
         }
         let device = &input.device;
-        let routed = self.routed(device, address::<f32>(scores, scores_layout)?, rows)?;
+        let scores = (address::<f32>(scores, scores_layout)?, rows);
+        let routed = experts.routed(device, scores, self.padding)?;
         let on = (device, &routed);
         let from = (address::<f32>(input, input_layout)?, of_slice(&routed.rows));
-        let inner = self.gates.multiply(on, from, Some(self.activation))?;
-        let outputs = self.downs.multiply(on, (of_slice(&inner), Address::NULL), None)?;
+        let inner = experts.gates.multiply(on, from, Some(experts.activation))?;
+        let outputs = experts.downs.multiply(on, (of_slice(&inner), Address::NULL), None)?;
         let sums = room::<f32>(device, rows * width)?;
         let call = CombineParameters {
             outputs: of_slice(&outputs),
@@ -226,10 +261,10 @@ impl CustomOp2 for GroupedExperts {
             sums: of_slice(&sums),
             elements: (rows * width) as u64,
             width: width as u32,
-            count: self.routing.chosen as u32,
-            first: self.groups.first as u32,
-            together: (self.gates.matrices.len() / self.groups.count.max(1)) as u32,
-            groups: self.groups.count as u32,
+            count: experts.routing.chosen as u32,
+            first: experts.groups.first as u32,
+            together: (experts.gates.matrices.len() / experts.groups.count.max(1)) as u32,
+            groups: experts.groups.count as u32,
         };
         combine(&Gpu(device), &call)?;
         Ok((wrapped(sums, device), Shape::from((rows, width))))

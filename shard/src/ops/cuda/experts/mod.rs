@@ -36,11 +36,13 @@ unsafe impl DeviceRepr for Bundle {}
 #[repr(C)]
 pub(crate) struct RouteParameters {
     pub(crate) scores: Address,
+    pub(crate) slots: Address,
     pub(crate) chosen: Address,
     pub(crate) weights: Address,
     pub(crate) experts: u32,
     pub(crate) count: u32,
     pub(crate) of_chosen: u32,
+    pub(crate) padding: u32,
 }
 
 // SAFETY: as in experts.cu.
@@ -51,11 +53,13 @@ impl RouteParameters {
     pub(crate) fn of(routing: Routing) -> Self {
         Self {
             scores: Address::NULL,
+            slots: Address::NULL,
             chosen: Address::NULL,
             weights: Address::NULL,
             experts: routing.experts as u32,
             count: routing.chosen as u32,
             of_chosen: (routing.weights == RoutingWeights::SoftmaxOfChosen).into(),
+            padding: 0,
         }
     }
 }

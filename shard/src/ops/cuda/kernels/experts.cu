@@ -3,11 +3,13 @@
 
 struct RouteParameters {
     const float *scores; // (rows, experts)
+    const u32 *slots;    // (rows): 16 * block + slot; null where no row is one of padding
     u32 *chosen;         // (rows, count): experts, ascending
     float *weights;      // (rows, count): what their outputs are multiplied by
     u32 experts;
     u32 count;     // experts of a row: those with its largest scores
     u32 of_chosen; // whether the chosen ones' weights sum to one, else all experts' do
+    u32 padding;   // the slot of rows of padding
 };
 
 // Of equal scores the lower expert's comes first, and what is no number last.
@@ -19,12 +21,14 @@ __device__ inline bool comes_first(const float *scores, u32 expert, u32 other) {
     return is_none == is_its_none ? expert < other : is_its_none;
 }
 
-// A block a row. Memory: scores, then whether each expert is chosen.
+// A block a row. Memory: scores, then whether each expert is chosen. Rows of padding go where the first row goes, so that
+// no expert's weights are read for them alone.
 KERNEL(route, RouteParameters, 256) {
     DYNAMIC_SHARED(scores);
     __shared__ float largest;
     u32 *is_chosen = (u32 *)(scores + p.experts);
-    const float *row = p.scores + (u64)blockIdx.x * p.experts;
+    const bool is_padding = p.slots && p.slots[blockIdx.x] == p.padding;
+    const float *row = p.scores + (is_padding ? 0 : (u64)blockIdx.x * p.experts);
     for (u32 expert = threadIdx.x; expert < p.experts; expert += blockDim.x) scores[expert] = row[expert];
     __syncthreads();
     for (u32 expert = threadIdx.x; expert < p.experts; expert += blockDim.x) {
