@@ -165,6 +165,11 @@ def test_every_variable_is_a_flag_of_the_server(tmp_path):
             assert f"[env: {name}=" in flags, name
 
 
+def test_the_chart_is_of_the_servers_version():
+    version = subprocess.run([binary(), "--version"], capture_output=True, text=True, check=True).stdout
+    assert version.split() == ["lockstep", yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]]
+
+
 def test_numbers_and_switches_are_written_as_the_server_reads_them(tmp_path):
     settings = environment(render(CASES["everything"], VERSIONS[-1], tmp_path))
     names = ("MAX_TOTAL_TOKENS", "STRICT", "MAX_QUEUE_TIME", "DEVICE", "REPLICAS")

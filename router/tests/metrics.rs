@@ -83,7 +83,7 @@ This page is written by `UPDATE_METRICS=1 cargo test -p lockstep-router --test m
 
 | question | expression |
 |---|---|
-| does it answer | `sum(rate(tgi_request_failure{err=~\"generation\\|incomplete\\|internal\\|overloaded\\|timeout\\|unavailable\"}[5m])) / sum(rate(tgi_request_count[5m]))` |
+| does it answer | `sum(rate(tgi_request_failure{err=~\"generation\\|incomplete\\|internal\\|overloaded\\|timeout\\|unavailable\"}[5m])) / (sum(rate(tgi_request_success[5m])) + sum(rate(tgi_request_failure[5m])))` |
 | how long until the first token, of 95 in 100 | `histogram_quantile(0.95, sum by (le) (rate(lockstep_time_to_first_token_seconds_bucket[5m])))` |
 | how evenly tokens come, of 95 in 100 | `histogram_quantile(0.95, sum by (le) (rate(lockstep_inter_token_latency_seconds_bucket[5m])))` |
 | tokens a second | `sum(rate(tgi_request_generated_tokens_sum[1m]))` |

@@ -3,8 +3,10 @@
 use std::fmt;
 
 #[cfg(feature = "cuda")]
-use candle_core::{DType, Result, bail};
+use candle_core::{DType, bail};
 use clap::ValueEnum;
+use half::f16;
+use thiserror::Error;
 
 /// The element type weights and KV blocks are held in. Activations and accumulators are f32 in all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -45,7 +47,7 @@ impl Dtype {
     ///
     /// # Errors
     /// When weights are not held so.
-    pub(crate) fn of_elements(elements: DType) -> Result<Self> {
+    pub(crate) fn of_elements(elements: DType) -> candle_core::Result<Self> {
         let held = Self::value_variants().iter().copied().find(|held| held.elements() == elements);
         let Some(held) = held else {
             bail!("read weights of {}: they are bf16, f16 or f32", elements.as_str())
@@ -62,4 +64,18 @@ impl fmt::Display for Dtype {
             Self::Float32 => "float32",
         })
     }
+}
+
+/// A number that is too large for the type it is to be held in.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("a weight is beyond 65504, the largest number of float16: bfloat16 holds it")]
+pub struct Overflow;
+
+/// The nearest f16.
+///
+/// # Errors
+/// When a number becomes none.
+pub(crate) fn as_f16(value: f32) -> Result<f16, Overflow> {
+    let nearest = f16::from_f32(value);
+    if nearest.is_infinite() && value.is_finite() { Err(Overflow) } else { Ok(nearest) }
 }

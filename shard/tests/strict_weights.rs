@@ -27,8 +27,12 @@ fn load_with(change: impl FnOnce(&mut BTreeMap<String, TinyTensor>)) -> Result<D
 }
 
 fn load(files: &ModelFiles) -> Result<Decoder, String> {
+    load_as(files, Dtype::Bfloat16)
+}
+
+fn load_as(files: &ModelFiles, dtype: Dtype) -> Result<Decoder, String> {
     let spec = ModelSpec::read(files).map_err(|error| error.to_string())?;
-    Decoder::load(files, &spec, Dtype::Bfloat16, Arc::new(Solo)).map_err(|error| error.to_string())
+    Decoder::load(files, &spec, dtype, Arc::new(Solo)).map_err(|error| error.to_string())
 }
 
 fn check_refused(change: impl FnOnce(&mut BTreeMap<String, TinyTensor>), expected: &str) {
@@ -49,6 +53,23 @@ fn tensors_that_are_missing_are_named() {
         "find tensors model.layers.1.self_attn.k_proj.weight [80, 72], model.norm.weight [72]: \
          the checkpoint does not have them",
     );
+}
+
+#[test]
+fn weights_that_float16_has_no_room_for_are_named() {
+    let model = TinyLlama::new(2);
+    let (folder, files) = written(&model);
+    let mut tensors = model.tensors();
+    let weights = &mut tensors.get_mut("model.layers.1.self_attn.o_proj.weight").unwrap().bytes;
+    // 1e5, as bf16 has it.
+    weights[..2].copy_from_slice(&[0xc3, 0x47]);
+    write_tensors(folder.path(), &tensors).unwrap();
+    let expected = "hold the weights of model.layers.1.self_attn.o_proj: a weight is beyond 65504, the largest number \
+                    of float16: bfloat16 holds it";
+    assert_eq!(load_as(&files, Dtype::Float16).err().as_deref(), Some(expected));
+    for dtype in [Dtype::Bfloat16, Dtype::Float32] {
+        assert!(load_as(&files, dtype).is_ok(), "{dtype}");
+    }
 }
 
 #[test]

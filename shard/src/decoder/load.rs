@@ -21,7 +21,7 @@ use super::spec::ModelSpec;
 use super::split::{Slice, Split};
 use super::stacks::{Part, Run, Stack, Stacks};
 use super::stream::Norm;
-use super::{Decoder, LoadError, Precision, Quantize, names, rope};
+use super::{Decoder, LoadError, Overflow, Precision, Quantize, names, rope};
 use crate::comm::Communicator;
 #[cfg(not(feature = "cuda"))]
 use crate::decoder::mlp::HeldExperts;
@@ -130,10 +130,10 @@ fn not_on_the_cpu() -> LoadError {
 
 /// Why a stack's matrix was not packed.
 fn unpacked(stack: &Stack, error: io::Error) -> LoadError {
-    if error.kind() != io::ErrorKind::InvalidData {
-        return LoadError::Memory(error);
+    if error.kind() == io::ErrorKind::InvalidData {
+        return LoadError::Held { modules: modules(stack), reason: Overflow };
     }
-    LoadError::Held { modules: modules(stack), reason: error }
+    LoadError::Memory(error)
 }
 
 /// The names of a stack's modules.
@@ -202,7 +202,7 @@ impl Loader<'_> {
     fn router(&self, stack: &Stack) -> Result<Linear, LoadError> {
         match self.target.kind() {
             DeviceKind::Cpu => self.linear(stack),
-            DeviceKind::Cuda => self.deciding_on_device(stack),
+            DeviceKind::Cuda => self.exact_linear_on_device(stack),
         }
     }
 
@@ -291,7 +291,7 @@ impl Loader<'_> {
         Err(LoadError::Device(DeviceError::NotBuilt))
     }
 
-    fn deciding_on_device(&self, _: &Stack) -> Result<Linear, LoadError> {
+    fn exact_linear_on_device(&self, _: &Stack) -> Result<Linear, LoadError> {
         Err(LoadError::Device(DeviceError::NotBuilt))
     }
 

@@ -52,7 +52,7 @@ pub(crate) use asking::Asking;
 #[cfg(feature = "cuda")]
 pub use asking::DeviceAsked;
 
-pub use crate::dtype::Dtype;
+pub use crate::dtype::{Dtype, Overflow};
 pub use crate::kv::AllocateError;
 pub use crate::ops::activation::Activation;
 pub use crate::precision::{Precision, Quantize};
@@ -116,7 +116,7 @@ pub enum LoadError {
         /// Of which modules.
         modules: String,
         /// Why not.
-        reason: std::io::Error,
+        reason: Overflow,
     },
     /// The device cannot be had, or cannot do what is asked.
     #[error(transparent)]

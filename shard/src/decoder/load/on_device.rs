@@ -1,6 +1,5 @@
 //! A rank's matrices on its device: as plain rows, or quantized as tiles.
 
-use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,9 +15,9 @@ use crate::decoder::mlp::HeldExperts;
 use crate::decoder::stacks::{Run, Stack};
 use crate::decoder::{LoadError, Quantize};
 use crate::device::DeviceKind;
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, Overflow, as_f16};
 use crate::ops::activation::Activation;
-use crate::ops::cpu::panels::{Overflow, RowSource, as_f16};
+use crate::ops::cpu::panels::RowSource;
 use crate::ops::cpu::quantized::Quantizing;
 use crate::ops::cuda::experts::grouped::{ExpertMatrices, GroupedExperts, Groups};
 use crate::ops::cuda::product::tiles::{TileRows, TileSource, Tiling, by_segment};
@@ -40,7 +39,7 @@ impl Loader<'_> {
     }
 
     /// The same whose rows have the same bits in any batch and on every rank, whatever others have: of what is decided by it.
-    pub(super) fn deciding_on_device(&self, stack: &Stack) -> Result<Linear, LoadError> {
+    pub(super) fn exact_linear_on_device(&self, stack: &Stack) -> Result<Linear, LoadError> {
         self.summed_on_device(stack, Sums::Exact)
     }
 
@@ -173,10 +172,7 @@ impl NotCopied {
     fn of(self, modules: &str) -> LoadError {
         match self {
             Self::Device(error) => error,
-            Self::Overflow => LoadError::Held {
-                modules: modules.to_owned(),
-                reason: io::Error::new(io::ErrorKind::InvalidData, Overflow),
-            },
+            Self::Overflow => LoadError::Held { modules: modules.to_owned(), reason: Overflow },
         }
     }
 }

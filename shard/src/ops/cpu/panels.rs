@@ -12,11 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::{bf16, f16};
 use rayon::prelude::*;
-use thiserror::Error;
 
 use super::huge_memory::HugeMemory;
 use super::simd::{LANES, round_to_bf16};
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, Overflow, as_f16};
 
 /// Vectors of sums a panel has for each row.
 pub(crate) const VECTORS: usize = 2;
@@ -209,17 +208,6 @@ fn pack_panel(
         }
     }
     Ok(())
-}
-
-/// A number that is too large for the type it is to be held in.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("a weight is beyond 65504, the largest number of float16: bfloat16 holds it")]
-pub(crate) struct Overflow;
-
-/// The nearest f16.
-pub(crate) fn as_f16(value: f32) -> Result<f16, Overflow> {
-    let nearest = f16::from_f32(value);
-    if nearest.is_infinite() && value.is_finite() { Err(Overflow) } else { Ok(nearest) }
 }
 
 /// Packs a panel's rows of elements of 16 bits, two of each row at a time.

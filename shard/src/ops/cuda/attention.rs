@@ -6,7 +6,6 @@ use candle_core::cuda_backend::CudaStorage;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DeviceRepr};
 use candle_core::{CudaDevice, Layout, Result, Shape, bail};
 
-use super::experts::grouped::Padding;
 use super::gpu::Gpu;
 use super::kernel::{Address, Executor, Grid, Kernel, Parameters, launch};
 use super::storage::{address, copy_of, of_slice, pool, room, wrapped};
@@ -159,6 +158,15 @@ impl HostRows {
         });
         positions.iter().chain(slots).copied().chain(tiles).chain(tables.iter().copied()).collect()
     }
+}
+
+/// Which rows of a pass are there for nobody.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Padding {
+    /// (rows): block and slot of each row, as one number.
+    pub(crate) slots: Address,
+    /// That of rows of padding.
+    pub(crate) slot: u32,
 }
 
 /// The same on a device, one after the other in its memory.

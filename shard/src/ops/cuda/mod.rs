@@ -17,6 +17,7 @@ pub mod limits;
 pub(crate) mod logits;
 pub(crate) mod norm;
 pub(crate) mod product;
+pub(crate) mod recent;
 pub(crate) mod recording;
 pub(crate) mod rows;
 pub(crate) mod sampling;

@@ -1,12 +1,14 @@
 //! Work on a device that is recorded once and replayed: the host starts one graph in place of each of its kernels.
 
-use std::collections::BTreeMap;
+use std::convert::Infallible;
 
 use candle_core::cuda_backend::cudarc::driver::CudaGraph;
 use candle_core::cuda_backend::cudarc::driver::sys::{
     CUgraphInstantiate_flags as Flags, CUstreamCaptureMode as Mode,
 };
 use candle_core::{CudaDevice, Error, Result};
+
+use super::recent::Recent;
 
 /// Recordings that are kept; who was used longest ago goes first. A device keeps a few megabytes for each.
 pub(crate) const MOST_KEPT: usize = 32;
@@ -75,55 +77,32 @@ pub(crate) enum Turn<T> {
     Replay(T),
 }
 
-/// Recordings by what they were made for.
-pub(crate) struct Kept<R> {
-    known: BTreeMap<Key, Known<R>>,
-    turns: u64,
-}
-
-struct Known<R> {
-    recording: Option<R>,
-    last_turn: u64,
-}
+/// Recordings by what they were made for; none where it was run and not yet recorded.
+pub(crate) struct Kept<R>(Recent<Key, Option<R>>);
 
 impl<R> Kept<R> {
     pub(crate) fn new() -> Self {
-        Self { known: BTreeMap::new(), turns: 0 }
+        Self(Recent::new(MOST_KEPT))
     }
 
     /// Whose turn it is.
     pub(crate) fn turn(&mut self, key: Key) -> Turn<&mut R> {
-        self.turns += 1;
-        let last_turn = self.turns;
-        if !self.known.contains_key(&key) {
-            self.make_room();
-            self.known.insert(key, Known { recording: None, last_turn });
-            return Turn::Run;
-        }
-        match self.known.get_mut(&key) {
-            Some(Known { recording: Some(recording), last_turn: last }) => {
-                *last = last_turn;
-                Turn::Replay(recording)
-            }
-            Some(_) | None => Turn::Record,
+        let was_run = self.0.has(key);
+        match self.of(key) {
+            Some(recording) => Turn::Replay(recording),
+            None if was_run => Turn::Record,
+            None => Turn::Run,
         }
     }
 
     /// Keeps what was recorded for a key whose turn it is.
     pub(crate) fn keep(&mut self, key: Key, recording: R) -> &mut R {
-        let known = self.known.entry(key).or_insert(Known { recording: None, last_turn: 0 });
-        known.last_turn = self.turns;
-        known.recording.insert(recording)
+        self.of(key).insert(recording)
     }
 
-    fn make_room(&mut self) {
-        if self.known.len() < MOST_KEPT {
-            return;
-        }
-        let oldest = self.known.iter().min_by_key(|(_, known)| known.last_turn).map(|(key, _)| *key);
-        if let Some(oldest) = oldest {
-            self.known.remove(&oldest);
-        }
+    fn of(&mut self, key: Key) -> &mut Option<R> {
+        let Ok(known) = self.0.get(key, || Ok::<_, Infallible>(None));
+        known
     }
 }
 
@@ -172,6 +151,6 @@ mod tests {
         assert_eq!(done(&mut kept, MOST_KEPT), "run");
         assert_eq!(done(&mut kept, 0), "replay");
         assert_eq!(done(&mut kept, 1), "run", "it has made room");
-        assert_eq!(kept.known.len(), MOST_KEPT);
+        assert_eq!(kept.0.len(), MOST_KEPT);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use half::bf16;
 use lockstep_models::ModelFiles;
 use lockstep_process::reports::Progress;
 use lockstep_proto::{BlockId, Blocks, Position, TokenId};
@@ -10,10 +11,10 @@ use super::devices::{Checked, broken, rounding};
 use super::{Checks, EXACT, Error, Numbers};
 use crate::batch::{Batch, BatchSequence};
 use crate::comm::{Communicator, Solo};
-use crate::decoder::{Decoder, Dtype, ModelSpec, Precision, Quantize};
+use crate::decoder::{Decoder, Dtype, LoadError, ModelSpec, Precision, Quantize};
 use crate::device::Target;
 use crate::kv::KvCacheDtype;
-use crate::testing::TinyLlama;
+use crate::testing::{TinyLlama, write_tensors};
 
 /// Largest error of a whole model whose activations are rounded to 8 bits on one side, relative to the largest logit.
 const QUANTIZED_MODEL: f32 = 5e-2;
@@ -38,6 +39,7 @@ pub(super) fn check(checks: &mut Checks<'_>, fast: &Target, exact: &Target) {
     checks.check_or_skip("a whole model in chunks and at once, exact, float16", || {
         chunks((exact, &TinyLlama::new(7)), (Dtype::Float16.into(), KvCacheDtype::Auto))
     });
+    checks.check_or_skip("weights that float16 has no room for are refused", || overflow(fast));
     for (target, quantize) in [(fast, Quantize::Int4), (exact, Quantize::Fp8)] {
         let name = format!("a whole model in chunks and at once, {}", of(quantize));
         checks.check_or_skip(name, || {
@@ -51,6 +53,24 @@ pub(super) fn check(checks: &mut Checks<'_>, fast: &Target, exact: &Target) {
             || chunks((exact, &of_experts), (held, KvCacheDtype::Auto)),
         );
     }
+}
+
+fn overflow(target: &Target) -> Checked<Error> {
+    const NAME: &str = "model.layers.1.self_attn.o_proj";
+    let model = TinyLlama::new(7);
+    let folder = Folder::of(&model)?;
+    let mut tensors = model.tensors();
+    if let Some(weights) = tensors.get_mut(&format!("{NAME}.weight")) {
+        weights.bytes[..2].copy_from_slice(&bf16::from_f32(-1e5).to_le_bytes());
+    }
+    write_tensors(&folder.0, &tensors).map_err(broken)?;
+    let files = folder.files();
+    let spec = ModelSpec::read(&files).map_err(broken)?;
+    let alone: Arc<dyn Communicator> = Arc::new(Solo);
+    let of = (&spec, Dtype::Float16.into());
+    let loaded = Decoder::load_onto((target, alone), &files, of, Progress::default());
+    let is_named = matches!(loaded, Err(LoadError::Held { modules, .. }) if modules == NAME);
+    Ok(Error::unless(is_named))
 }
 
 /// A folder with a random model in it, removed when this is dropped.

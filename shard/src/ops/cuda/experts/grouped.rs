@@ -12,6 +12,7 @@ use super::{
 };
 use crate::ops::activation::Activation;
 use crate::ops::cpu::panels::PanelShape;
+use crate::ops::cuda::attention::Padding;
 use crate::ops::cuda::gpu::Gpu;
 use crate::ops::cuda::kernel::Address;
 use crate::ops::cuda::product::DevicePart;
@@ -144,7 +145,7 @@ impl GroupedExperts {
         Self { routing, groups, activation, gates, downs }
     }
 
-    /// It in a pass, some of whose rows may be there for nobody.
+    /// It in a pass, whose rows of padding go where the first row goes.
     pub(crate) fn in_pass<'a>(&'a self, padding: Option<Padding>) -> InPass<'a> {
         InPass { experts: self, padding }
     }
@@ -197,15 +198,6 @@ impl GroupedExperts {
         group_rows(&Gpu(device), &call)?;
         Ok(routed)
     }
-}
-
-/// Rows of padding, which go where the first row goes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Padding {
-    /// (rows)
-    pub(crate) slots: Address,
-    /// That of theirs.
-    pub(crate) slot: u32,
 }
 
 /// Experts and what they are to know of the pass.

@@ -10,7 +10,6 @@
 //! on GPUs of one architecture and size, where every stream has a workspace of its own.
 
 mod plan;
-mod recent;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,11 +19,11 @@ use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaSlice, CudaStre
 use candle_core::{CudaDevice, Error, Result, bail};
 
 use self::plan::{Kind, Places, Plan};
-use self::recent::Recent;
 use super::{Call, Sizes};
 use crate::dtype::Dtype;
 use crate::ops::cuda::gpu::Gpu;
 use crate::ops::cuda::kernel::Address;
+use crate::ops::cuda::recent::Recent;
 use crate::ops::cuda::rows::{RoundParameters, round_rows};
 use crate::ops::cuda::storage::{of_slice, room};
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 /// Values by key.
-pub(super) struct Recent<K, V> {
+pub(crate) struct Recent<K, V> {
     known: BTreeMap<K, Known<V>>,
     turns: u64,
     most: usize,
@@ -17,13 +17,27 @@ struct Known<V> {
 
 impl<K: Ord + Copy, V> Recent<K, V> {
     /// At most so many, and one at least.
-    pub(super) fn new(most: usize) -> Self {
+    pub(crate) fn new(most: usize) -> Self {
         Self { known: BTreeMap::new(), turns: 0, most: most.max(1) }
     }
 
+    /// Whether there is a value of the key. That does not use it.
+    pub(crate) fn has(&self, key: K) -> bool {
+        self.known.contains_key(&key)
+    }
+
+    /// How many there are.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.known.len()
+    }
+
     /// The value of a key, made where there is none. It takes the place of the one used longest ago, if there is no other.
-    pub(super) fn get<E>(&mut self, key: K, make: impl FnOnce() -> Result<V, E>) -> Result<&V, E> {
-        if self.known.len() >= self.most && !self.known.contains_key(&key) {
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(crate) fn get<E>(&mut self, key: K, make: impl FnOnce() -> Result<V, E>) -> Result<&mut V, E> {
+        if self.known.len() >= self.most && !self.has(key) {
             self.make_room();
         }
         self.turns += 1;
@@ -32,7 +46,7 @@ impl<K: Ord + Copy, V> Recent<K, V> {
             Entry::Vacant(place) => place.insert(Known { value: make()?, last_turn: 0 }),
         };
         found.last_turn = self.turns;
-        Ok(&found.value)
+        Ok(&mut found.value)
     }
 
     /// A look at all of them: it comes with a value that is made, which costs far more.
@@ -81,9 +95,9 @@ mod tests {
     fn a_value_is_made_once_while_it_is_kept() {
         let mut recent = Recent::new(2);
         for _ in 0..3 {
-            assert_eq!(recent.get(7, || Ok::<_, String>(70)), Ok(&70));
+            assert_eq!(recent.get(7, || Ok::<_, String>(70)), Ok(&mut 70));
         }
-        assert_eq!(recent.get(7, || Err("made again")), Ok(&70));
+        assert_eq!(recent.get(7, || Err("made again")), Ok(&mut 70));
     }
 
     #[test]
@@ -117,7 +131,7 @@ mod tests {
         let mut recent = Recent::new(1);
         recent.get(1, || Ok::<_, &str>(10)).unwrap();
         assert_eq!(recent.get(2, || Err("no")), Err("no"));
-        assert_eq!(recent.get(2, || Ok::<_, &str>(20)), Ok(&20));
+        assert_eq!(recent.get(2, || Ok::<_, &str>(20)), Ok(&mut 20));
         assert_eq!(recent.known.len(), 1);
     }
 }
